@@ -170,8 +170,8 @@ async fn rehearse(store: &Store) -> Result<(), String> {
         .await
         .map_err(refused(claim))?
         .is_none();
-    let held = store.get(Name::Binding(&id), &mut store.budget()).await.map_err(refused(get))?;
-    if !is_free || held.is_none_or(|held| held.value != first) {
+    let entry = store.get(Name::Binding(&id), &mut store.budget()).await.map_err(refused(get))?;
+    if !is_free || entry.is_none_or(|entry| entry.value != first) {
         return Err("what is stored cannot be read back".into());
     }
     let trail = "keeping a trail does not work: it takes a user who may LRANGE, and in scripts \

@@ -100,13 +100,13 @@ pub struct Clients {
     /// The same clients by id. All tokens of a client share one set of rights.
     by_id: HashMap<ClientId, Arc<Client>>,
     /// The client of every caller without a known token, at an open gateway.
-    anybody: Option<Arc<Client>>,
+    for_all: Option<Arc<Client>>,
 }
 
 impl Clients {
     /// Builds the clients. An error names the client and the option, never a token.
     pub fn new(settings: &[Settings]) -> Result<Self, String> {
-        let mut clients = Self { by_token: HashMap::new(), by_id: HashMap::new(), anybody: None };
+        let mut clients = Self { by_token: HashMap::new(), by_id: HashMap::new(), for_all: None };
         for one in settings {
             clients.add(one)?;
         }
@@ -115,12 +115,12 @@ impl Clients {
 
     /// `open`: callers need no token.
     pub fn opened(self, open: bool) -> Self {
-        Self { anybody: open.then(|| Arc::new(Client::unrestricted("open"))), ..self }
+        Self { for_all: open.then(|| Arc::new(Client::unrestricted("open"))), ..self }
     }
 
     /// Whether callers need no token.
     pub const fn is_open(&self) -> bool {
-        self.anybody.is_some()
+        self.for_all.is_some()
     }
 
     /// Whether `token` belongs to a client.

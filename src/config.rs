@@ -257,7 +257,7 @@ impl Config {
         Ok(choice)
     }
 
-    /// Where the ledger is, and the zone in which its days are cut: all that its commands ask.
+    /// The ledger's address and time zone, which are all that its commands need.
     pub fn ledger(&self) -> Result<(Option<DatabaseAddress>, TimeZone), String> {
         Ok((self.ledger.address(self.store_choice()?.is_shared())?, self.ledger.zone()?))
     }

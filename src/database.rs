@@ -37,7 +37,7 @@ const WRITE: Duration = Duration::from_secs(10);
 /// Timeout of all migrations, and of the wait for another replica that applies them.
 const MIGRATE: Duration = Duration::from_secs(60);
 
-/// Where a ledger is.
+/// The address of a ledger.
 #[derive(Clone)]
 pub enum DatabaseAddress {
     Sqlite(PathBuf),
@@ -90,7 +90,7 @@ impl fmt::Debug for DatabaseAddress {
     }
 }
 
-/// A database and the connections that read from it. Nothing is connected before it is used.
+/// A database and its pool of connections for reading. The first read connects.
 pub struct Database {
     address: DatabaseAddress,
     /// The option that holds the address. A password may be rotated there.

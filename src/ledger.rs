@@ -32,11 +32,11 @@ use crate::usage::tracer::Tracer;
 pub mod row;
 pub mod report;
 pub mod tokens;
-mod teller;
+mod pricer;
 mod writer;
 
+use pricer::Pricer;
 use report::Report;
-use teller::Teller;
 use writer::Writer;
 
 /// Maximum rows that wait for the database: 30 MB, or eleven minutes at 100 turns a second.
@@ -77,7 +77,7 @@ impl Settings {
         }
     }
 
-    /// The zone in which days are cut.
+    /// The time zone of hours, days and months.
     pub fn zone(&self) -> Result<TimeZone, String> {
         TimeZone::get(&self.time_zone)
             .map_err(|_| "ledger.time_zone: no such time zone: write \"Europe/Berlin\"".into())
@@ -108,7 +108,7 @@ pub struct Ledger {
 
 /// Why the ledger has no answer.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Untold {
+pub enum NoAnswer {
     /// There is no ledger.
     None,
     Away(String),
@@ -125,13 +125,13 @@ impl Ledger {
             address.map(|address| Arc::new(Database::at(&address, settings.url.as_ref())));
         let (tasks, closing) = (Tasks::new(), CancellationToken::new());
         let rows = database.as_ref().map(|_| mpsc::channel::<TurnRow>(WAITING)).unzip();
-        let teller = Teller::new(rows.0, assessor, tracer, prices, Arc::clone(&metrics));
-        let (teller, end) = (Arc::new(Mutex::new((teller, records))), closing.clone());
+        let pricer = Pricer::new(rows.0, assessor, tracer, prices, Arc::clone(&metrics));
+        let (pricer, end) = (Arc::new(Mutex::new((pricer, records))), closing.clone());
         tasks.spawn_kept_to_its_end("ledger_teller", move || {
-            let (teller, end) = (Arc::clone(&teller), end.clone());
+            let (pricer, end) = (Arc::clone(&pricer), end.clone());
             async move {
-                let (teller, records) = &mut *teller.lock().await;
-                teller.run(records, end).await;
+                let (pricer, records) = &mut *pricer.lock().await;
+                pricer.run(records, end).await;
             }
         });
         if let (Some(database), Some(rows)) = (&database, rows.1) {
@@ -158,33 +158,33 @@ impl Ledger {
     pub async fn close(&self) {
         self.closing.cancel();
         if !self.tasks.join(FAREWELL).await {
-            tracing::warn!("the ledger is left before everything is written down");
+            tracing::warn!("the replica stops before the ledger has written all rows");
         }
     }
 
-    /// The sums by one of their names, from the first day to the last one.
+    /// The sums from one day to another, grouped `by` client, key, organization, model or day.
     pub async fn usage(
         &self,
         by: By,
         from: Option<Date>,
         to: Option<Date>,
-    ) -> Result<Report, Untold> {
-        let database = self.database.as_ref().ok_or(Untold::None)?;
+    ) -> Result<Report, NoAnswer> {
+        let database = self.database.as_ref().ok_or(NoAnswer::None)?;
         report::read(database, &self.zone, by, from, to).await
     }
 
     /// The newest turns of a session, oldest first.
-    pub async fn turns(&self, session: &str) -> Result<Vec<TurnRow>, Untold> {
-        let database = self.database.as_ref().ok_or(Untold::None)?;
+    pub async fn turns(&self, session: &str) -> Result<Vec<TurnRow>, NoAnswer> {
+        let database = self.database.as_ref().ok_or(NoAnswer::None)?;
         let since = now().saturating_sub(micros(self.retention));
         database
             .turns(session, since, SHOWN)
             .await
-            .map_err(|failure| Untold::Away(failure.to_string()))
+            .map_err(|failure| NoAnswer::Away(failure.to_string()))
     }
 }
 
-/// Connects once, so that the tokens in the database are known to the first turns.
+/// Connects once and reads the tokens, so that the first turns can use them.
 async fn first_connection(database: &Arc<Database>, roster: &Roster) -> Option<DatabaseConnection> {
     let opening = async {
         let connection = database.connect_migrated().await?;

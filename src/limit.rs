@@ -29,7 +29,7 @@ pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let now =
         text(DATE.as_str()).and_then(|text| httpdate::parse_http_date(text).ok()).unwrap_or(now);
     let millis = text("retry-after-ms").and_then(|text| span(text.parse::<f64>().ok()? / 1_000.0));
-    let told =
+    let stated =
         millis.or_else(|| text(RETRY_AFTER.as_str()).and_then(|text| retry_after(text, now)));
     let reset = || {
         let used_up = ["requests", "tokens", "project-tokens"].into_iter().filter(|limit| {
@@ -39,12 +39,12 @@ pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
             .filter_map(|limit| text(&format!("x-ratelimit-reset-{limit}")).and_then(go_span))
             .max()
     };
-    told.or_else(reset).map(|wait| wait.min(LONGEST_WAIT))
+    stated.or_else(reset).map(|wait| wait.min(LONGEST_WAIT))
 }
 
 /// The stated wait, at least 100 ms, or the usual wait if none is stated.
-pub fn wait_or_usual(told: Option<Duration>) -> Duration {
-    told.map_or(USUAL_WAIT, |told| told.max(SHORTEST_WAIT))
+pub fn wait_or_usual(stated: Option<Duration>) -> Duration {
+    stated.map_or(USUAL_WAIT, |stated| stated.max(SHORTEST_WAIT))
 }
 
 fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {

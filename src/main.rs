@@ -133,7 +133,7 @@ struct Ask {
 enum Question {
     /// Whether it runs
     Live,
-    /// Whether it takes turns: not once it has been told to end
+    /// Whether it takes new turns; a draining replica does not
     Ready,
     /// Play two turns as the first client of the configuration, and fail unless one key serves both
     Session {
@@ -170,7 +170,7 @@ fn main() -> ExitCode {
             Command::Session(line) => said(line.run().await),
         }
     });
-    // The remaining tasks did not end when told to: their connections are cut with the process.
+    // Tasks that did not end in time lose their connections when the process exits.
     runtime.shutdown_background();
     telemetry::log::flush(LAST_LINES);
     code
@@ -339,7 +339,7 @@ async fn token(line: &TokenLine) -> ExitCode {
     }))
 }
 
-/// Prints what a command has to say, or why it has nothing.
+/// Prints a command's output, or its error.
 fn said(result: Result<String, Failure>) -> ExitCode {
     match result {
         Ok(said) => {

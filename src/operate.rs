@@ -97,12 +97,12 @@ impl AdminClient {
         Ok(text)
     }
 
-    /// Reads what is at `path`.
+    /// Gets the JSON at `path`.
     pub async fn read(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
         self.ask(Method::GET, path, query).await
     }
 
-    /// Asks for `path` with the admin token. What is no JSON is answered as nothing.
+    /// Sends a request for `path` with the admin token. A body that is not JSON counts as `null`.
     pub async fn ask(
         &self,
         method: Method,
@@ -164,12 +164,13 @@ fn parse_address(address: &str) -> Result<Url, String> {
     let url = Url::parse(&text)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    // The error does not repeat the address: a password in it was not meant to be shown.
+    // The error does not repeat the address, which may hold a password.
     url.filter(|url| url.username().is_empty() && url.password().is_none())
         .ok_or_else(|| "--admin: is no http:// or https:// address".into())
 }
 
-/// Where this machine reaches a listener: one on all addresses also has the loopback one.
+/// The address at which this machine reaches a listener. A listener on all addresses is also
+/// reached through loopback.
 pub fn reachable(mut listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -232,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_has_a_line_a_key_and_says_why() {
+    fn table_has_a_line_a_key_and_says_why() {
         let keys = serde_json::json!([
             { "id": "a-1", "organization": "org-a", "project": "", "region": "us", "weight": 1,
               "state": "ready", "conditions": [],
@@ -254,7 +255,7 @@ a-long-2  org-a         p                0       disabled  0          openai    
     }
 
     #[test]
-    fn a_listener_is_asked_where_it_can_be_reached() {
+    fn listener_is_asked_where_it_can_be_reached() {
         let at = |listen: &str| admin_address(listen.parse().unwrap()).map(String::from);
         assert_eq!(at("0.0.0.0:9090").as_deref(), Ok("http://127.0.0.1:9090/"));
         assert_eq!(at("[::]:9090").as_deref(), Ok("http://[::1]:9090/"));

@@ -34,13 +34,13 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the first turn waits for a Service that was made a moment ago.
 const CONNECT_WAIT: Duration = Duration::from_secs(30);
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
-/// More than an answer of a few words can have.
+/// Maximum bytes of an answer. An answer of a few words is far shorter.
 const LONGEST_ANSWER: usize = 16 << 20;
-/// What is asked for where neither the caller nor the client's rights name a model.
+/// The model of a probe session, if neither the caller nor the client's rights name one.
 const MODEL: &str = "gpt-5.4";
 const SESSION_ID: &str = "session-id";
 
-/// What a replica may be asked without a token.
+/// The questions that a replica answers without a token.
 #[derive(Clone, Copy, Debug)]
 pub enum Probe {
     Live,
@@ -244,7 +244,8 @@ impl Obstacle {
     }
 }
 
-/// Whether TLS has failed, at whatever depth: an `io::Error` hides what it wraps from `source`.
+/// Whether TLS caused the error, at any depth. An `io::Error` does not show the error that it wraps
+/// as its `source`.
 fn fails_in_tls(error: &(dyn Error + 'static)) -> bool {
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     error.is::<rustls::Error>()

@@ -159,7 +159,7 @@ fn same_peek(text: &[u8], peek: &Peek, plain: &Json) {
     assert_eq!(peek.is_unstored, matches!(plain.last("store"), Some(Json::Bool(false))));
     // The scanner looks for references as they are written; it undoes escapes in names alone.
     if !text.contains(&b'\\') {
-        let found = (peek.references.are_held, peek.references.are_foreign);
+        let found = (peek.references.need_project, peek.references.are_foreign);
         assert_eq!(found, references(plain), "{}", text.escape_ascii());
     }
 }
@@ -180,24 +180,25 @@ fn is_same(found: &Field, expected: Option<&Json>) -> bool {
 /// Whether a body refers to objects of one project, and whether it refers to objects that no
 /// response made.
 fn references(body: &Json) -> (bool, bool) {
-    let (mut is_held, mut is_foreign) = (false, false);
+    let (mut needs_project, mut is_foreign) = (false, false);
     for (name, value) in body.fields() {
         if ["input", "messages", "tools", "prompt"].contains(&name.as_str()) {
-            refer(value, &mut is_held, &mut is_foreign);
+            refer(value, &mut needs_project, &mut is_foreign);
         }
-        is_held |= name == "prompt" && value.last("id").is_some_and(|id| !matches!(id, Json::Null));
+        needs_project |=
+            name == "prompt" && value.last("id").is_some_and(|id| !matches!(id, Json::Null));
     }
-    (is_held | is_foreign, is_foreign)
+    (needs_project | is_foreign, is_foreign)
 }
 
-fn refer(value: &Json, is_held: &mut bool, is_foreign: &mut bool) {
+fn refer(value: &Json, needs_project: &mut bool, is_foreign: &mut bool) {
     if let Json::Array(items) = value {
-        items.iter().for_each(|item| refer(item, is_held, is_foreign));
+        items.iter().for_each(|item| refer(item, needs_project, is_foreign));
     }
     for (name, inside) in value.fields() {
         let text = inside.text().unwrap_or_default();
         let first = inside.first().and_then(Json::text).unwrap_or_default();
-        *is_held |= match name.as_str() {
+        *needs_project |= match name.as_str() {
             "type" => text == "item_reference",
             "id" => value.fields().len() == 1 && !text.is_empty(),
             "file_id" | "container_id" | "container" | "skill_id" => !text.is_empty(),
@@ -210,7 +211,7 @@ fn refer(value: &Json, is_held: &mut bool, is_foreign: &mut bool) {
             "vector_store_ids" => first.starts_with("vs_"),
             _ => false,
         };
-        refer(inside, is_held, is_foreign);
+        refer(inside, needs_project, is_foreign);
     }
 }
 

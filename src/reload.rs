@@ -95,7 +95,7 @@ impl Reload {
 
     async fn asked(&self) {
         sleep(MIN_INTERVAL).await;
-        self.registry.reload_wanted().await;
+        self.registry.reload_requested().await;
     }
 
     async fn take(&self, plan: Plan) {

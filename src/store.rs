@@ -91,7 +91,7 @@ pub struct Unavailable(pub String);
 
 /// A stored value and its remaining life.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct StoredValue {
     pub value: String,
     pub left: Duration,
 }
@@ -134,8 +134,8 @@ pub struct MembershipReply {
 #[derive(Debug)]
 pub struct Budget(Duration);
 
-/// See [`Store::patient_budget`].
-const PATIENT: Duration = Duration::from_secs(1);
+/// See [`Store::background_budget`].
+const BACKGROUND: Duration = Duration::from_secs(1);
 
 /// The store of one replica.
 pub struct Store {
@@ -194,8 +194,8 @@ impl Store {
     }
 
     /// A budget for background work: no turn waits for its answer, so a slow answer is good enough.
-    pub const fn patient_budget(&self) -> Budget {
-        Budget(PATIENT)
+    pub const fn background_budget(&self) -> Budget {
+        Budget(BACKGROUND)
     }
 
     /// The budget of one turn for all its store operations.
@@ -207,7 +207,7 @@ impl Store {
         &self,
         name: Name<'_>,
         budget: &mut Budget,
-    ) -> Result<Option<Held>, Unavailable> {
+    ) -> Result<Option<StoredValue>, Unavailable> {
         self.backend.get(name, budget).await
     }
 
@@ -342,7 +342,7 @@ impl Store {
 
     /// Exchanges with the board: reports notes and load, and returns the notes and loads of the
     /// others.
-    pub async fn hear(
+    pub async fn exchange_board(
         &self,
         report: &BoardReport<'_>,
         budget: &mut Budget,

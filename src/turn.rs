@@ -61,7 +61,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
-    /// or its organization, all replicas are told. `None`: a reload has replaced the key's secret
+    /// or its organization, all replicas are stated. `None`: a reload has replaced the key's secret
     /// since.
     async fn settle(&self, key: &Key, doubted: Scope) -> Option<Settled> {
         if self.registry.successor(key).is_some() {
@@ -160,7 +160,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
         let began = Instant::now();
         let mut binding = bindings.bind(self.demand, &mut self.tried, found, self.budget).await?;
         self.count_wait(began);
-        self.account.overhead(complete);
+        self.account.note_overhead(complete);
         self.gateway.failover.begin_turn();
         loop {
             binding = self.wait(binding).await?;
@@ -186,8 +186,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
                     Ok(next) => binding = next,
                     Err(binding) => return last.map(|answer| (binding, answer)),
                 },
-                Verdict::Limited(told) => binding = self.limited(&binding, told).await?,
-                Verdict::Crowded(told) => binding = self.crowded(binding, told).await?,
+                Verdict::Limited(stated) => binding = self.limited(&binding, stated).await?,
+                Verdict::Crowded(stated) => binding = self.crowded(binding, stated).await?,
                 // The key was accepted again meanwhile, and refuses this turn once more.
                 Verdict::Doubted(answer, _) if self.tried.refused.contains(&binding.key.tag) => {
                     return Ok((binding, forbidden(answer)));
@@ -248,7 +248,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
     fn note(&mut self, binding: &Binding) {
         let first = self.first.get_or_insert_with(|| Arc::clone(&binding.key));
         let domain_moved = !binding.key.shares_cache_with(first);
-        self.account.bound(binding, domain_moved, &self.gateway.registry.loads);
+        self.account.note_attempt(binding, domain_moved, &self.gateway.registry.loads);
     }
 
     async fn deliver(
@@ -269,8 +269,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
 
     /// Handles a rate limit of the key's project for the model: the turn waits, or another key
     /// serves.
-    async fn limited(&mut self, binding: &Binding, told: Duration) -> Result<Binding, Error> {
-        let wait = told.max(back_off(self.limits));
+    async fn limited(&mut self, binding: &Binding, stated: Duration) -> Result<Binding, Error> {
+        let wait = stated.max(back_off(self.limits));
         let asked = self.demand.asked();
         self.gateway.registry.limit(&binding.key, asked, wait);
         if self.waited_for == Some(binding.key.tag) {
@@ -290,8 +290,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
 
     /// Handles an upstream that limits handshakes, which says nothing about its turns: this turn
     /// waits once, or another key serves it. Nothing is remembered.
-    async fn crowded(&mut self, binding: Binding, told: Duration) -> Result<Binding, Error> {
-        let pause = jittered(told, chance());
+    async fn crowded(&mut self, binding: Binding, stated: Duration) -> Result<Binding, Error> {
+        let pause = jittered(stated, chance());
         if self.limits == 0 && pause <= self.tried.wait_left {
             self.limits = 1;
             self.record_decision(&binding, Decision::Wait, Reason::Limited);
@@ -305,7 +305,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
             _ => {
                 self.refuse(&binding, Reason::Limited);
                 let text = "The upstream is limiting its WebSockets at the moment.";
-                Err(Error::limited(text, told))
+                Err(Error::limited(text, stated))
             }
         }
     }

@@ -22,14 +22,14 @@ use crate::key::Key;
 use crate::metrics::{BindingResult, Decision, Reason};
 use crate::session::SessionId;
 use crate::store::name::Name;
-use crate::store::{Budget, Held, Store, Unavailable};
+use crate::store::{Budget, Store, StoredValue, Unavailable};
 use crate::task::Tasks;
 
 /// Most turns of this replica that wait until a key takes one more moved session.
 const MOVERS: usize = 256;
 
 /// The result of looking up a binding in the store.
-pub type Found = Result<Option<Held>, Unavailable>;
+pub type Found = Result<Option<StoredValue>, Unavailable>;
 
 pub struct Bindings {
     pub(super) store: Arc<Store>,
@@ -72,9 +72,9 @@ impl Bindings {
         found: Found,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let held = self.restrict(demand, tried, &found, budget).await;
+        let restricted = self.restrict(demand, tried, &found, budget).await;
         let placing = demand.after(tried);
-        let bound = match held {
+        let bound = match restricted {
             Ok(()) => self.find(placing, found, budget).await,
             Err(error) => Err(error),
         };
@@ -108,7 +108,7 @@ impl Bindings {
         let Some(session) = &placing.demand.session else { return self.by_load(placing) };
         self.store_thread(placing, session);
         match found {
-            Ok(Some(held)) => self.adopt(placing, session, &held, budget).await,
+            Ok(Some(entry)) => self.adopt(placing, session, &entry, budget).await,
             Ok(None) => match self.local.recall(session) {
                 Some(known) => self.restore(placing, session, &known, budget).await,
                 None => self.create(placing, session, budget).await,
@@ -213,24 +213,24 @@ impl Bindings {
         &self,
         placing: Placing<'_>,
         session: &SessionId,
-        held: &Held,
+        entry: &StoredValue,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let Some(record) = BindingRecord::parse(&held.value) else {
+        let Some(record) = BindingRecord::parse(&entry.value) else {
             return self.beside_store(placing, session);
         };
         match self.local.confirm(session, &record) {
-            Belief::Stored => self.use_stored(placing, session, record, held.left, budget).await,
+            Belief::Stored => self.use_stored(placing, session, record, entry.left, budget).await,
             Belief::Unsealed => {
                 let sealed = record.sealed();
                 self.seal(session, &record, &sealed, false, budget).await;
                 let record = self.newer(session, &sealed).unwrap_or(sealed);
-                self.use_stored(placing, session, record, held.left, budget).await
+                self.use_stored(placing, session, record, entry.left, budget).await
             }
             Belief::Outdated => match self.local.recall(session) {
                 Some(known) => self.restore(placing, session, &known, budget).await,
                 // The entry in memory has just expired.
-                None => self.use_stored(placing, session, record, held.left, budget).await,
+                None => self.use_stored(placing, session, record, entry.left, budget).await,
             },
         }
     }
@@ -353,7 +353,8 @@ impl Bindings {
                 Ok(Binding { result, is_provisional: true, ..binding })
             }
             Ok(Some(winner)) => {
-                self.adopt(placing, session, &Held { value: winner, left: self.ttl }, budget).await
+                self.adopt(placing, session, &StoredValue { value: winner, left: self.ttl }, budget)
+                    .await
             }
             Err(_) => self.use_unconfirmed(placing, session, record, true),
         }

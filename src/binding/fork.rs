@@ -27,7 +27,7 @@ impl Bindings {
         }
         let session =
             self.store.get(Name::Thread(parent.thread.as_str()), budget).await.ok().flatten();
-        match session.and_then(|held| SessionId::parse(&held.value)) {
+        match session.and_then(|entry| SessionId::parse(&entry.value)) {
             Some(session) => binding_of(&self.store, &session, budget).await.map(inherit),
             None => self.inherited_here(placing),
         }
@@ -65,8 +65,8 @@ async fn binding_of(
     session: &SessionId,
     budget: &mut Budget,
 ) -> Option<BindingRecord> {
-    let held = store.get(Name::Binding(session.as_str()), budget).await.ok()??;
-    BindingRecord::parse(&held.value)
+    let entry = store.get(Name::Binding(session.as_str()), budget).await.ok()??;
+    BindingRecord::parse(&entry.value)
 }
 
 /// Makes a fork's first binding from its parent's.

@@ -144,12 +144,12 @@ impl Local {
     /// Notes `session` as the session of `thread`. Returns whether it was noted already.
     pub fn note_thread(&self, thread: &SessionId, session: &SessionId) -> bool {
         let mut entries = self.lock();
-        let is_told =
+        let is_noted =
             entries.threads.get(thread.as_str()).is_some_and(|(known, _)| known == session);
-        if !is_told {
+        if !is_noted {
             entries.threads.put(thread.as_str(), session.clone(), self.belief / 2);
         }
-        is_told
+        is_noted
     }
 
     /// Removes the note about `thread`, because the store could not be reached.

@@ -50,7 +50,7 @@ impl Bindings {
                     budget,
                 )
                 .await;
-            let held = match outcome {
+            let current = match outcome {
                 Ok(Replaced::Done) => match self.newer(session, &next) {
                     None => {
                         self.record_decision(session, Decision::Move, reason, &record, &key);
@@ -68,17 +68,17 @@ impl Bindings {
                     return self.use_unconfirmed(placing, session, next, false).map(Binding::moved);
                 }
             };
-            match self.places.standing(placing, &held) {
+            match self.places.standing(placing, &current) {
                 Standing::Ready(key) => {
                     return Ok(
-                        Binding::stored(&key, session, held, BindingResult::Existing).moved()
+                        Binding::stored(&key, session, current, BindingResult::Existing).moved()
                     );
                 }
                 Standing::Bypassed(reason) => {
-                    return self.spill(placing, session, &held, reason).map(Binding::moved);
+                    return self.spill(placing, session, &current, reason).map(Binding::moved);
                 }
-                Standing::Dead(now) => (record, reason) = (held, now),
-                Standing::OtherProject => return self.serve_beside(placing, session, &held),
+                Standing::Dead(now) => (record, reason) = (current, now),
+                Standing::OtherProject => return self.serve_beside(placing, session, &current),
             }
         }
         Err(none_in_use())

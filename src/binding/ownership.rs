@@ -118,10 +118,10 @@ impl Owners {
         budget: &mut Budget,
     ) -> Result<Option<Owner>, Unavailable> {
         match self.store.get(Name::Response(response.as_str()), budget).await {
-            Ok(Some(held)) => {
-                let owner = Owner::parse(&held.value)
+            Ok(Some(entry)) => {
+                let owner = Owner::parse(&entry.value)
                     .ok_or_else(|| Unavailable("a newer version wrote the value".into()))?;
-                self.lock().owners.put(response.as_str(), owner.clone(), held.left.min(self.ttl));
+                self.lock().owners.put(response.as_str(), owner.clone(), entry.left.min(self.ttl));
                 Ok(Some(owner))
             }
             Ok(None) => {

@@ -308,7 +308,7 @@ impl Places {
         let is_sibling = |key: &&Arc<Key>| key.organization_tag == chosen.organization_tag;
         let siblings: Vec<_> = open_of(&frozen, placing).filter(is_sibling).collect();
         match first(placing.demand.order(session), &siblings, |key| {
-            !frozen.is_gone(key) && self.can_serve(placing, key)
+            !frozen.is_removed(key) && self.can_serve(placing, key)
         }) {
             Some(key) => Ok(Arc::clone(key)),
             // The organization is provisional, so the client must not see a final error.
@@ -372,7 +372,7 @@ fn expected<'f>(
     session: &SessionId,
 ) -> Option<&'f Arc<Key>> {
     first(placing.demand.order(session), &open_of(frozen, placing).collect::<Vec<_>>(), |key| {
-        !frozen.is_gone(key)
+        !frozen.is_removed(key)
     })
 }
 

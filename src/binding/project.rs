@@ -29,9 +29,9 @@ impl Bindings {
         else {
             return Ok(());
         };
-        let held = found.as_ref().ok().and_then(Option::as_ref);
-        let stored = held.and_then(|held| BindingRecord::parse(&held.value));
-        let is_store_unsure = found.is_err() || held.is_some() && stored.is_none();
+        let entry = found.as_ref().ok().and_then(Option::as_ref);
+        let stored = entry.and_then(|entry| BindingRecord::parse(&entry.value));
+        let is_store_unsure = found.is_err() || entry.is_some() && stored.is_none();
         let known = self.local.recall(session).map(|known| known.record);
         let own = match stored
             .into_iter()

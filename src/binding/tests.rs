@@ -138,7 +138,7 @@ impl Replica {
     /// Gives the replica's set of keys this ordinal.
     fn is_of(&self, ordinal: u32) {
         self.registry
-            .heard(&self.registry.loaded(), &MembershipReply { ordinal, others: Vec::new() });
+            .take_reply(&self.registry.loaded(), &MembershipReply { ordinal, others: Vec::new() });
     }
 
     fn weather(&self, weather: Weather) {
@@ -183,12 +183,12 @@ impl Replica {
 
     /// Returns the stored value of the session.
     async fn stored(&self) -> Option<String> {
-        let held = self
+        let entry = self
             .store
             .get(Name::Binding(session(1).as_str()), &mut self.store.budget())
             .await
             .unwrap();
-        held.map(|held| held.value)
+        entry.map(|entry| entry.value)
     }
 
     async fn is_stored(&self, record: &BindingRecord) {

@@ -120,7 +120,8 @@ async fn write(store: &Store, ttl: Duration, session: &SessionId, lines: &[Strin
     for _ in 0..ATTEMPTS {
         // Waits while the store is away.
         let _ = health.wait_for(|is_up| *is_up).await;
-        if store.append(session.as_str(), lines, ttl, &mut store.patient_budget()).await.is_ok() {
+        if store.append(session.as_str(), lines, ttl, &mut store.background_budget()).await.is_ok()
+        {
             return;
         }
     }

@@ -33,14 +33,16 @@ pub struct Bound {
 impl Bindings {
     /// Returns `None` for an unknown session.
     pub async fn view(&self, session: &SessionId) -> Option<SessionView> {
-        let held =
-            self.store.get(Name::Binding(session.as_str()), &mut self.store.patient_budget()).await;
+        let entry = self
+            .store
+            .get(Name::Binding(session.as_str()), &mut self.store.background_budget())
+            .await;
         let lines = self
             .store
-            .list(session.as_str(), &mut self.store.patient_budget())
+            .list(session.as_str(), &mut self.store.background_budget())
             .await
             .unwrap_or_default();
-        let stored = held.ok().flatten().and_then(|held| BindingRecord::parse(&held.value));
+        let stored = entry.ok().flatten().and_then(|entry| BindingRecord::parse(&entry.value));
         let remembered = || self.local.recall(session).map(|known| (known.record, false));
         let record = stored.map(|record| (record, true)).or_else(remembered);
         let binding = record.map(|(record, stored)| self.named(&record, stored));

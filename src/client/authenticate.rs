@@ -28,13 +28,13 @@ impl TokenProof {
 impl Clients {
     /// The client that `proof` stands for now. `None`: the token was revoked.
     pub fn admit(&self, proof: TokenProof) -> Option<&Arc<Client>> {
-        proof.0.and_then(|hash| self.by_token.get(&hash)).or(self.anybody.as_ref())
+        proof.0.and_then(|hash| self.by_token.get(&hash)).or(self.for_all.as_ref())
     }
 
     pub fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Client>, Error> {
-        match (self.find(headers), &self.anybody) {
+        match (self.find(headers), &self.for_all) {
             (Ok(client), _) => Ok(client),
-            (Err(_), Some(anybody)) => Ok(Arc::clone(anybody)),
+            (Err(_), Some(client)) => Ok(Arc::clone(client)),
             (Err(error), None) => Err(error),
         }
     }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_names_its_client() {
+    fn token_names_its_client() {
         let clients = clients(false);
         assert_eq!(ask(&clients, &["Bearer wk-alice"]).unwrap(), "alice");
         assert_eq!(ask(&clients, &["bearer  wk-bob "]).unwrap(), "bob");

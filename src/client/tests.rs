@@ -18,7 +18,7 @@ fn clients(sections: &[(&str, &[&str], &[&str])]) -> Result<usize, String> {
 }
 
 #[test]
-fn a_client_has_one_set_of_rights_however_many_tokens() {
+fn client_has_one_set_of_rights_however_many_tokens() {
     let (one, both) = (&["org-a"][..], &["org-a", "org-b"][..]);
     assert_eq!(
         clients(&[("old", both, &[]), ("new", &["org-b", "org-a"], &[])]),

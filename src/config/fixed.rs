@@ -28,7 +28,7 @@ pub struct Fixed {
     pub store: StoreChoice,
     /// `None`: there is no ledger.
     pub ledger: Option<DatabaseAddress>,
-    /// The zone in which the ledger's days are cut.
+    /// The time zone of the ledger's hours and days.
     pub zone: TimeZone,
     /// `None`: there are no traces.
     pub collector: Option<CollectorAddress>,
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_restart_is_named_and_nothing_else_is() {
+    fn options_that_need_a_restart_are_named_and_no_others() {
         let differ = |a: &str, b: &str| {
             plan(a).fixed.differs_from(&plan(b).fixed).into_iter().collect::<Vec<_>>().join(" ")
         };

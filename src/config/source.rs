@@ -1,7 +1,7 @@
 //! Where a configuration is written: one file, and the files that hold its secrets. Tells whether
 //! any of them has changed.
 //!
-//! Files are compared by content, whatever their dates say and however many links lead to them.
+//! Files are compared by content, never by date or link.
 //! Kubernetes changes a mounted file by swapping a link, which watching the file would not notice.
 
 use std::collections::BTreeMap;

@@ -55,7 +55,7 @@ fn some_key_takes_new_sessions() {
 }
 
 #[test]
-fn an_upstream_has_time_to_answer() {
+fn upstream_has_time_to_answer() {
     for option in ["connect_timeout", "first_byte_timeout", "idle_timeout"] {
         let text = format!(
             "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\n{option} = \"0s\"\n{KEY}"
@@ -66,7 +66,7 @@ fn an_upstream_has_time_to_answer() {
 }
 
 #[test]
-fn a_fault_names_its_option_and_no_secret() {
+fn fault_names_its_option_and_no_secret() {
     for (text, expected) in [
         ("[server]\nlisten_on = \"x\"", "listen_on"),
         ("[telemetry]\notlp_address = \"http://h:1\"", "otlp_address"),

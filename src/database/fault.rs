@@ -12,9 +12,10 @@ pub struct DatabaseFailure {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The database does not answer, or is not as it must be. The operation may have been done.
+    /// The database does not answer, or lacks something that an operator must repair. The
+    /// operation may have succeeded.
     Away,
-    /// Another replica was in the way. Nothing was done; the same can be asked again at once.
+    /// Another replica caused a conflict. Nothing was written, and an immediate retry can succeed.
     Conflict,
     /// The database will never take these values.
     Refused,
@@ -41,7 +42,7 @@ impl DatabaseFailure {
         Self { kind: FailureKind::Away, why: format!("no answer within {}s", limit.as_secs()) }
     }
 
-    /// Says first where it happened.
+    /// Puts the `place` of the failure before its text.
     pub(super) fn at(self, place: &str) -> Self {
         Self { why: format!("{place}: {}", self.why), ..self }
     }
@@ -53,12 +54,12 @@ impl fmt::Display for DatabaseFailure {
     }
 }
 
-/// By SQLSTATE, or by the extended result code of SQLite.
+/// Classifies a failure by its SQLSTATE, or by the extended result code of SQLite.
 fn kind(code: &str) -> FailureKind {
     if code.len() == 5 {
         return match code {
             "40001" | "40P01" | "55P03" => FailureKind::Conflict,
-            // Data exceptions. A missing partition (23514) is mended by looking again.
+            // Data exceptions. A missing partition (23514) is no refusal: the retry creates it.
             _ if code.starts_with("22") => FailureKind::Refused,
             _ => FailureKind::Away,
         };
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failure_is_told_by_its_code() {
+    fn failure_is_classified_by_its_code() {
         for (code, expected) in [
             ("40P01", FailureKind::Conflict),
             ("40001", FailureKind::Conflict),

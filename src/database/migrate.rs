@@ -44,12 +44,12 @@ fn migrator(dialect: &str) -> Migrator {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql, false)
     };
     let mut migrator = Migrator::with_migrations(MIGRATIONS.map(migration).into());
-    // Its own lock ends before the transaction that holds everything is committed.
+    // sqlx's own lock would end before the transaction that holds all migrations is committed.
     migrator.set_locking(false).set_ignore_missing(true);
     migrator
 }
 
-/// Uncovers the lines that are meant for `dialect`.
+/// Uncomments the lines for `dialect`.
 fn in_dialect(text: &str, dialect: &str) -> String {
     let mark = format!("--{dialect} ");
     let line = |line: &str| line.strip_prefix(&mark).unwrap_or(line).to_owned() + "\n";

@@ -11,20 +11,21 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, PgPool}
 
 /// The advisory lock of a replica that changes tables: "warmkey" in ASCII.
 pub const LOCK: i64 = 0x0077_6172_6d6b_6579;
-/// A change of partitions gives up on a table that a long read holds, and is tried again later.
+/// Limits how long a change of partitions waits for a table that a long read has locked. The writer
+/// tries again later.
 const SCHEMA_SETTINGS: &str =
     "SET LOCAL lock_timeout = '3s'; SET LOCAL client_min_messages = warning";
 
 pub fn options(url: &str) -> Option<PgConnectOptions> {
     let options: PgConnectOptions = url.parse().ok()?;
-    // A failure says as much as the statement would, which need not be in the log.
+    // The log needs no statements, because a failure's own text says enough.
     Some(options.application_name("warmkey").disable_statement_logging())
 }
 
 pub fn readers(options: &PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(3)
-        // A caller that waits for a pool learns sooner that the database is away.
+        // Shorter than the timeout of a read, so that a caller learns early of an outage.
         .acquire_timeout(Duration::from_secs(2))
         .idle_timeout(Duration::from_secs(300))
         .connect_lazy_with(options.clone())
@@ -52,7 +53,7 @@ fn start(day: Date) -> Option<i64> {
     Some(day.to_zoned_datetime(TimeZone::UTC).ok()?.timestamp().as_microsecond())
 }
 
-/// Makes the partitions of `days` that are not there. Returns all that are there.
+/// Creates the missing partitions of `days`. Returns all existing partitions.
 pub async fn partition(
     connection: &mut PgConnection,
     days: &BTreeSet<Date>,

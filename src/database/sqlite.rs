@@ -12,7 +12,7 @@ use sqlx::{ConnectOptions, SqlitePool};
 const BUSY: Duration = Duration::from_secs(4);
 
 fn options(path: &Path) -> SqliteConnectOptions {
-    // Reading a statement back takes a line of the log for each slow one, whatever the log's level.
+    // sqlx would prepare a log line for each slow statement, even if the log's level hides it.
     SqliteConnectOptions::new().filename(path).busy_timeout(BUSY).disable_statement_logging()
 }
 
@@ -20,7 +20,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
 pub fn writer(path: &Path) -> SqliteConnectOptions {
     options(path)
         .create_if_missing(true)
-        // What is deleted is given back. It must be said before the first table.
+        // Lets the file shrink after deletions. Has an effect only before the first table exists.
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Normal)

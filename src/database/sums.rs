@@ -1,4 +1,4 @@
-//! Hourly and daily sums over turns: where a turn is counted, and what is counted of it. Pure.
+//! Hourly and daily sums over turns: which sums a turn belongs to, and what it adds to them. Pure.
 //!
 //! Hours and days are those of one time zone, so that a day's sums are one reading of the table.
 
@@ -9,7 +9,7 @@ use jiff::{Timestamp, ZonedDateTime};
 
 use super::row::TurnRow;
 
-/// Maximum names of models that one hour or day tells apart. Clients choose the names.
+/// Maximum models with sums of their own in one hour or day, because clients choose the names.
 pub const MODELS: usize = 200;
 /// The name of all further models.
 pub const OTHER: &str = "other";
@@ -139,7 +139,7 @@ impl Totals {
 
     fn of(row: &TurnRow) -> Self {
         let tokens = row.tokens.unwrap_or_default();
-        // Nothing is lost by a first turn, or by one that is too short for any cache.
+        // A first turn, or a turn that is too short for any cache, has lost no cached tokens.
         let is_loss = row
             .cold_reason
             .as_deref()
@@ -161,7 +161,7 @@ impl Totals {
     }
 }
 
-/// The models that are told apart in each bucket, as far as they are known.
+/// The models that have sums of their own in each bucket, as far as this replica knows.
 #[derive(Default)]
 pub struct Models(HashMap<Bucket, HashSet<String>>);
 
@@ -170,7 +170,7 @@ impl Models {
         self.0.contains_key(&bucket)
     }
 
-    /// Takes what the database has of `bucket`.
+    /// Notes the models that the database has in `bucket`.
     pub fn learn(&mut self, bucket: Bucket, models: impl IntoIterator<Item = String>) {
         if self.0.len() >= REMEMBERED {
             // The oldest hours: they are asked for again if a late row comes.

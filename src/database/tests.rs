@@ -1,4 +1,4 @@
-//! How a ledger is named, and what is said of a name.
+//! Tests of the addresses of a ledger, and of the errors for other texts.
 
 use super::*;
 

@@ -11,7 +11,7 @@ use super::{Database, DatabaseConnection, READ, Readers, WRITE, within};
 pub struct Stored {
     /// SHA-256 of the token, in hex.
     pub hash: String,
-    /// Its name, for whoever lists or revokes it.
+    /// The name by which operators list and revoke the token.
     pub id: String,
     pub client: String,
     /// Microseconds since 1970.

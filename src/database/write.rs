@@ -26,7 +26,7 @@ pub struct WriterMemory {
     partitions: BTreeSet<Date>,
 }
 
-/// The functions of this file for one dialect: the two share every word.
+/// Defines the functions of this file for one dialect. Both dialects share the same code.
 macro_rules! in_dialect {
     ($dialect:ident, $connection:ty, $placeholder:expr) => {
         mod $dialect {

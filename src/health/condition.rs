@@ -28,7 +28,7 @@ impl Subject {
         }
     }
 
-    /// `key` by its id, whatever its secret: the subject of operator's commands.
+    /// `key` by its id and with any secret: the subject of an operator's commands.
     pub const fn named(key: &Key) -> Self {
         Self::Key(key.tag)
     }
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_understood() {
+    fn spelling_of_a_condition_parses_back() {
         let (a, b) = (Tag::of("key", b"a"), Tag::of("model", b"gpt"));
         for subject in [
             Subject::Key(a),

@@ -331,10 +331,10 @@ impl Conditions {
         all
     }
 
-    /// Forgets the observations about all subjects that `is_meant` selects, on all replicas at
+    /// Forgets the observations about all subjects that `is_selected` selects, on all replicas at
     /// once: their keys are tried again. Returns the forgotten conditions.
-    pub fn forget(&self, is_meant: impl Fn(Subject) -> bool) -> Vec<Condition> {
-        let is_met = |place: &&Place| place.1 != Class::Operator && is_meant(place.0);
+    pub fn forget(&self, is_selected: impl Fn(Subject) -> bool) -> Vec<Condition> {
+        let is_met = |place: &&Place| place.1 != Class::Operator && is_selected(place.0);
         let met: Vec<Place> = self.read().entries.keys().filter(is_met).copied().collect();
         let mut forgotten: Vec<_> =
             met.into_iter().filter_map(|Place(subject, class)| self.end(subject, class)).collect();

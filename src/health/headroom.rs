@@ -65,7 +65,7 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
-    async fn a_project_is_scarce_until_it_is_refilled_or_says_otherwise() {
+    async fn project_is_scarce_until_it_is_refilled_or_says_otherwise() {
         let table = Table::sketch("a o 1 sk-a");
         let (headrooms, key) = (Headrooms::default(), &table.keys()[0]);
         let left = |left: u32| {

@@ -88,7 +88,7 @@ mod tests {
     use crate::key::table::Table;
 
     #[tokio::test(start_paused = true)]
-    async fn a_herd_comes_at_twice_the_usual_rate() {
+    async fn herd_comes_at_twice_the_usual_rate() {
         let table = Table::sketch("busy o 1 sk-a, quiet o 1 sk-b");
         let ([busy, quiet], herd) = (table.keys(), Herd::new(Arc::default())) else {
             panic!("two keys")
@@ -123,13 +123,13 @@ mod tests {
         for (replicas, expected) in [(1, 30), (2, 15), (5, 6), (100, 1)] {
             let count = Arc::new(Replicas::default());
             let herd = Herd::new(Arc::clone(&count));
-            count.hear(replicas - 1);
+            count.set_others(replicas - 1);
             assert_eq!(at_once(&herd, &table.keys()[0]), expected, "{replicas} replicas");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_usual_rate_is_that_of_the_last_minute() {
+    async fn usual_rate_is_that_of_the_last_minute() {
         let table = Table::sketch("a o 1 sk-a");
         for (after, expected) in [(0, 120), (30, 60), (59, 30), (60, 30), (61, 30), (3_600, 30)] {
             let (herd, key) = (Herd::new(Arc::default()), &table.keys()[0]);

@@ -104,7 +104,7 @@ impl Loads {
     }
 
     /// Takes the reports of all others in place of their last ones.
-    pub fn heard(&self, loads: &[String]) {
+    pub fn replace_others(&self, loads: &[String]) {
         let mut sums = HashMap::new();
         for (tag, count) in
             loads.iter().flat_map(|load| load.split(' ')).filter_map(|entry| entry.split_once('='))
@@ -123,12 +123,12 @@ mod tests {
     use crate::key::table::Table;
 
     #[test]
-    fn all_replicas_count() {
+    fn turns_on_all_replicas_count() {
         let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
         let [a, b] = table.keys() else { panic!("two keys") };
         let (one, two) = (Loads::default(), Loads::default());
         let turns: Vec<_> = [a, a, b].map(|key| one.enter(key)).into();
-        two.heard(&[one.report(), "nonsense x=y".into()]);
+        two.replace_others(&[one.report(), "nonsense x=y".into()]);
         let mine = two.enter(b);
         assert_eq!((two.of(a), two.of(b)), (2, 2));
         assert_eq!(
@@ -137,17 +137,17 @@ mod tests {
             "the first of equals"
         );
         drop((turns, mine));
-        two.heard(&[one.report()]);
+        two.replace_others(&[one.report()]);
         assert_eq!((one.report().as_str(), two.of(a), two.of(b)), ("", 0, 0));
     }
 
     #[test]
-    fn a_share_is_exceeded_by_a_quarter_and_by_more_than_a_few() {
+    fn share_is_exceeded_by_a_quarter_and_by_more_than_a_few() {
         let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
         let keys: Vec<_> = table.keys().iter().collect();
         let loads = Loads::default();
         let is_above = |a: usize, b: usize| {
-            loads.heard(&[format!("{}={a} {}={b}", keys[0].tag, keys[1].tag)]);
+            loads.replace_others(&[format!("{}={a} {}={b}", keys[0].tag, keys[1].tag)]);
             loads.is_above_share(keys[0], &keys)
         };
         assert!(!is_above(7, 0) && is_above(8, 0));
@@ -168,7 +168,10 @@ mod tests {
             ([10, 39], "heavy"),
             ([10, 41], "light"),
         ] {
-            loads.heard(&[format!("{}={} {}={}", light.tag, counts[0], heavy.tag, counts[1])]);
+            loads.replace_others(&[format!(
+                "{}={} {}={}",
+                light.tag, counts[0], heavy.tag, counts[1]
+            )]);
             for keys in [[light, heavy], [heavy, light]] {
                 let expected = if expected == "the first" { keys[0].id.as_str() } else { expected };
                 assert_eq!(
@@ -182,28 +185,32 @@ mod tests {
     }
 
     #[test]
-    fn what_all_others_tell_is_summed_up_and_replaces_what_they_told_before() {
+    fn loads_of_others_are_summed_up_and_replace_their_last_reports() {
         let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
         let [a, b] = table.keys() else { panic!("two keys") };
         let loads = Loads::default();
-        loads.heard(&[format!("{}=2 {}=1", a.tag, b.tag), String::new(), format!("{}=3", a.tag)]);
+        loads.replace_others(&[
+            format!("{}=2 {}=1", a.tag, b.tag),
+            String::new(),
+            format!("{}=3", a.tag),
+        ]);
         assert_eq!(
             (loads.of(a), loads.of(b), loads.report().as_str()),
             (5, 1, ""),
             "of its own it has none"
         );
-        loads.heard(&[format!("{}=1", a.tag)]);
+        loads.replace_others(&[format!("{}=1", a.tag)]);
         let _turn = loads.enter(b);
         assert_eq!((loads.of(a), loads.of(b), loads.report()), (1, 1, format!("{}=1", b.tag)));
     }
 
     #[test]
-    fn a_share_goes_by_weight() {
+    fn share_goes_by_weight() {
         let table = Table::sketch("heavy o 3 sk-a, light o 1 sk-b");
         let keys: Vec<_> = table.keys().iter().collect();
         let loads = Loads::default();
         let is_above = |heavy: usize, light: usize| {
-            loads.heard(&[format!("{}={heavy} {}={light}", keys[0].tag, keys[1].tag)]);
+            loads.replace_others(&[format!("{}={heavy} {}={light}", keys[0].tag, keys[1].tag)]);
             [loads.is_above_share(keys[0], &keys), loads.is_above_share(keys[1], &keys)]
         };
         // Of 40 turns, the heavy key's share is 30 and the light key's 10; a quarter more is not
@@ -217,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_key_is_counted_until_its_turns_have_ended() {
+    fn removed_key_is_counted_until_its_turns_have_ended() {
         let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
         let loads = Loads::default();
         loads.follow(table.keys());

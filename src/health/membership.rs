@@ -55,7 +55,7 @@ impl Membership {
         let mut exchange = self.member.begin().await;
         let loaded = self.registry.loaded();
         if let Some(reply) = exchange.report(&key_set(&loaded)).await {
-            self.registry.heard(&loaded, &reply);
+            self.registry.take_reply(&loaded, &reply);
         }
     }
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_replica_that_was_cut_off_renews_nothing_before_others_may_have_answered() {
+    async fn replica_that_was_cut_off_renews_nothing_before_others_may_have_answered() {
         let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
         let (model, store) = store(&shared);
         let member = member(&store, "one");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_set_that_others_live_with_is_heard_of_and_a_replica_that_has_left_is_silent() {
+    async fn sets_of_live_replicas_are_received_and_a_replica_that_has_left_reports_none() {
         let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
         let (_, store) = store(&shared);
         let (one, two) = (member(&store, "one"), member(&store, "two"));

@@ -109,8 +109,8 @@ impl Operator {
     /// The key of this id, or all keys of the organization in `org:ID`.
     pub fn find(&self, name: &str) -> Option<Target> {
         let loaded = self.registry.loaded();
-        let keys = |is_meant: &dyn Fn(&Key) -> bool| -> Vec<Arc<Key>> {
-            loaded.table.keys().iter().filter(|key| is_meant(key)).cloned().collect()
+        let keys = |is_selected: &dyn Fn(&Key) -> bool| -> Vec<Arc<Key>> {
+            loaded.table.keys().iter().filter(|key| is_selected(key)).cloned().collect()
         };
         let named = keys(&|key| key.id == name);
         let target = match (named.first(), name.strip_prefix(ORGANIZATION)) {
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_may_be_called_like_an_organization_is_named() {
+    async fn key_may_be_called_like_an_organization_is_named() {
         let metrics = Arc::new(Metrics::new());
         let registry = Arc::new(Registry::new(
             Table::sketch("org:o o 1 sk-a, b o 1 sk-b, o p 1 sk-c"),

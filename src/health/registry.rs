@@ -25,7 +25,7 @@ use crate::key::Key;
 use crate::key::generation::Loaded;
 use crate::key::table::Table;
 use crate::metrics::{KeyState, Metrics};
-use crate::peers::heartbeat::{Told, Topic};
+use crate::peers::heartbeat::{Topic, TopicReport};
 use crate::peers::replicas::Replicas;
 use crate::store::MembershipReply;
 use crate::store::board::{Board, Note};
@@ -39,9 +39,9 @@ pub struct Registry {
     loaded: Current<Loaded>,
     /// The set in use when the store last answered.
     frozen: Current<Loaded>,
-    reload_wanted: Notify,
+    reload_requested: Notify,
     /// Notified when a key is suspected.
-    probe_wanted: Notify,
+    probe_requested: Notify,
     /// Counts the changes of conditions.
     changes: watch::Sender<u64>,
     metrics: Arc<Metrics>,
@@ -61,8 +61,8 @@ impl Registry {
         let registry = Self {
             loaded: Current::new(Arc::clone(&loaded)),
             frozen: Current::new(loaded),
-            reload_wanted: Notify::new(),
-            probe_wanted: Notify::new(),
+            reload_requested: Notify::new(),
+            probe_requested: Notify::new(),
             changes: watch::Sender::new(0),
             metrics,
             conditions: Conditions::default(),
@@ -101,25 +101,26 @@ impl Registry {
         let before = self.loaded();
         let frozen = match reply {
             Some(reply) => {
-                next.heard(reply);
+                next.take_reply(reply);
                 Arc::clone(&next)
             }
             None => Arc::new(self.frozen().frozen_under(&next.table)),
         };
         // A frozen set without any key left cannot decide anything.
-        let is_left = frozen.table.keys().iter().any(|key| !frozen.is_gone(key));
+        let is_left = frozen.table.keys().iter().any(|key| !frozen.is_removed(key));
         self.frozen.set(if is_left { frozen } else { Arc::clone(&next) });
         self.loaded.set(Arc::clone(&next));
         self.count(&next);
-        for gone in before.table.keys().iter().filter(|old| next.table.by_tag(old.tag).is_none()) {
-            self.metrics.key_removed(&gone.id);
+        for removed in before.table.keys().iter().filter(|old| next.table.by_tag(old.tag).is_none())
+        {
+            self.metrics.key_removed(&removed.id);
         }
         self.has_changed();
     }
 
     /// Takes the store's reply about `loaded` and about the sets of the other replicas.
-    pub fn heard(&self, loaded: &Arc<Loaded>, reply: &MembershipReply) {
-        loaded.heard(reply);
+    pub fn take_reply(&self, loaded: &Arc<Loaded>, reply: &MembershipReply) {
+        loaded.take_reply(reply);
         self.frozen.set(Arc::clone(loaded));
         self.count(loaded);
     }
@@ -127,17 +128,17 @@ impl Registry {
     /// Asks for an early look at the configuration: a stored binding names a key that this replica
     /// may not have loaded yet.
     pub fn wants_reload(&self) {
-        self.reload_wanted.notify_one();
+        self.reload_requested.notify_one();
     }
 
     /// Waits until a reload is asked for. Several requests count as one.
-    pub async fn reload_wanted(&self) {
-        self.reload_wanted.notified().await;
+    pub async fn reload_requested(&self) {
+        self.reload_requested.notified().await;
     }
 
     /// Waits until a key is suspected.
-    pub async fn probe_wanted(&self) {
-        self.probe_wanted.notified().await;
+    pub async fn probe_requested(&self) {
+        self.probe_requested.notified().await;
     }
 
     /// The key that has replaced `key` under the same id, with another secret or upstream.
@@ -175,7 +176,7 @@ impl Registry {
     pub fn observe(&self, key: &Key, ailment: Ailment) {
         self.note(key, ailment, Condition::from(ailment));
         if matches!(ailment, Ailment::Rejected(_)) {
-            self.probe_wanted.notify_one();
+            self.probe_requested.notify_one();
         }
     }
 
@@ -306,24 +307,24 @@ impl Registry {
 
 /// What replicas report to each other about keys: the conditions, and the turns in flight.
 impl Topic for Registry {
-    fn has_news(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    fn wait_for_notes(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.conditions.reportable())
     }
 
-    fn report(&self) -> Told {
+    fn report(&self) -> TopicReport {
         let (seen, notes) = self.conditions.report();
-        Told { seen, notes, load: self.loads.report() }
+        TopicReport { seen, notes, load: self.loads.report() }
     }
 
-    fn hear(&self, reported: &[Note], board: &Board) {
-        self.loads.heard(&board.loads);
+    fn take_board(&self, reported: &[Note], board: &Board) {
+        self.loads.replace_others(&board.loads);
         if self.conditions.learn(reported, board) {
             self.has_changed();
         }
     }
 
-    fn hear_nothing(&self) {
-        self.loads.heard(&[]);
+    fn drop_loads(&self) {
+        self.loads.replace_others(&[]);
     }
 
     fn sweep(&self) {

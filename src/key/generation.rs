@@ -21,7 +21,7 @@ pub struct Loaded {
     /// The keys that every other live replica has, too, as far as this replica knows.
     common: RwLock<HashSet<Tag>>,
     /// Keys that have been removed since.
-    gone: HashSet<Tag>,
+    removed: HashSet<Tag>,
 }
 
 impl Loaded {
@@ -45,21 +45,21 @@ impl Loaded {
     /// finds the same order of keys as before.
     pub fn frozen_under(&self, now: &Table) -> Self {
         let table = self.table.renewed(now);
-        let is_gone = |key: &&Arc<Key>| {
+        let is_removed = |key: &&Arc<Key>| {
             now.by_tag(key.tag).is_none_or(|new| new.organization_tag != key.organization_tag)
         };
-        let gone = table.keys().iter().filter(is_gone).map(|key| key.tag).collect();
-        Self::with(table, self.ordinal(), self.common().clone(), gone)
+        let removed = table.keys().iter().filter(is_removed).map(|key| key.tag).collect();
+        Self::with(table, self.ordinal(), self.common().clone(), removed)
     }
 
-    fn with(table: Table, ordinal: u32, common: HashSet<Tag>, gone: HashSet<Tag>) -> Self {
+    fn with(table: Table, ordinal: u32, common: HashSet<Tag>, removed: HashSet<Tag>) -> Self {
         let fingerprint = table.fingerprint();
         Self {
             table,
             fingerprint,
             ordinal: AtomicU32::new(ordinal),
             common: RwLock::new(common),
-            gone,
+            removed,
         }
     }
 
@@ -73,7 +73,7 @@ impl Loaded {
     }
 
     /// Takes the store's reply about this set and the others.
-    pub fn heard(&self, reply: &MembershipReply) {
+    pub fn take_reply(&self, reply: &MembershipReply) {
         let sets = reply
             .others
             .iter()
@@ -94,8 +94,8 @@ impl Loaded {
 
     /// Whether `key` was removed in an outage: it counts in the order of a session's keys, but must
     /// not be used.
-    pub fn is_gone(&self, key: &Key) -> bool {
-        self.gone.contains(&key.tag)
+    pub fn is_removed(&self, key: &Key) -> bool {
+        self.removed.contains(&key.tag)
     }
 
     fn common(&self) -> RwLockReadGuard<'_, HashSet<Tag>> {
@@ -138,29 +138,29 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_takes_sessions_once_every_live_replica_has_it() {
+    fn new_key_takes_sessions_once_every_live_replica_has_it() {
         let before = Loaded::new(Table::sketch(OLD));
-        before.heard(&reply(1, &[]));
+        before.take_reply(&reply(1, &[]));
         let after = before.followed_by(Table::sketch(NEW));
         assert_eq!(
             (common(&after).as_str(), after.ordinal()),
             ("a", 0),
             "not before the store has answered"
         );
-        after.heard(&reply(2, &[OLD]));
+        after.take_reply(&reply(2, &[OLD]));
         assert_eq!(
             (common(&after).as_str(), after.ordinal()),
             ("a", 2),
             "nor while another replica lacks it"
         );
-        after.heard(&reply(2, &[]));
+        after.take_reply(&reply(2, &[]));
         assert_eq!(common(&after), "ac");
     }
 
     #[test]
     fn common_keys_are_those_that_all_others_have() {
         let loaded = Loaded::new(Table::sketch("a o 1 sk-a, b o 1 sk-b, c o 1 sk-c, d o 1 sk-d"));
-        loaded.heard(&reply(
+        loaded.take_reply(&reply(
             3,
             &[
                 "a o 1 sk-a, b o 1 sk-b, c o 1 sk-c",
@@ -169,14 +169,14 @@ mod tests {
             ],
         ));
         assert_eq!(common(&loaded), "c");
-        loaded.heard(&reply(3, &["a o 1 sk-a", "b o 1 sk-b"]));
+        loaded.take_reply(&reply(3, &["a o 1 sk-a", "b o 1 sk-b"]));
         assert_eq!(common(&loaded), "abcd", "nothing is");
     }
 
     #[test]
     fn key_that_was_not_common_before_a_reload_is_not_common_after() {
         let before = Loaded::new(Table::sketch(NEW));
-        before.heard(&reply(2, &[OLD]));
+        before.take_reply(&reply(2, &[OLD]));
         assert_eq!(
             common(
                 &before
@@ -187,34 +187,34 @@ mod tests {
     }
 
     #[test]
-    fn without_a_common_key_every_key_may_be_used() {
+    fn key_may_be_used_if_no_key_is_common() {
         let loaded = Loaded::new(Table::sketch("c org-a 1 sk-c"));
-        loaded.heard(&reply(2, &[OLD]));
+        loaded.take_reply(&reply(2, &[OLD]));
         assert_eq!(common(&loaded), "c");
     }
 
     #[test]
     fn other_weights_and_secrets_make_no_other_set() {
         let before = Loaded::new(Table::sketch(OLD));
-        before.heard(&reply(7, &[]));
+        before.take_reply(&reply(7, &[]));
         let after = before.followed_by(Table::sketch("b org-b 5 sk-b, a org-a 0 sk-new"));
         assert_eq!((common(&after).as_str(), after.ordinal()), ("ba", 7));
     }
 
     #[test]
-    fn a_frozen_set_keeps_places_and_weights_and_shows_the_present_secrets() {
+    fn frozen_set_keeps_places_and_weights_and_shows_the_present_secrets() {
         let before = Loaded::new(Table::sketch(OLD));
-        before.heard(&reply(3, &["a org-a 1 sk-a"]));
+        before.take_reply(&reply(3, &["a org-a 1 sk-a"]));
         let frozen = before.frozen_under(&Table::sketch("a org-a 9 sk-new, c org-a 1 sk-c"));
         let [a, b] = frozen.table.keys() else { panic!("the same places") };
-        assert_eq!((a.weight, a.secret.expose(), frozen.is_gone(a)), (1, "sk-new", false));
-        assert!(frozen.is_gone(b) && !frozen.is_common(b));
+        assert_eq!((a.weight, a.secret.expose(), frozen.is_removed(a)), (1, "sk-new", false));
+        assert!(frozen.is_removed(b) && !frozen.is_common(b));
         assert_eq!(frozen.ordinal(), 3);
         let back = frozen.frozen_under(&Table::sketch("b org-b 1 sk-b"));
-        assert!(!back.is_gone(&back.table.keys()[1]) && back.is_gone(&back.table.keys()[0]));
+        assert!(!back.is_removed(&back.table.keys()[1]) && back.is_removed(&back.table.keys()[0]));
         let moved = before.frozen_under(&Table::sketch("a org-z 1 sk-a"));
         assert!(
-            moved.is_gone(&moved.table.keys()[0]),
+            moved.is_removed(&moved.table.keys()[0]),
             "what another organization sealed it cannot open"
         );
     }

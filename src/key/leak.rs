@@ -80,8 +80,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn count_found(secret: &str, pieces: &[&[u8]]) -> usize {
-        let mut ear = Leak::of(&Secret::new(secret)).scan();
-        pieces.iter().filter(|piece| ear.finds(piece)).count()
+        let mut scan = Leak::of(&Secret::new(secret)).scan();
+        pieces.iter().filter(|piece| scan.finds(piece)).count()
     }
 
     #[test]

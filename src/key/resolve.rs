@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_no_name_server_answers_an_upstream_is_where_it_was() {
+    async fn upstream_keeps_its_last_address_while_no_name_server_answers() {
         let resolver = Resolver::new(Duration::from_secs(1));
         let nothing = || async { Err(io::Error::other("no such name")) };
         assert!(

@@ -6,7 +6,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::{Untold, today};
+use super::{NoAnswer, today};
 use crate::database::Database;
 use crate::database::read::By;
 use crate::database::sums::Totals;
@@ -68,23 +68,23 @@ pub async fn read(
     by: By,
     from: Option<Date>,
     to: Option<Date>,
-) -> Result<Report, Untold> {
+) -> Result<Report, NoAnswer> {
     let today = today(zone);
     let (from, to) =
         (from.unwrap_or_else(|| to.unwrap_or(today).first_of_month()), to.unwrap_or(today));
     if from > to {
-        return Err(Untold::Meaningless(format!("from: {from} lies after {to}")));
+        return Err(NoAnswer::Meaningless(format!("from: {from} lies after {to}")));
     }
     let start = |day: Option<Date>| {
         let start = day.and_then(|day| day.to_zoned_datetime(zone.clone()).ok());
         let start = start.map(|start| start.timestamp().as_second());
-        start.ok_or_else(|| Untold::Meaningless("from, to: too far away".into()))
+        start.ok_or_else(|| NoAnswer::Meaningless("from, to: too far away".into()))
     };
     let range = start(Some(from))?..start(to.tomorrow().ok())?;
     let mut sums = database
         .sums(by, range.start, range.end)
         .await
-        .map_err(|failure| Untold::Away(failure.to_string()))?;
+        .map_err(|failure| NoAnswer::Away(failure.to_string()))?;
     if by == By::Day {
         for (name, _) in &mut sums {
             *name = day(name, zone);

@@ -148,7 +148,7 @@ mod tests {
         timeline
     }
 
-    fn told(record: &Record) -> TurnRow {
+    fn made(record: &Record) -> TurnRow {
         row(record, cost(record, &Prices::default(), NOON), NOON, 7).expect("a client")
     }
 
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn row_holds_what_the_record_says() {
         let record = record(Some(usage(9_000)), Ending::Completed);
-        let row = told(&record);
+        let row = made(&record);
         let expected = TurnRow {
             at: NOON,
             id: 7,
@@ -212,7 +212,7 @@ mod tests {
             (Ending::Unserved, None, false),
             (Ending::Failed, Some(Usage { tier: Some("auto".into()), ..Usage::default() }), true),
         ] {
-            let row = told(&record(usage.clone(), ending));
+            let row = made(&record(usage.clone(), ending));
             assert_eq!((row.cost_nano, row.price_id.clone()), (None, None), "{ending:?}");
             assert_eq!(
                 (row.is_unpriced, row.tokens.is_some()),
@@ -221,7 +221,7 @@ mod tests {
             );
         }
         let nowhere = Record { service: None, ..record(None, Ending::ClientLeft) };
-        let row = told(&nowhere);
+        let row = made(&nowhere);
         assert!(!row.is_unpriced && row.key.is_none() && row.binding.is_none());
         assert_eq!(row.attempts, None, "no key was chosen");
     }
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn row_tells_why_a_turn_was_cold() {
         let warmth = Warmth { expected: Some(10_000), cold: Some(ColdReason::Expired) };
-        let row = told(&Record { warmth, ..record(Some(usage(9_000)), Ending::Completed) });
+        let row = made(&Record { warmth, ..record(Some(usage(9_000)), Ending::Completed) });
         assert_eq!(
             (row.expected_cached_tokens, row.cold_reason.as_deref()),
             (Some(10_000), Some("expired"))
@@ -241,7 +241,7 @@ mod tests {
     fn price_is_that_of_the_model_that_answered() {
         let answered = |model: &str| {
             let usage = Usage { model: Some(model.into()), ..usage(9_000) };
-            told(&record(Some(usage), Ending::Completed))
+            made(&record(Some(usage), Ending::Completed))
         };
         let dated = answered("gpt-5.4-2026-03-05");
         assert_eq!(
@@ -257,8 +257,8 @@ mod tests {
     #[test]
     fn row_flags_tools_that_the_upstream_ran() {
         let used = Usage { used_hosted_tools: true, ..usage(9_000) };
-        assert_eq!(told(&record(Some(used), Ending::Completed)).used_hosted_tools, Some(true));
-        assert_eq!(told(&record(None, Ending::Completed)).used_hosted_tools, None);
+        assert_eq!(made(&record(Some(used), Ending::Completed)).used_hosted_tools, Some(true));
+        assert_eq!(made(&record(None, Ending::Completed)).used_hosted_tools, None);
     }
 
     #[test]
@@ -273,14 +273,14 @@ mod tests {
             model: format!("a\0{}", "\u{e9}".repeat(LONGEST)),
             ..record(None, Ending::Completed)
         };
-        let row = told(&odd);
+        let row = made(&odd);
         assert!(
             row.model.starts_with("a\u{fffd}\u{e9}") && row.model.chars().count() == 65,
             "{}",
             row.model
         );
         let large =
-            told(&record(Some(Usage { input: u64::MAX, ..Usage::default() }), Ending::Completed));
+            made(&record(Some(Usage { input: u64::MAX, ..Usage::default() }), Ending::Completed));
         assert_eq!(large.tokens.map(|tokens| tokens.input), Some(1 << 40));
     }
 }

@@ -1,4 +1,4 @@
-//! Which ledger a configuration means, and what becomes of records.
+//! Tests of the ledger that a configuration names, and of the way from a record to a row.
 
 use super::*;
 use crate::client::Clients;
@@ -80,7 +80,7 @@ fn dropped(metrics: &Metrics) -> String {
 }
 
 #[tokio::test]
-async fn what_is_there_is_written_down_before_the_end() {
+async fn queued_records_are_written_before_the_end() {
     let path = std::env::temp_dir().join(format!("warmkey-ledger-{}.db", std::process::id()));
     let metrics = Arc::new(Metrics::new());
     let settings = settings(Some(&format!("sqlite:{}", path.display())));
@@ -88,7 +88,7 @@ async fn what_is_there_is_written_down_before_the_end() {
     let ledger = Ledger::start(setup(&settings, &metrics), records).await;
     for _ in 0..1_200 {
         books.open();
-        books.tell(record());
+        books.close(record());
     }
     ledger.close().await;
     let report = ledger.usage(By::Client, None, None).await.expect("sums");
@@ -98,7 +98,7 @@ async fn what_is_there_is_written_down_before_the_end() {
     );
     assert_eq!(report.total.unpriced_turns, 0, "nothing was sent upstream");
     books.open();
-    books.tell(record());
+    books.close(record());
     assert_eq!(dropped(&metrics), "1", "nobody keeps books any more");
     for end in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(format!("{}{end}", path.display()));
@@ -106,25 +106,25 @@ async fn what_is_there_is_written_down_before_the_end() {
 }
 
 #[tokio::test]
-async fn without_a_ledger_records_are_only_counted() {
+async fn records_are_only_counted_without_a_ledger() {
     let metrics = Arc::new(Metrics::new());
     let (books, records) = Books::queued(Arc::clone(&metrics), false);
     let ledger = Ledger::start(setup(&settings(Some("none:")), &metrics), records).await;
     books.open();
-    books.tell(record());
+    books.close(record());
     ledger.close().await;
     assert_eq!(dropped(&metrics), "0");
-    assert_eq!(ledger.usage(By::Client, None, None).await.map(|_| ()), Err(Untold::None));
+    assert_eq!(ledger.usage(By::Client, None, None).await.map(|_| ()), Err(NoAnswer::None));
 }
 
-/// A turn waits for nobody, however slow its readers are.
+/// No turn waits for the readers of its record, even if they are slow.
 #[tokio::test]
 async fn full_queue_is_counted() {
     let metrics = Arc::new(Metrics::new());
     let (books, _records) = Books::queued(Arc::clone(&metrics), false);
     for _ in 0..10_000 {
         books.open();
-        books.tell(record());
+        books.close(record());
     }
     assert_eq!(dropped(&metrics), (10_000 - 8_192).to_string());
 }

@@ -45,7 +45,7 @@ const LEAVING: Duration = Duration::from_secs(2);
 pub struct Writer {
     database: Arc<Database>,
     zone: TimeZone,
-    /// Of turns, and of sums.
+    /// Time for which turns are kept, and time for which sums are kept.
     retention: [Duration; 2],
     metrics: Arc<Metrics>,
     closing: CancellationToken,
@@ -56,7 +56,7 @@ pub struct Writer {
     /// The database is away, and the log says so.
     is_away: bool,
     /// The log says that rows cannot be written.
-    is_refusal_told: bool,
+    is_loss_logged: bool,
 }
 
 impl Writer {
@@ -79,7 +79,7 @@ impl Writer {
             memory,
             in_hand: 0,
             is_away: false,
-            is_refusal_told: false,
+            is_loss_logged: false,
         }
     }
 
@@ -96,7 +96,7 @@ impl Writer {
         if lost > 0 {
             self.lose(lost, "the writer panicked");
         }
-        // Tables are made as soon as the database is there, whether there is a turn or not.
+        // Tables are made as soon as the database answers, even before the first turn.
         self.deliver(&[]).await;
         let (mut batch, mut sweep) = (Vec::with_capacity(BATCH), Instant::now());
         loop {
@@ -128,7 +128,7 @@ impl Writer {
         }
     }
 
-    /// Returns when `rows` are written, or can never be.
+    /// Writes `rows`, and retries until the database has taken or refused each of them.
     async fn deliver(&mut self, rows: &[TurnRow]) {
         let (mut pause, mut conflicts, mut leaving) = (PAUSES[0], 0, None);
         loop {
@@ -196,7 +196,7 @@ impl Writer {
 
     fn lose(&mut self, count: usize, why: &str) {
         self.metrics.ledger_dropped(count as u64);
-        if count > 0 && !std::mem::replace(&mut self.is_refusal_told, true) {
+        if count > 0 && !std::mem::replace(&mut self.is_loss_logged, true) {
             tracing::error!(
                 turns = count,
                 why,

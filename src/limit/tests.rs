@@ -10,21 +10,21 @@ fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
         .collect()
 }
 
-fn told(list: &[(&'static str, &str)]) -> Option<u128> {
+fn stated(list: &[(&'static str, &str)]) -> Option<u128> {
     wait(&headers(list), SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777))
         .map(|wait| wait.as_millis())
 }
 
 #[test]
 fn wait_is_read_in_every_spelling() {
-    assert_eq!(told(&[("retry-after", "2")]), Some(2_000));
-    assert_eq!(told(&[("retry-after", "1.5")]), Some(1_500));
-    assert_eq!(told(&[("retry-after-ms", "1500"), ("retry-after", "2")]), Some(1_500));
-    assert_eq!(told(&[("retry-after", "Sun, 06 Nov 1994 08:49:47 GMT")]), Some(10_000));
-    assert_eq!(told(&[("retry-after", "Sun, 06 Nov 1994 08:49:27 GMT")]), Some(0), "a past date");
-    assert_eq!(told(&[("retry-after", "99999999999")]), Some(LONGEST_WAIT.as_millis()));
+    assert_eq!(stated(&[("retry-after", "2")]), Some(2_000));
+    assert_eq!(stated(&[("retry-after", "1.5")]), Some(1_500));
+    assert_eq!(stated(&[("retry-after-ms", "1500"), ("retry-after", "2")]), Some(1_500));
+    assert_eq!(stated(&[("retry-after", "Sun, 06 Nov 1994 08:49:47 GMT")]), Some(10_000));
+    assert_eq!(stated(&[("retry-after", "Sun, 06 Nov 1994 08:49:27 GMT")]), Some(0), "a past date");
+    assert_eq!(stated(&[("retry-after", "99999999999")]), Some(LONGEST_WAIT.as_millis()));
     for nothing in ["", "-1", "soon", "NaN", "1h"] {
-        assert_eq!(told(&[("retry-after", nothing)]), None, "{nothing}");
+        assert_eq!(stated(&[("retry-after", nothing)]), None, "{nothing}");
     }
     let used_up = [
         ("x-ratelimit-remaining-requests", "0"),
@@ -32,7 +32,7 @@ fn wait_is_read_in_every_spelling() {
         ("x-ratelimit-remaining-tokens", "7"),
         ("x-ratelimit-reset-tokens", "6h0m0s"),
     ];
-    assert_eq!(told(&used_up), Some(90_500), "the reset of the exhausted limit");
+    assert_eq!(stated(&used_up), Some(90_500), "the reset of the exhausted limit");
 }
 
 #[test]
@@ -42,23 +42,23 @@ fn wait_is_the_stated_one_or_else_the_longest_reset() {
     let tokens = [("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "30s")];
     let project =
         [("x-ratelimit-remaining-project-tokens", "0"), ("x-ratelimit-reset-project-tokens", "1m")];
-    assert_eq!(told(&[millis, seconds]), Some(2_000), "nonsense counts as absent");
+    assert_eq!(stated(&[millis, seconds]), Some(2_000), "nonsense counts as absent");
     assert_eq!(
-        told(&[&[seconds], &requests[..]].concat()),
+        stated(&[&[seconds], &requests[..]].concat()),
         Some(2_000),
         "a stated wait wins over a reset"
     );
     assert_eq!(
-        told(&[requests, tokens].concat()),
+        stated(&[requests, tokens].concat()),
         Some(30_000),
         "until then the other limit would refuse"
     );
-    assert_eq!(told(&[tokens, requests, project].concat()), Some(60_000));
+    assert_eq!(stated(&[tokens, requests, project].concat()), Some(60_000));
     assert_eq!(
-        told(&[("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "6h0m0s")]),
+        stated(&[("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "6h0m0s")]),
         Some(3_600_000)
     );
-    let usual = |told: Option<u64>| wait_or_usual(told.map(Duration::from_millis)).as_millis();
+    let usual = |stated: Option<u64>| wait_or_usual(stated.map(Duration::from_millis)).as_millis();
     assert_eq!(
         [usual(None), usual(Some(0)), usual(Some(99)), usual(Some(101))],
         [20_000, 100, 100, 101]
@@ -97,8 +97,8 @@ fn headroom_is_that_of_the_scarcest_limit() {
     assert_eq!(headroom(&headers(&[("x-ratelimit-remaining-tokens", "7")])), None);
     let of = |name: &str, whole: &str, left: &str, reset: Option<&str>| {
         let own = |what: &str| HeaderName::try_from(format!("x-ratelimit-{what}-{name}")).unwrap();
-        let told = [("limit", Some(whole)), ("remaining", Some(left)), ("reset", reset)];
-        let list = told
+        let stated = [("limit", Some(whole)), ("remaining", Some(left)), ("reset", reset)];
+        let list = stated
             .into_iter()
             .filter_map(|(what, text)| Some((own(what), HeaderValue::from_str(text?).unwrap())));
         list.collect::<HeaderMap>()
@@ -128,15 +128,18 @@ fn headroom_is_that_of_the_scarcest_limit() {
 
 #[test]
 fn message_may_state_a_wait() {
-    let told = |message: &str| wait_in(message).map(|wait| wait.as_millis());
-    assert_eq!(told("Requested 12528. Please try again in 11.054s. Visit https://x"), Some(11_054));
-    assert_eq!(told("Please try again in 120ms."), Some(120));
+    let stated = |message: &str| wait_in(message).map(|wait| wait.as_millis());
     assert_eq!(
-        (told("Please try again in 1m30s!"), told("Please try again in 5h.")),
+        stated("Requested 12528. Please try again in 11.054s. Visit https://x"),
+        Some(11_054)
+    );
+    assert_eq!(stated("Please try again in 120ms."), Some(120));
+    assert_eq!(
+        (stated("Please try again in 1m30s!"), stated("Please try again in 5h.")),
         (Some(90_000), Some(3_600_000))
     );
     assert_eq!(
-        (told("Please try again in a moment."), told("Please try again later.")),
+        (stated("Please try again in a moment."), stated("Please try again later.")),
         (None, None)
     );
 }

@@ -15,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::metrics::label::Labels;
 
 pub type Counters<L> = Family<L, Counter>;
-/// Counters of what is no whole number.
+/// Counters of fractional amounts.
 pub type Amounts<L> = Family<L, Counter<f64, AtomicU64>>;
 pub type Gauges<L> = Family<L, Gauge>;
 pub type Times<L> = Family<L, Histogram, Buckets>;

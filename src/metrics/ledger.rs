@@ -1,4 +1,4 @@
-//! Metrics of the ledger: whether it is reached, what it loses, and which turns have no price.
+//! Metrics of the ledger: whether its database answers, dropped rows, and turns without a price.
 
 use crate::metrics::Metrics;
 use crate::metrics::family::{Counter, Gauge, families};

@@ -1,6 +1,6 @@
-//! A table as a command prints it: columns as wide as what stands in them. Pure.
+//! Lays out a table that a command prints: each column is as wide as its widest cell. Pure.
 
-/// The first row is the head. Columns from `numbers` on end where their numbers do.
+/// The first row is the head. Columns from `numbers` on are aligned to the right.
 pub fn aligned(rows: &[Vec<String>], numbers: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::database::read::By;
 use crate::database::{Database, DatabaseAddress};
 use crate::ledger::report::{self, Line, Report};
-use crate::ledger::{Untold, tokens};
+use crate::ledger::{NoAnswer, tokens};
 use crate::setting::Secret;
 
 /// The ledger that a configuration names.
@@ -44,13 +44,11 @@ impl LedgerFile {
         to: Option<Date>,
     ) -> Result<Report, Failure> {
         self.is_there()?;
-        report::read(&self.database, &self.zone, by, from, to).await.map_err(
-            |untold| match untold {
-                Untold::None => Failure::Other("there is no ledger".into()),
-                Untold::Away(why) => self.away(&why),
-                Untold::Meaningless(why) => Failure::Configuration(why),
-            },
-        )
+        report::read(&self.database, &self.zone, by, from, to).await.map_err(|why| match why {
+            NoAnswer::None => Failure::Other("there is no ledger".into()),
+            NoAnswer::Away(why) => self.away(&why),
+            NoAnswer::Meaningless(why) => Failure::Configuration(why),
+        })
     }
 
     /// A new token of `client`, and the name by which it is listed and revoked.
@@ -132,7 +130,7 @@ pub fn usage_table(report: &Report) -> String {
 }
 
 fn usage_row(line: &Line) -> Vec<String> {
-    // In tenths of a percent; nothing was read of nothing.
+    // In tenths of a percent. A row without input has no share.
     let share = line.cached_tokens.saturating_mul(1_000).checked_div(line.input_tokens);
     let share =
         share.map_or_else(|| "-".to_owned(), |share| format!("{}.{}%", share / 10, share % 10));

@@ -80,7 +80,7 @@ pub struct SessionLine {
 }
 
 impl TokenLine {
-    /// What is printed, and what is said beside it.
+    /// Returns the text for standard output, and the note for standard error.
     pub async fn run(&self) -> Result<(String, String), Failure> {
         let ledger = LedgerFile::find(self.config.as_deref())?;
         match &self.action {

@@ -23,23 +23,24 @@ pub const LIFE: Duration = Duration::from_secs(5);
 /// A part of the gateway that takes part in each heartbeat.
 pub trait Topic: Send + Sync {
     /// Waits until there are notes that cannot wait for the next interval.
-    fn has_news(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    fn wait_for_notes(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
     /// Returns this replica's part of the next exchange.
-    fn report(&self) -> Told;
+    fn report(&self) -> TopicReport;
 
-    /// Takes the answer to an exchange: the store accepted the notes `told`, and `board` is new.
-    fn hear(&self, told: &[Note], board: &Board);
+    /// Takes the answer to an exchange: the store accepted the notes `reported`, and `board` is its
+    /// new state.
+    fn take_board(&self, reported: &[Note], board: &Board);
 
     /// Drops the loads of the other replicas, because no exchange succeeded for [`LIFE`].
-    fn hear_nothing(&self);
+    fn drop_loads(&self);
 
     /// Drops expired entries.
     fn sweep(&self);
 }
 
 /// One replica's part of an exchange.
-pub struct Told {
+pub struct TopicReport {
     /// The last received version of the board.
     pub seen: u64,
     pub notes: Vec<Note>,
@@ -56,7 +57,7 @@ pub struct Heartbeat {
     name: String,
     /// The time of the last successful exchange. An exchange keeps the lock, so that answers are
     /// processed in the order in which the store gave them.
-    heard: Mutex<Instant>,
+    last_success: Mutex<Instant>,
     has_left: AtomicBool,
 }
 
@@ -72,7 +73,7 @@ impl Heartbeat {
             topic,
             replicas,
             name,
-            heard: Mutex::new(Instant::now()),
+            last_success: Mutex::new(Instant::now()),
             has_left: AtomicBool::new(false),
         }
     }
@@ -99,7 +100,7 @@ impl Heartbeat {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                () = self.topic.has_news() => {}
+                () = self.topic.wait_for_notes() => {}
             }
             self.exchange().await;
             self.topic.sweep();
@@ -108,19 +109,19 @@ impl Heartbeat {
 
     /// Exchanges once: sends this replica's part and receives the board.
     pub async fn exchange(&self) {
-        let mut heard = self.heard.lock().await;
-        let Told { seen, notes, load } = self.topic.report();
+        let mut last_success = self.last_success.lock().await;
+        let TopicReport { seen, notes, load } = self.topic.report();
         let life = if self.has_left.load(Ordering::Relaxed) { Duration::ZERO } else { LIFE };
         let report = BoardReport { replica: &self.name, life, load: &load, seen, notes: &notes };
-        match self.store.hear(&report, &mut self.store.patient_budget()).await {
+        match self.store.exchange_board(&report, &mut self.store.background_budget()).await {
             Ok(board) => {
-                *heard = Instant::now();
-                self.replicas.hear(board.loads.len());
-                self.topic.hear(&notes, &board);
+                *last_success = Instant::now();
+                self.replicas.set_others(board.loads.len());
+                self.topic.take_board(&notes, &board);
             }
             // The next exchange sends the same notes again. The loads of other replicas count no
             // longer than the store keeps them.
-            Err(_) if heard.elapsed() > LIFE => self.topic.hear_nothing(),
+            Err(_) if last_success.elapsed() > LIFE => self.topic.drop_loads(),
             Err(_) => {}
         }
     }

@@ -70,7 +70,7 @@ impl Member {
     pub async fn leave(&self, loaded: impl FnOnce() -> KeySet) {
         *self.confidence.lock().await = Confidence::Left;
         // If the report is lost, the others find out after [`LIFE`].
-        let _ = self.tell(&loaded(), Duration::ZERO, false).await;
+        let _ = self.send_report(&loaded(), Duration::ZERO, false).await;
     }
 
     /// Follows whether the store answers. A store that is back may have lost everything.
@@ -78,7 +78,7 @@ impl Member {
         self.store.health()
     }
 
-    async fn tell(
+    async fn send_report(
         &self,
         loaded: &KeySet,
         life: Duration,
@@ -87,7 +87,7 @@ impl Member {
         let KeySet { fingerprint, tags, ordinal } = loaded;
         let report =
             MemberReport { replica: &self.name, fingerprint, keys: tags, ordinal: *ordinal, life };
-        let mut budget = self.store.patient_budget();
+        let mut budget = self.store.background_budget();
         match is_early {
             true => self.store.exchange_membership_early(&report, &mut budget).await,
             false => self.store.exchange_membership(&report, &mut budget).await,
@@ -101,7 +101,7 @@ impl Exchange<'_> {
         if *self.confidence == Confidence::Left {
             return None;
         }
-        let answer = self.member.tell(loaded, LIFE, !self.confidence.is_full()).await;
+        let answer = self.member.send_report(loaded, LIFE, !self.confidence.is_full()).await;
         *self.confidence = self.confidence.followed_by(answer.is_ok(), Instant::now());
         answer.ok().filter(|_| self.confidence.is_full())
     }

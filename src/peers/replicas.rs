@@ -17,7 +17,7 @@ impl Replicas {
     }
 
     /// Stores the number of other replicas on the board.
-    pub fn hear(&self, others: usize) {
+    pub fn set_others(&self, others: usize) {
         self.0.store(others + 1, Ordering::Relaxed);
     }
 }

@@ -77,7 +77,7 @@ impl Drain {
         let is_done = tokio::select! {
             is_done = gently => is_done,
             () = hurry => {
-                tracing::warn!("told twice to stop: cutting the turns in flight");
+                tracing::warn!("stopped twice: cutting the turns in flight");
                 false
             }
         };

@@ -19,7 +19,7 @@ use crate::client::ClientId;
 use crate::database::read::By;
 use crate::database::row::TurnRow;
 use crate::error::{Error, ErrorKind};
-use crate::ledger::Untold;
+use crate::ledger::NoAnswer;
 use crate::ledger::report::usd;
 use crate::session::SessionId;
 
@@ -32,7 +32,7 @@ pub fn ledger_routes(api: Arc<AdminApi>) -> Router {
 }
 
 async fn usage(State(api): Asked, request: Request) -> Response<Body> {
-    // A body cannot be shared with another thread, and what is asked is not in it.
+    // Reads the query first: the request's body is not `Sync` and must not cross an `.await`.
     let asked = query(&request);
     let looking = async {
         let (mut by, mut from, mut to) = (By::Client, None, None);
@@ -48,7 +48,7 @@ async fn usage(State(api): Asked, request: Request) -> Response<Body> {
                 _ => return Err(meaningless("only by, from and to can be asked")),
             }
         }
-        to_json(&api.ledger.usage(by, from, to).await.map_err(untold)?)
+        to_json(&api.ledger.usage(by, from, to).await.map_err(no_answer)?)
     };
     answer_if(api.admit(&request), looking).await
 }
@@ -168,8 +168,8 @@ async fn story(api: &AdminApi, id: &SessionId) -> Option<Story> {
     let (view, turns) = tokio::join!(api.gateway.bindings.view(id), api.ledger.turns(id.as_str()));
     let (turns, ledger) = match turns {
         Ok(turns) => (turns.into_iter().map(Turn::of).collect(), "read"),
-        Err(Untold::None) => (Vec::new(), "none"),
-        Err(Untold::Away(_) | Untold::Meaningless(_)) => (Vec::new(), "away"),
+        Err(NoAnswer::None) => (Vec::new(), "none"),
+        Err(NoAnswer::Away(_) | NoAnswer::Meaningless(_)) => (Vec::new(), "away"),
     };
     let is_known = view.is_some() || !turns.is_empty();
     let view = view.unwrap_or_else(|| SessionView {
@@ -194,13 +194,13 @@ fn meaningless(why: &str) -> Error {
     Error::new(ErrorKind::InvalidRequest, format!("This is not what can be asked: {why}."))
 }
 
-fn untold(untold: Untold) -> Error {
-    match untold {
-        Untold::None => {
+fn no_answer(why: NoAnswer) -> Error {
+    match why {
+        NoAnswer::None => {
             Error::new(ErrorKind::UnknownUrl, "There is no ledger: ledger.url names none.")
         }
-        Untold::Meaningless(why) => meaningless(&why),
-        Untold::Away(why) => {
+        NoAnswer::Meaningless(why) => meaningless(&why),
+        NoAnswer::Away(why) => {
             Error::new(ErrorKind::LedgerUnavailable, "The ledger is away.").because(why)
         }
     }

@@ -54,7 +54,7 @@ impl Listener {
         Ok(Self { socket, header_timeout, tls: None, connections })
     }
 
-    /// The same, for clients that speak TLS where there is one.
+    /// Makes the socket speak TLS to clients, if `tls` is given.
     pub fn with_tls(self, tls: Option<Tls>) -> Self {
         Self { tls, ..self }
     }

@@ -93,7 +93,7 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
             let id = id.to_owned();
             stored::serve(turns, call, id, request).await
         }
-        Some(Endpoint::OpenWebSocket) if websocket::is_wanted(request.headers()) => {
+        Some(Endpoint::OpenWebSocket) if websocket::is_upgrade_request(request.headers()) => {
             websocket::serve(sockets, request).await
         }
         Some(Endpoint::OpenWebSocket) | None => refuse(gateway, &request, &unknown(&request)),

@@ -1,7 +1,7 @@
 //! TLS on the clients' listener: which certificate it shows, and how a connection begins.
 //!
 //! The certificate is read with the configuration and replaced by a reload. Open connections keep
-//! the one that they began with. Never logs a key, nor what a file holds.
+//! the one that they began with. Never logs a key or the content of a file.
 
 use std::fmt;
 use std::io;
@@ -50,7 +50,7 @@ impl Settings {
         let chain = CertificateDer::pem_file_iter(&self.cert_file)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|error| {
-                format!("server.tls.cert_file: {}: {}", self.cert_file.display(), told(&error))
+                format!("server.tls.cert_file: {}: {}", self.cert_file.display(), described(&error))
             })?;
         if chain.is_empty() {
             return Err(format!(
@@ -59,7 +59,7 @@ impl Settings {
             ));
         }
         let key = PrivateKeyDer::from_pem_file(&self.key_file).map_err(|error| {
-            format!("server.tls.key_file: {}: {}", self.key_file.display(), told(&error))
+            format!("server.tls.key_file: {}: {}", self.key_file.display(), described(&error))
         })?;
         let certified =
             CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
@@ -69,8 +69,8 @@ impl Settings {
     }
 }
 
-/// A fault in words of ours: the library's own may show a line of the file.
-fn told(error: &PemError) -> String {
+/// A fault in Warmkey's own words: the library's text may show a line of the file.
+fn described(error: &PemError) -> String {
     match error {
         PemError::Io(error) => format!("cannot be read: {error}"),
         PemError::NoItemsFound => "holds no PEM section of that kind".into(),
@@ -116,7 +116,7 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-/// What a client on the same machines trusts: this one certificate, by whatever name it is reached.
+/// Accepts exactly one certificate, under any server name: for a client on the same machine.
 #[derive(Debug)]
 struct Pinned {
     certificate: CertificateDer<'static>,

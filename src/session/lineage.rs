@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_names_its_parent_in_its_metadata() {
+    fn fork_names_its_parent_in_its_metadata() {
         let parent = |metadata: &str| forked_from(&headers(&[(METADATA, metadata)]));
         assert_eq!(
             parent(r#"{"turn_id":"t","forked_from_thread_id":"p","window":0}"#).as_deref(),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_may_be_announced() {
+    fn model_may_be_announced() {
         let model = |metadata: &str| announced_model(&headers(&[(METADATA, metadata)]));
         assert_eq!(model(r#"{"turn_id":"","model":"gpt-5.4"}"#).as_deref(), Some("gpt-5.4"));
         assert_eq!((model("{}"), model(r#"{"model":7}"#), model("[")), (None, None, None));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hop_names_a_parent_behind_its_id() {
+    fn hop_names_a_parent_behind_its_id() {
         let said = |sticky: &'static [u8]| said_by_hop(sticky, PARENT);
         let whole = b"abc;parent=def;parent-thread=g;thread=h";
         assert_eq!(
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_thread_is_its_session() {
+    fn root_thread_is_its_session() {
         assert_eq!(thread(&headers(&[("session-id", "s"), (THREAD, "s")])), None);
         assert_eq!(thread(&headers(&[("session-id", "s"), (THREAD, "t")])), Some(&b"t"[..]));
         assert_eq!(thread(&headers(&[("session-id", "s")])), None);

@@ -3,7 +3,6 @@
 //! The judge records and adds up the facts of a test: which key a session met, which bytes arrived,
 //! what was cached, and what could have been. It decides nothing about a turn, and keeps no body
 //! and no secret.
-//! been. Bodies and secrets are not kept.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};

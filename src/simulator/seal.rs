@@ -125,7 +125,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_changed_character_is_noticed(place in 0usize..400, letter in "[A-Za-z0-9_-]") {
+        fn changed_character_is_noticed(place in 0usize..400, letter in "[A-Za-z0-9_-]") {
             let sealer = Sealer::new(7);
             let blob = sealer.seal("content", "org-a", 1, 256);
             let place = place % blob.len();

@@ -102,8 +102,8 @@ impl Sockets {
     /// Tells the sockets that match `order` to close, and returns how many.
     pub fn close(&self, order: &Order) -> usize {
         let record = self.record();
-        let told = record.open.values().filter(|(socket, _)| order.fits(socket));
-        told.filter(|(_, ear)| ear.send(order.code).is_ok()).count()
+        let matching = record.open.values().filter(|(socket, _)| order.fits(socket));
+        matching.filter(|(_, closer)| closer.send(order.code).is_ok()).count()
     }
 
     /// Forgets all sockets. Numbers go on, and open sockets stay open.

@@ -36,7 +36,7 @@ pub struct Announcement {
 pub struct Subscriber {
     pub dialer: Arc<Dialer>,
     pub faults: Arc<Faults>,
-    pub told: broadcast::Sender<Announcement>,
+    pub sender: broadcast::Sender<Announcement>,
     /// Counts the subscriptions. A new one may have missed earlier announcements.
     pub resubscribed: watch::Sender<u64>,
 }
@@ -80,7 +80,7 @@ impl Subscriber {
                     let Some(message) = message else { return };
                     if let Some(announcement) = self.parse(message.get_payload_bytes()) {
                         // Sending fails if there is no receiver, which is fine.
-                        let _ = self.told.send(announcement);
+                        let _ = self.sender.send(announcement);
                     }
                 }
                 _ = checks.tick() => {
@@ -213,8 +213,8 @@ impl Reader {
         for name in &names {
             all.get(name).pttl(name);
         }
-        let held: Vec<(Option<String>, i64)> = all.query_async(&mut connection).await?;
-        let some = names.iter().zip(held).filter_map(|(name, (value, life))| {
+        let values: Vec<(Option<String>, i64)> = all.query_async(&mut connection).await?;
+        let some = names.iter().zip(values).filter_map(|(name, (value, life))| {
             let id = session(&self.dialer, name)?.to_owned();
             // A negative life means that the value has expired meanwhile, or that a foreign writer
             // stored it without an expiry.

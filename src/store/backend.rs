@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, watch};
 use super::announcement::{Announcement, Scan};
 use super::board::{Board, BoardReport};
 use super::name::Name;
-use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
+use super::{Budget, MemberReport, MembershipReply, Replaced, StoredValue, Unavailable};
 
 /// A pending answer.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + Send + 'a>>;
@@ -34,7 +34,11 @@ pub struct Merge<'m> {
 
 /// Atomic operations on the store. A backend spends the budget and never retries.
 pub trait Backend: Send + Sync {
-    fn get<'a>(&'a self, name: Name<'a>, budget: &'a mut Budget) -> Pending<'a, Option<Held>>;
+    fn get<'a>(
+        &'a self,
+        name: Name<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<StoredValue>>;
 
     /// Stores `value`, whatever is stored.
     fn put<'a>(

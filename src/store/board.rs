@@ -80,7 +80,7 @@ impl LocalBoard {
         *self = Self { origin: self.origin, ..Self::default() };
     }
 
-    pub fn hear(&mut self, report: &BoardReport<'_>) -> Board {
+    pub fn exchange(&mut self, report: &BoardReport<'_>) -> Board {
         // Stamps start at 1, because 0 means a new note.
         let now = millis(self.origin.elapsed()) + 1;
         let before = self.notes.len();
@@ -98,7 +98,7 @@ impl LocalBoard {
             self.replicas
                 .insert(report.replica.into(), (now + millis(report.life), report.load.into()));
         }
-        let told = |(name, kept): (&String, &Kept)| Note {
+        let taken = |(name, kept): (&String, &Kept)| Note {
             name: name.clone(),
             value: kept.text.clone(),
             life: (kept.expiry > 0).then(|| Duration::from_millis(kept.expiry - now)),
@@ -107,7 +107,7 @@ impl LocalBoard {
         let notes = if self.version == report.seen {
             Vec::new()
         } else {
-            self.notes.iter().map(told).collect()
+            self.notes.iter().map(taken).collect()
         };
         Board { now, version: self.version, notes, loads }
     }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     fn exchange(board: &mut LocalBoard, replica: &str, seen: u64, notes: &[Note]) -> Board {
-        board.hear(&BoardReport {
+        board.exchange(&BoardReport {
             replica,
             life: Duration::from_secs(5),
             load: replica,
@@ -195,8 +195,8 @@ mod tests {
         let lost = Note { stamp: again.notes[0].stamp - 1, ..note("a", "well", 0) };
         assert_eq!(names(&exchange(&mut board, "two", 0, std::slice::from_ref(&lost))), "a=ill ");
         let mut fresh = LocalBoard::default();
-        let told = exchange(&mut fresh, "two", 0, std::slice::from_ref(&lost));
-        assert_eq!((names(&told).as_str(), told.notes[0].stamp), ("a=well ", lost.stamp));
+        let taken = exchange(&mut fresh, "two", 0, std::slice::from_ref(&lost));
+        assert_eq!((names(&taken).as_str(), taken.notes[0].stamp), ("a=well ", lost.stamp));
     }
 
     #[tokio::test(start_paused = true)]
@@ -211,14 +211,14 @@ mod tests {
             let mut board = LocalBoard::default();
             let before = exchange(&mut board, "one", 0, &[note("a", "ill", first)]);
             exchange(&mut board, "two", before.version, &[note("a", "ill", second)]);
-            let told = exchange(&mut board, "one", before.version, &[]);
+            let taken = exchange(&mut board, "one", before.version, &[]);
             let life = note("", "", holds).life;
             let found: Vec<_> =
-                told.notes.iter().map(|note| (note.value.as_str(), note.life)).collect();
+                taken.notes.iter().map(|note| (note.value.as_str(), note.life)).collect();
             assert_eq!(found, [("ill", life)], "{first} and then {second}");
-            assert!(told.notes[0].stamp > before.notes[0].stamp, "it is newer");
+            assert!(taken.notes[0].stamp > before.notes[0].stamp, "it is newer");
             // Another value starts its own life, shorter or longer.
-            let other = exchange(&mut board, "two", told.version, &[note("a", "well", 500)]);
+            let other = exchange(&mut board, "two", taken.version, &[note("a", "well", 500)]);
             assert_eq!(
                 (other.notes[0].value.as_str(), other.notes[0].life),
                 ("well", Some(Duration::from_millis(500)))
@@ -246,7 +246,7 @@ mod tests {
         }
         let leaving =
             BoardReport { replica: "one", life: Duration::ZERO, load: "", seen: 0, notes: &[] };
-        assert_eq!(board.hear(&leaving).loads.len(), 2);
+        assert_eq!(board.exchange(&leaving).loads.len(), 2);
         tokio::time::advance(Duration::from_millis(4_000)).await;
         assert_eq!(exchange(&mut board, "three", 0, &[]).loads, ["two"]);
         tokio::time::advance(Duration::from_millis(1_001)).await;

@@ -44,7 +44,7 @@ impl Health {
         *missing = next(*missing);
         let up = *missing == 0;
         self.metrics.store_up(up);
-        self.up.send_if_modified(|told| std::mem::replace(told, up) != up);
+        self.up.send_if_modified(|watching| std::mem::replace(watching, up) != up);
     }
 }
 
@@ -55,14 +55,14 @@ mod tests {
     #[test]
     fn store_is_up_when_no_part_of_it_is_missing() {
         let health = Health::new(Arc::new(Metrics::new()));
-        let mut told = health.watch();
+        let mut watching = health.watch();
         let mut is_up = |change: fn(&Health)| {
             change(&health);
-            let is_told = told.has_changed().unwrap();
-            let up = *told.borrow_and_update();
+            let is_notified = watching.has_changed().unwrap();
+            let up = *watching.borrow_and_update();
             let shown = health.metrics.render().contains("\nwarmkey_store_up 1\n");
             assert_eq!([up, shown], [health.is_up(); 2]);
-            (up, is_told)
+            (up, is_notified)
         };
         assert_eq!(is_up(|_| ()), (true, false));
         assert_eq!(is_up(Health::loses), (false, true));

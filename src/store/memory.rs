@@ -12,7 +12,7 @@ use super::board::{self, Board, BoardReport};
 use super::expiring::Expiring;
 use super::name::Name;
 use super::trail::LONGEST;
-use super::{Budget, Held, MemberReport, MembershipReply, Replaced};
+use super::{Budget, MemberReport, MembershipReply, Replaced, StoredValue};
 
 /// Bounded maps of values and trails that expire.
 pub struct Memory {
@@ -40,10 +40,13 @@ impl Memory {
         }
     }
 
-    pub fn get(&self, name: Name<'_>) -> Option<Held> {
+    pub fn get(&self, name: Name<'_>) -> Option<StoredValue> {
         let (entries, id) = self.lock(name);
         let (value, expiry) = entries.get(&id)?;
-        Some(Held { value: value.clone(), left: expiry.saturating_duration_since(Instant::now()) })
+        Some(StoredValue {
+            value: value.clone(),
+            left: expiry.saturating_duration_since(Instant::now()),
+        })
     }
 
     pub fn put(&self, name: Name<'_>, value: &str, ttl: Duration) {
@@ -89,9 +92,9 @@ impl Memory {
         entries.put(&id, value, ttl);
     }
 
-    pub fn hear(&self, report: &BoardReport<'_>) -> Board {
+    pub fn exchange_board(&self, report: &BoardReport<'_>) -> Board {
         // A panic leaves every note whole.
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).hear(report)
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).exchange(report)
     }
 
     pub fn append(&self, session: &str, lines: &[String], ttl: Duration) {
@@ -154,7 +157,7 @@ fn at_once<'a, T: Send + 'a>(answer: T) -> Pending<'a, T> {
 }
 
 impl Backend for InProcess {
-    fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<Held>> {
+    fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<StoredValue>> {
         at_once(self.memory.get(name))
     }
 
@@ -247,7 +250,7 @@ impl Backend for InProcess {
         report: &'a BoardReport<'a>,
         _: &'a mut Budget,
     ) -> Pending<'a, Board> {
-        at_once(self.memory.hear(report))
+        at_once(self.memory.exchange_board(report))
     }
 
     fn health(&self) -> watch::Receiver<bool> {
@@ -277,11 +280,11 @@ mod tests {
         memory.claim(Name::Binding("s"), "a", HOUR);
         (0..50)
             .for_each(|number| drop(memory.claim(Name::Response(&number.to_string()), "b", HOUR)));
-        assert_eq!(memory.get(Name::Binding("s")).map(|held| held.value), Some("a".into()));
+        assert_eq!(memory.get(Name::Binding("s")).map(|entry| entry.value), Some("a".into()));
         (0..50).for_each(|number| memory.put(Name::Promise(&number.to_string()), "c", HOUR));
-        assert_eq!(memory.get(Name::Binding("s")).map(|held| held.value), Some("a".into()));
+        assert_eq!(memory.get(Name::Binding("s")).map(|entry| entry.value), Some("a".into()));
         memory.put(Name::Promise("49"), "d", HOUR);
-        assert_eq!(memory.get(Name::Promise("49")).map(|held| held.value), Some("d".into()));
+        assert_eq!(memory.get(Name::Promise("49")).map(|entry| entry.value), Some("d".into()));
         assert!(
             memory.get(Name::Response("49")).is_some() && memory.get(Name::Response("0")).is_none()
         );
@@ -306,7 +309,7 @@ mod tests {
         for newer in ["unknown", "a x 1", "a -1 1", ""] {
             memory.replace(
                 Name::Binding("newer"),
-                &memory.get(Name::Binding("newer")).map(|held| held.value).unwrap_or_default(),
+                &memory.get(Name::Binding("newer")).map(|entry| entry.value).unwrap_or_default(),
                 newer,
                 HOUR,
             );
@@ -350,8 +353,11 @@ mod tests {
         memory.claim(Name::Binding("s"), "a", HOUR);
         tokio::time::advance(HOUR / 2).await;
         memory.extend(Name::Binding("s"), "old", HOUR);
-        assert_eq!(memory.get(Name::Binding("s")), Some(Held { value: "a".into(), left: HOUR }));
+        assert_eq!(
+            memory.get(Name::Binding("s")),
+            Some(StoredValue { value: "a".into(), left: HOUR })
+        );
         memory.extend(Name::Binding("t"), "b", HOUR);
-        assert_eq!(memory.get(Name::Binding("t")).map(|held| held.value), Some("b".into()));
+        assert_eq!(memory.get(Name::Binding("t")).map(|entry| entry.value), Some("b".into()));
     }
 }

@@ -19,7 +19,7 @@ use super::backend::{Backend, Change, Merge, Pending};
 use super::board::{Board, BoardReport};
 use super::memory::Memory;
 use super::name::Name;
-use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
+use super::{Budget, MemberReport, MembershipReply, Replaced, StoredValue, Unavailable};
 
 /// Longer than any test case.
 const TTL: Duration = Duration::from_secs(3_600);
@@ -93,7 +93,7 @@ impl Shared {
     }
 
     fn value(&self, id: &str) -> Option<String> {
-        self.values.get(Name::Binding(id)).map(|held| held.value)
+        self.values.get(Name::Binding(id)).map(|entry| entry.value)
     }
 
     /// Runs an operation on a value and records the write.
@@ -133,8 +133,8 @@ pub const BEHIND: usize = 4;
 
 /// The announcements that one replica receives, and the scans that it makes.
 #[derive(Clone)]
-pub struct Heard {
-    pub told: broadcast::Sender<Announcement>,
+pub struct ModelGossip {
+    pub announced: broadcast::Sender<Announcement>,
     /// Counts the subscriptions.
     pub resubscribed: watch::Sender<u64>,
     /// The results of the next scans, step by step. Later scans find nothing.
@@ -148,13 +148,14 @@ pub struct Heard {
 pub struct Model {
     pub shared: Arc<Mutex<Shared>>,
     pub weather: Arc<Mutex<Weather>>,
-    pub gossip: Heard,
+    pub gossip: ModelGossip,
 }
 
 impl Model {
     pub fn new(shared: &Arc<Mutex<Shared>>) -> Self {
-        let (told, resubscribed) = (broadcast::Sender::new(BEHIND), watch::Sender::new(0));
-        let gossip = Heard { told, resubscribed, scans: Arc::default(), begun: Arc::default() };
+        let (announced, resubscribed) = (broadcast::Sender::new(BEHIND), watch::Sender::new(0));
+        let gossip =
+            ModelGossip { announced, resubscribed, scans: Arc::default(), begun: Arc::default() };
         Self { shared: Arc::clone(shared), weather: Arc::new(Mutex::new(Weather::Fair)), gossip }
     }
 
@@ -181,10 +182,10 @@ impl Model {
 }
 
 impl Backend for Model {
-    fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<Held>> {
+    fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<StoredValue>> {
         // An endless life, so that no binding is refreshed.
         self.step(move |shared| {
-            shared.value(&name.to_string()).map(|value| Held { value, left: Duration::MAX })
+            shared.value(&name.to_string()).map(|value| StoredValue { value, left: Duration::MAX })
         })
     }
 
@@ -327,7 +328,7 @@ impl Backend for Model {
         report: &'a BoardReport<'a>,
         _: &'a mut Budget,
     ) -> Pending<'a, Board> {
-        self.step(move |shared| shared.values.hear(report))
+        self.step(move |shared| shared.values.exchange_board(report))
     }
 
     fn health(&self) -> watch::Receiver<bool> {
@@ -335,7 +336,7 @@ impl Backend for Model {
     }
 
     fn announcements(&self) -> broadcast::Receiver<Announcement> {
-        self.gossip.told.subscribe()
+        self.gossip.announced.subscribe()
     }
 
     fn resubscribed(&self) -> watch::Receiver<u64> {

@@ -23,7 +23,7 @@ use super::lag::Lag;
 use super::link::{Link, LinkTarget};
 use super::name::Name;
 use super::trail::LONGEST;
-use super::{Held, MemberReport, MembershipReply, Replaced, Settings, Unavailable};
+use super::{MemberReport, MembershipReply, Replaced, Settings, StoredValue, Unavailable};
 use crate::metrics::Metrics;
 use crate::task::Tasks;
 
@@ -76,7 +76,7 @@ impl Redis {
             Arc::new(Faults::new(Arc::clone(metrics))),
             Arc::new(Health::new(Arc::clone(metrics))),
         );
-        let (told, counted) = (Arc::clone(&faults), Arc::clone(&health));
+        let (reported, counted) = (Arc::clone(&faults), Arc::clone(&health));
         let lag = (*dialer.kind() != StoreKind::One)
             .then(|| Arc::new(Lag::new(Arc::clone(&dialer), Arc::clone(metrics))));
         if let Some(lag) = lag.clone() {
@@ -90,7 +90,7 @@ impl Redis {
         let subscriber = Arc::new(Subscriber {
             dialer: Arc::clone(&dialer),
             faults: Arc::clone(&faults),
-            told: announcements.clone(),
+            sender: announcements.clone(),
             resubscribed: resubscribed.clone(),
         });
         let kept = Arc::clone(&dialer);
@@ -99,7 +99,7 @@ impl Redis {
                 let link = Arc::new(Link::new(
                     kept,
                     LinkTarget::Named,
-                    told,
+                    reported,
                     counted,
                     Arc::new(Notify::new()),
                 ));
@@ -108,7 +108,7 @@ impl Redis {
                 Nodes::One(link)
             }
             StoreKind::Cluster => {
-                let cluster = Arc::new(Cluster::new(kept, told, counted, tasks.clone()));
+                let cluster = Arc::new(Cluster::new(kept, reported, counted, tasks.clone()));
                 let kept = Arc::clone(&cluster);
                 tasks.spawn_kept("store_cluster", move || Arc::clone(&kept).keep());
                 Nodes::Many(cluster)
@@ -172,14 +172,16 @@ impl Redis {
         self.faults.last()
     }
 
-    pub async fn get(&self, name: &str, until: Instant) -> Result<Option<Held>, Unavailable> {
+    pub async fn get(&self, name: &str, by: Instant) -> Result<Option<StoredValue>, Unavailable> {
         let mut both = Pipeline::with_capacity(2);
         both.get(name).pttl(name);
-        let (value, left): (Option<String>, i64) = self.ask(name, &both, until).await?;
+        let (value, left): (Option<String>, i64) = self.ask(name, &both, by).await?;
         // A negative life means that the value expired between the two commands (-2), or that a
         // foreign writer stored it without an expiry (-1).
-        Ok(value
-            .map(|value| Held { value, left: Duration::from_millis(left.try_into().unwrap_or(0)) }))
+        Ok(value.map(|value| StoredValue {
+            value,
+            left: Duration::from_millis(left.try_into().unwrap_or(0)),
+        }))
     }
 
     /// Stores `value`, whatever is stored.
@@ -293,7 +295,7 @@ impl Redis {
             ]);
         }
         let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let (now, version, told, loads): (u64, u64, Vec<String>, Vec<String>) =
+        let (now, version, reported, loads): (u64, u64, Vec<String>, Vec<String>) =
             self.run(&self.board, name, &args, until).await?;
         let note = |parts: &[String]| {
             let [name, value, life, stamp] = parts else { return None };
@@ -305,7 +307,7 @@ impl Redis {
                 stamp: stamp.parse().ok()?,
             })
         };
-        Ok(Board { now, version, notes: told.chunks(4).filter_map(note).collect(), loads })
+        Ok(Board { now, version, notes: reported.chunks(4).filter_map(note).collect(), loads })
     }
 
     pub async fn append(
@@ -341,9 +343,9 @@ impl Redis {
         args: &[&str],
         until: Instant,
     ) -> Result<T, Unavailable> {
-        let call = |verb: &str, script: &str| {
+        let call = |command: &str, script: &str| {
             let mut call = pipe();
-            call.cmd(verb).arg(script).arg(1).arg(name).arg(args);
+            call.cmd(command).arg(script).arg(1).arg(name).arg(args);
             call
         };
         let result = match self.ask(name, &call("EVALSHA", known.get_hash()), until).await {

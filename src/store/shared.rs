@@ -11,7 +11,7 @@ use super::backend::{Backend, Change, Merge, Pending};
 use super::board::{Board, BoardReport};
 use super::name::Name;
 use super::redis::Redis;
-use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
+use super::{Budget, MemberReport, MembershipReply, Replaced, StoredValue, Unavailable};
 use crate::metrics::{Metrics, Operation};
 
 /// The Redis backend.
@@ -53,7 +53,11 @@ impl Shared {
 }
 
 impl Backend for Shared {
-    fn get<'a>(&'a self, name: Name<'a>, budget: &'a mut Budget) -> Pending<'a, Option<Held>> {
+    fn get<'a>(
+        &'a self,
+        name: Name<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<StoredValue>> {
         // No turn waits for a promise.
         let is_behind = matches!(name, Name::Promise(_));
         let operation = if is_behind { Operation::Recall } else { Operation::Get };

@@ -117,12 +117,12 @@ impl Account {
         (std::mem::take(&mut self.caller), domain_moved)
     }
 
-    pub fn client(&mut self, client: &ClientId) {
+    pub fn note_client(&mut self, client: &ClientId) {
         self.caller.client = Some(client.clone());
         self.timeline.authenticated = Some(Instant::now());
     }
 
-    pub fn session(&mut self, identity: &Identity) {
+    pub fn note_session(&mut self, identity: &Identity) {
         self.caller.session.clone_from(&identity.session);
         self.timeline.identified = Some(Instant::now());
         self.books.malformed_signals(identity.skipped);
@@ -135,7 +135,7 @@ impl Account {
     }
 
     /// Notes the model that the client asks for.
-    pub fn model(&mut self, model: &str) {
+    pub fn note_model(&mut self, model: &str) {
         kept_name(model).clone_into(&mut self.model);
         self.tell_renamed();
     }
@@ -162,13 +162,13 @@ impl Account {
     }
 
     /// Returns the model that the client asked for, empty if it named none, and the tier.
-    pub fn asked(&self) -> ModelUse<'_> {
+    pub fn asked_model(&self) -> ModelUse<'_> {
         ModelUse::new(&self.model, self.tier.as_deref())
     }
 
     /// Notes that the turn is about to be sent with `binding`'s key, and counts it as in flight on
     /// that key.
-    pub fn bound(&mut self, binding: &Binding, domain_moved: bool, loads: &Loads) {
+    pub fn note_attempt(&mut self, binding: &Binding, domain_moved: bool, loads: &Loads) {
         let service =
             Service { key: Arc::clone(&binding.key), result: binding.result, domain_moved };
         let now = Instant::now();
@@ -190,7 +190,7 @@ impl Account {
 
     /// Notes the gateway's own share of the time since the last byte of the request: the key is
     /// chosen.
-    pub fn overhead(&mut self, since: Instant) {
+    pub fn note_overhead(&mut self, since: Instant) {
         let now = Instant::now();
         (self.timeline.received, self.timeline.bound) = (Some(since), Some(now));
         self.books.overhead(now.duration_since(since).as_secs_f64());
@@ -212,7 +212,7 @@ impl Account {
         self.timeline.waits.push(Waited { key, began, pause });
     }
 
-    pub fn answered(&mut self, status: StatusCode) {
+    pub fn note_status(&mut self, status: StatusCode) {
         self.status = Some(status);
         self.timeline.answers(status);
     }
@@ -227,7 +227,7 @@ impl Account {
         self.timeline.is_stream = is_stream;
     }
 
-    pub fn refused(&mut self, error: &Error) {
+    pub fn note_error(&mut self, error: &Error) {
         self.status = Some(error.status());
         self.ending =
             Some(if error.fault() == Fault::Client { Ending::Refused } else { Ending::Unserved });
@@ -239,14 +239,14 @@ impl Account {
 
     /// Notes that the answer holds the key's secret. The bytes pass unchanged; the log warns the
     /// operator.
-    pub fn leaked(&self) {
+    pub fn note_leak(&self) {
         self.books.leaked();
         let key = self.service.as_ref().map(|(service, _)| service.key.id.as_str());
         tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of its key");
     }
 
     /// Notes that the answer's body ended, or was `broken` off.
-    pub fn relayed(&mut self, reading: Reading, broken: Option<Ending>) {
+    pub fn note_end(&mut self, reading: Reading, broken: Option<Ending>) {
         let is_error = self.status.is_some_and(|status| status.as_u16() >= 400);
         self.ending = Some(match (reading.terminal, broken) {
             _ if is_error => Ending::UpstreamError,
@@ -262,7 +262,7 @@ impl Account {
 
     /// Ends the turn as cut, although its client has not left.
     pub fn cut(mut self) {
-        self.relayed(Reading::default(), Some(Ending::Cut));
+        self.note_end(Reading::default(), Some(Ending::Cut));
     }
 
     fn record(&mut self, service: Option<Service>) -> Record {
@@ -310,7 +310,7 @@ impl Drop for Account {
         match (self.refusal, self.operation.filter(|_| !is_refused)) {
             (Some(kind), _) if record.client.is_none() => self.books.tell_stranger(&record, kind),
             (_, Some(operation)) => self.books.tell_of(operation, &record),
-            _ => self.books.tell(record),
+            _ => self.books.close(record),
         }
     }
 }

@@ -49,7 +49,7 @@ impl Entry {
         head: &Parts,
     ) -> Result<(Arc<Client>, Identity), Error> {
         let client = self.clients.get().authenticate(&head.headers)?;
-        account.client(&client.id);
+        account.note_client(&client.id);
         refuse_credentials(&head.uri)?;
         let identity = self.identifier.by_headers(&client.id, &head.headers);
         Ok((client, identity))

@@ -76,8 +76,8 @@ pub fn pause() -> Duration {
     PAUSE + PAUSE.mul_f64(chance())
 }
 
-/// Minimum back-off for a key that has already rate-limited this turn `told` times: the wait that
+/// Minimum back-off for a key that has already rate-limited this turn `limits` times: the wait that
 /// the upstream named was too short.
-pub fn back_off(told: u32) -> Duration {
-    BACK_OFF * told
+pub fn back_off(limits: u32) -> Duration {
+    BACK_OFF * limits
 }

@@ -253,7 +253,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn an_encoded_error_is_understood() {
+    fn encoded_error_is_understood() {
         let body = concat!(
             r#"{"error":{"message":"m","type":"insufficient_quota","#,
             r#""code":"credit_balance_exhausted"}}"#

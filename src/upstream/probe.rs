@@ -65,7 +65,7 @@ impl Prober {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                () = self.registry.probe_wanted() => {}
+                () = self.registry.probe_requested() => {}
             }
             for (subject, condition, pause) in self.registry.conditions.due() {
                 let prober = Arc::clone(&self);
@@ -99,7 +99,7 @@ impl Prober {
                 Name::Probe(&subject),
                 &self.name,
                 pause / 5 * 4,
-                &mut self.store.patient_budget(),
+                &mut self.store.background_budget(),
             )
             .await;
         !matches!(claimed, Ok(Some(_)))

@@ -1,4 +1,5 @@
-//! Tells what happened in turns: a log line and metrics, both from the turn's record.
+//! Writes the log line and the metrics of a turn from its record, then passes the record to the
+//! ledger.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,7 @@ use crate::metrics::{Cache, Metrics, Turned};
 use crate::session::SessionId;
 use crate::usage::record::Record;
 
-/// Records that wait for the ledger's task, at the most. It never waits itself.
+/// Maximum records that wait for the ledger. No turn waits for the ledger.
 const QUEUE: usize = 8_192;
 
 /// The readers of every turn's record on this replica.
@@ -23,11 +24,11 @@ pub struct Books {
     pub metrics: Arc<Metrics>,
     /// Once cancelled, turns in flight are cut, and their clients have not left.
     pub cutting: CancellationToken,
-    /// Where records go once they are told.
+    /// The ledger's queue of records. `None`: this replica keeps no ledger queue.
     queue: Option<mpsc::Sender<Record>>,
     /// Traces are made from the records.
     is_traced: bool,
-    /// The last record found no room.
+    /// The queue was full when the last record came.
     is_full: AtomicBool,
     strangers: Mutex<Strangers>,
 }
@@ -54,7 +55,7 @@ impl Books {
         (Self { queue: Some(queue), is_traced, ..Self::new(metrics) }, records)
     }
 
-    /// A turn has begun. It is in flight until [`Self::tell`] or [`Self::void`].
+    /// A turn has begun. It is in flight until [`Self::close`] or [`Self::void`].
     pub fn open(&self) {
         self.metrics.turn_began();
     }
@@ -82,19 +83,19 @@ impl Books {
     }
 
     /// A turn has ended.
-    pub fn tell(&self, record: Record) {
+    pub fn close(&self, record: Record) {
         self.count(&record);
         log(&record);
         let Some(queue) = &self.queue else { return };
         match queue.try_send(record) {
             Ok(()) => self.is_full.store(false, Ordering::Relaxed),
-            // Nobody keeps books any more: the replica leaves.
+            // The ledger has stopped, because the replica leaves.
             Err(TrySendError::Closed(_)) => self.lose(),
             Err(TrySendError::Full(_)) => {
                 self.lose();
                 if !self.is_full.swap(true, Ordering::Relaxed) {
                     tracing::error!(
-                        "records of turns are not taken in time: further ones are lost, and counted"
+                        "the ledger takes records too slowly: further records are dropped and counted"
                     );
                 }
             }

@@ -119,15 +119,15 @@ impl Prices {
 
     fn find(&self, model: &str, tier: &str, day: Date) -> Option<Found> {
         let own = |tier: &str| {
-            let is_meant = |one: &&Own| {
+            let is_selected = |one: &&Own| {
                 one.model == model && one.tier == tier && is_in_force(one.from, one.until, day)
             };
-            self.own.iter().find(is_meant)
+            self.own.iter().find(is_selected)
         };
         if let Some(one) = own(tier) {
             return Some(Found { rates: one.rates, from: one.from, is_own: true });
         }
-        // Whoever names a price of their own pays it in every tier that follows the standard price.
+        // A configured standard price also applies to the tiers that follow the standard price.
         if let (Some(one), Some(percent)) = (own(STANDARD), percent_of_standard(model, tier)) {
             return Some(Found { rates: scaled(one.rates, percent), from: one.from, is_own: true });
         }

@@ -1,5 +1,5 @@
-//! What a turn was: plain data, built once when the turn ends. The log line and the metrics are
-//! told from this record.
+//! What a turn was: plain data, built once when the turn ends. The log line, the metrics and the
+//! row of the ledger are all made from this record.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -15,7 +15,7 @@ const SHORTEST_ESCAPED: usize = br#""\u0074ype""#.len();
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// At least one reference that only one project can resolve.
-    pub are_held: bool,
+    pub need_project: bool,
     /// At least one reference to a file or vector store. No response creates these, so the id never
     /// passed through this gateway.
     pub are_foreign: bool,
@@ -61,15 +61,15 @@ impl References {
     }
 
     pub const fn find_own(&mut self) {
-        self.are_held = true;
+        self.need_project = true;
     }
 
     const fn find_foreign(&mut self) {
-        (self.are_held, self.are_foreign) = (true, true);
+        (self.need_project, self.are_foreign) = (true, true);
     }
 
     pub const fn add(&mut self, other: Self) {
-        self.are_held |= other.are_held;
+        self.need_project |= other.need_project;
         self.are_foreign |= other.are_foreign;
     }
 }
@@ -97,7 +97,7 @@ mod tests {
 
     fn found(body: &str) -> (bool, bool) {
         let references = Peek::at(body.as_bytes()).unwrap().references;
-        (references.are_held, references.are_foreign)
+        (references.need_project, references.are_foreign)
     }
 
     #[test]

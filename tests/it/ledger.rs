@@ -97,7 +97,7 @@ impl Judged {
     }
 }
 
-/// By whatever the upstream saw.
+/// The turns on the upstream's record, summed up by the same name.
 async fn judged(cluster: &Running, by: &str) -> BTreeMap<String, Judged> {
     let turns = get(cluster.upstream().address(), "/_sim/turns").await.json();
     let mut all = BTreeMap::<String, Judged>::new();

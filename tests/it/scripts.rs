@@ -10,7 +10,7 @@ use proptest::test_runner::TestRunner;
 use warmkey::metrics::Metrics;
 use warmkey::store::memory::Memory;
 use warmkey::store::name::Name;
-use warmkey::store::{Held, Replaced, Store};
+use warmkey::store::{Replaced, Store, StoredValue};
 
 use crate::world::store::Real;
 use crate::world::waiting::SOON;
@@ -63,10 +63,11 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
     let budget = &mut store.budget();
     match operation {
         Operation::Get(id) => {
-            let minutes = |held: Held| (held.value, (held.left.as_secs_f64() / 60.0).round());
+            let minutes =
+                |entry: StoredValue| (entry.value, (entry.left.as_secs_f64() / 60.0).round());
             format!(
                 "{:?}",
-                store.get(Name::Binding(&name(*id)), budget).await.map(|held| held.map(minutes))
+                store.get(Name::Binding(&name(*id)), budget).await.map(|entry| entry.map(minutes))
             )
         }
         Operation::Claim(id, epoch) => format!(
@@ -162,18 +163,18 @@ async fn life_is_begun_anew_once_a_quarter_of_it_has_passed() {
             .extend(Name::Binding(&id), "key 2 1", second * 1_000, &mut store.budget())
             .await
             .unwrap();
-        let held = real.held(&id).await;
+        let entry = real.stored(&id).await;
         let life = if is_due { 1_000 } else { left };
-        assert_eq!(held.value, "key 1 1");
+        assert_eq!(entry.value, "key 1 1");
         assert!(
-            (second * (life - 15)..=second * life).contains(&held.left),
+            (second * (life - 15)..=second * life).contains(&entry.left),
             "{left}: {:?}",
-            held.left
+            entry.left
         );
     }
     // A name stored without an end gets one, and so does a trail.
     real.redis.tell(&["SET", "w:endless", "key 1 1"]).await;
-    assert_eq!(real.held("endless").await.left, Duration::ZERO, "it is due");
+    assert_eq!(real.stored("endless").await.left, Duration::ZERO, "it is due");
     store.extend(Name::Binding("endless"), "key 1 1", TTL, &mut store.budget()).await.unwrap();
     store.append("s", &["a line".into()], TTL, &mut store.budget()).await.unwrap();
     for name in ["w:endless", "w:s.trail"] {
@@ -193,11 +194,11 @@ async fn binding_is_stored_even_where_it_cannot_be_announced() {
         Replaced::Done
     );
     store.extend(Name::Binding("s"), "key 2 1", TTL * 2, budget).await.unwrap();
-    assert!(real.held("s").await.left > TTL);
+    assert!(real.stored("s").await.left > TTL);
     assert_eq!(store.merge(Name::Binding("s"), "key 3 1", 3, TTL, budget).await.unwrap(), None);
     store.extend(Name::Binding("lost"), "key 1 1", TTL, budget).await.unwrap();
     assert_eq!(
-        (real.held("s").await.value, real.held("lost").await.value),
+        (real.stored("s").await.value, real.stored("lost").await.value),
         ("key 3 1".into(), "key 1 1".into())
     );
     real.tasks.join(SOON).await;

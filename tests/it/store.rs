@@ -68,12 +68,12 @@ async fn store_does_the_same_in_every_shape() {
                 .extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget())
                 .await
                 .unwrap();
-            let held = store
+            let entry = store
                 .get(Name::Binding(&id), &mut store.budget())
                 .await
                 .unwrap()
                 .expect("the value is stored");
-            assert!(held.value == "key 2 1 s" && held.left > LONG, "{held:?}");
+            assert!(entry.value == "key 2 1 s" && entry.left > LONG, "{entry:?}");
             assert_eq!(
                 store
                     .merge(Name::Binding(&id), "key 3 1", 3, LONG, &mut store.budget())
@@ -107,8 +107,10 @@ async fn store_does_the_same_in_every_shape() {
             // announcements of one session keep their order.
             let (mut told, mut told_next) = (Vec::new(), Vec::new());
             for _ in 0..5 {
-                let news = within(SOON, "a binding is announced", heard.recv()).await.unwrap();
-                if news.id == next { &mut told_next } else { &mut told }.push(news.value);
+                let announcement =
+                    within(SOON, "a binding is announced", heard.recv()).await.unwrap();
+                if announcement.id == next { &mut told_next } else { &mut told }
+                    .push(announcement.value);
             }
             assert_eq!(told, ["key 2 1", "key 2 1 s", "key 2 1 s", "key 3 1"], "{shape:?}");
             assert_eq!(told_next, ["key 1 1"], "{shape:?}");
@@ -267,7 +269,7 @@ async fn dead_shard_costs_only_its_own() {
     let (began, mut found, mut late) = (Instant::now(), 0, 0);
     while began.elapsed() < ms(3_000) {
         // A patient budget allows a second, which no caller may use up here.
-        let (budget, mut patient) = (Budget::begin(ms(500)), opened.store.patient_budget());
+        let (budget, mut patient) = (Budget::begin(ms(500)), opened.store.background_budget());
         assert!(opened.store.get(Name::Binding(&ids[1]), &mut patient).await.is_err());
         budget.holds("a question to the dead shard");
         for id in [&ids[0], &ids[2]] {

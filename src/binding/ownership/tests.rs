@@ -196,7 +196,7 @@ async fn owner_is_forgotten_when_the_stored_one_expires() {
     assert!(!finds().await);
     owners.keep(&response("s"), owner(), &mut store.budget()).await;
     assert_eq!(
-        memory.get(Name::Response(response("s").as_str())).map(|held| held.left),
+        memory.get(Name::Response(response("s").as_str())).map(|entry| entry.left),
         Some(HOUR)
     );
     // A value of a newer version does not count as missing.

@@ -126,7 +126,7 @@ async fn new_session_finds_headroom_in_its_organization_and_another_one_while_th
     );
 
     // b-1 has more than its share of the load, and the only project of org-c has no headroom.
-    registry.loads.heard(&[format!("{}=40", keys[3].tag)]);
+    registry.loads.replace_others(&[format!("{}=40", keys[3].tag)]);
     let limits = [("limit", "100"), ("remaining", "0"), ("reset", "60s")];
     let named = |(what, value)| {
         let name = format!("x-ratelimit-{what}-requests");
@@ -140,7 +140,7 @@ async fn new_session_finds_headroom_in_its_organization_and_another_one_while_th
         "{full:?}"
     );
 
-    registry.loads.heard(&[]);
+    registry.loads.replace_others(&[]);
     registry.condemn(&keys[5], Ailment::Rejected(Scope::Key));
     assert_eq!(count(&begin(), "c-1"), 0);
     registry.recovered(Subject::of(&keys[5], Scope::Key), "c-1");
@@ -226,7 +226,7 @@ fn check(
     let loaded = registry.loaded();
     let own = &loaded.table.keys()[bound];
     let record = BindingRecord { sealed: is_sealed, generation: 1, ..BindingRecord::first(own, 1) };
-    loaded.heard(&crate::store::MembershipReply { ordinal: 1, others: Vec::new() });
+    loaded.take_reply(&crate::store::MembershipReply { ordinal: 1, others: Vec::new() });
     let may =
         |key: &Key| organizations.is_empty() || organizations.contains(&key.organization.as_str());
     let can = |key: &Key| {

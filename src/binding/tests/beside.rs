@@ -142,18 +142,18 @@ fn sealed_content_is_found_in_a_text_and_not_inside_its_strings() {
 async fn suspected_key_is_settled_before_its_sessions_leave_it() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1");
     let bound = replica.record("a-1", 1).sealed();
-    for (is_meant, expected) in [(false, ("a-1", false)), (true, ("a-2", true))] {
+    for (is_refused, expected) in [(false, ("a-1", false)), (true, ("a-2", true))] {
         replica.put(&bound).await;
         replica.registry.observe(&replica.key("a-1"), Ailment::Rejected(Scope::Key));
         let settles = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            if is_meant { replica.rejects("a-1") } else { replica.recovers("a-1") }
+            if is_refused { replica.rejects("a-1") } else { replica.recovers("a-1") }
         };
         let mut turn = replica.turn();
         let (binding, ()) = tokio::join!(replica.bind(&mut turn), settles);
         let binding = binding.unwrap();
         assert_eq!((binding.key.id.as_str(), binding.has_moved), expected);
-        let epoch = if is_meant { 2 } else { 1 };
+        let epoch = if is_refused { 2 } else { 1 };
         replica.is_stored(&replica.record(expected.0, epoch).sealed()).await;
         // The key was accepted a moment ago, so a refusal would be believed at once.
         replica.registry.conditions.forget(|_| true);
@@ -184,7 +184,7 @@ async fn key_that_is_not_loaded_yet_keeps_its_sessions() {
         late.put(&bound).await;
         assert_eq!(late.goes(late.turn()).await, expected);
         late.is_stored(&bound).await;
-        let turn = tokio::time::timeout(LONG, late.registry.reload_wanted()).await;
+        let turn = tokio::time::timeout(LONG, late.registry.reload_requested()).await;
         assert!(turn.is_ok(), "a reload is wanted");
         late.local.forget(&session(1));
     }

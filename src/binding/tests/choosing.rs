@@ -188,7 +188,7 @@ async fn key_that_is_not_loaded_everywhere_takes_no_session() {
     let (places, turn) = (&replica.bindings.places, replica.turn());
     let others = |ids: &[&str]| {
         let tags: Vec<_> = ids.iter().map(|id| replica.key(id).tag.to_string()).collect();
-        replica.registry.heard(
+        replica.registry.take_reply(
             &replica.registry.loaded(),
             &MembershipReply { ordinal: 1, others: vec![tags.join(" ")] },
         );

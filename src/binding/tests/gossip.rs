@@ -11,7 +11,7 @@ use crate::binding::gossip::Gossip;
 use crate::binding::local::Known;
 use crate::store::Unavailable;
 use crate::store::announcement::Announcement;
-use crate::store::model::{BEHIND, Heard, ScanSteps};
+use crate::store::model::{BEHIND, ModelGossip, ScanSteps};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// The duration of a short scan's steps.
@@ -34,14 +34,14 @@ fn failing() -> ScanSteps {
 }
 
 impl Replica {
-    fn gossip(&self) -> &Heard {
+    fn gossip(&self) -> &ModelGossip {
         &self.model.as_ref().unwrap().gossip
     }
 
     /// Announces this from another replica, and lets this replica receive it.
     async fn announces(&self, announcement: Announcement) {
         sleep(Duration::from_millis(1)).await;
-        self.gossip().told.send(announcement).unwrap();
+        self.gossip().announced.send(announcement).unwrap();
         sleep(Duration::from_millis(1)).await;
     }
 
@@ -192,7 +192,7 @@ async fn announcements_that_are_missed_are_scanned() {
     sleep(STEPS).await;
     assert_eq!(replica.scans().len(), 1);
     for number in 0..=BEHIND as u32 {
-        replica.gossip().told.send(announced(number, &record)).unwrap();
+        replica.gossip().announced.send(announced(number, &record)).unwrap();
     }
     replica.next_scan(vec![Ok(vec![(announced(0, &record), TTL)])]);
     sleep(Duration::from_millis(1)).await;
@@ -207,7 +207,7 @@ async fn announcements_that_are_missed_are_scanned() {
     assert_eq!((replica.scans().len(), known()[0]), (2, true));
     // A burst that fits causes no scan.
     for number in 0..BEHIND as u32 {
-        replica.gossip().told.send(announced(number, &record)).unwrap();
+        replica.gossip().announced.send(announced(number, &record)).unwrap();
     }
     sleep(100 * SECOND).await;
     assert_eq!(replica.scans().len(), 2);

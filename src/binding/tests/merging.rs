@@ -16,7 +16,7 @@ fn known(replica: &Replica) -> Known {
 /// While the generation is unknown, no replica could later tell a removed key from one that is not
 /// loaded yet.
 #[tokio::test(start_paused = true)]
-async fn nothing_is_merged_before_the_generation_is_known() {
+async fn binding_is_not_merged_before_the_generation_is_known() {
     let replica = one();
     replica.is_of(0);
     replica.weather(Weather::Away);
@@ -55,12 +55,12 @@ async fn merge_seals_an_unsealed_binding_and_leaves_a_newer_versions_value() {
         .unwrap();
     assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
     assert_eq!(replica.local.recall(&session(2)), None, "the store decides");
-    let held = replica
+    let entry = replica
         .store
         .get(Name::Binding(session(2).as_str()), &mut replica.store.budget())
         .await
         .unwrap();
-    assert_eq!(held.map(|held| held.value).as_deref(), Some(text));
+    assert_eq!(entry.map(|entry| entry.value).as_deref(), Some(text));
 }
 
 /// There are more bindings than are merged at a time, and the store has moved one of them.
@@ -74,13 +74,13 @@ async fn bindings_made_without_the_store_are_merged_at_once() {
     assert_eq!((merges(&replica).await, merges(&replica).await), (70, 0));
     assert_eq!(known(&replica).record, replica.record("b-1", 2));
     for number in (0..70).filter(|number| *number != 1) {
-        let held = replica
+        let entry = replica
             .store
             .get(Name::Binding(session(number).as_str()), &mut replica.store.budget())
             .await
             .unwrap();
         assert_eq!(
-            held.map(|held| held.value),
+            entry.map(|entry| entry.value),
             Some(replica.record("a-1", 1).sealed().to_string())
         );
     }

@@ -130,12 +130,12 @@ async fn thread_of_a_turn_leads_to_its_session() {
     replica.goes(shows(None)).await.unwrap();
     assert_eq!(threads().await, None, "a root thread is its session");
     replica.goes(shows(Some(session(THREAD)))).await.unwrap();
-    let held = threads().await.unwrap();
-    assert_eq!((held.value.as_str(), held.left), (session(1).as_str(), TTL));
+    let entry = threads().await.unwrap();
+    assert_eq!((entry.value.as_str(), entry.left), (session(1).as_str(), TTL));
     // Use renews the stored entry.
     tokio::time::advance(TTL / 4).await;
     replica.goes(shows(Some(session(THREAD)))).await.unwrap();
-    assert_eq!(threads().await.map(|held| held.left), Some(TTL));
+    assert_eq!(threads().await.map(|entry| entry.left), Some(TTL));
     assert_eq!(replica.local.session_of(&session(THREAD)), Some(session(1)));
     assert!(replica.tasks.join(LONG).await);
 }
@@ -270,7 +270,7 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     );
     assert!(error.message.contains("No upstream key of the project is known"), "{}", error.message);
     assert!(
-        tokio::time::timeout(LONG, late.registry.reload_wanted()).await.is_ok(),
+        tokio::time::timeout(LONG, late.registry.reload_requested()).await.is_ok(),
         "a reload is wanted"
     );
 }

@@ -61,14 +61,14 @@ async fn stored_lifetime_is_renewed_after_a_quarter() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        let held = replica
+        let entry = replica
             .store
             .get(Name::Binding(session(1).as_str()), &mut replica.store.budget())
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(held.value, bound.to_string());
-        held.left
+        assert_eq!(entry.value, bound.to_string());
+        entry.left
     };
     tokio::time::advance(TTL / 4).await;
     assert_eq!(left().await, TTL / 4 * 3, "not yet");

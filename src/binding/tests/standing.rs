@@ -49,7 +49,7 @@ async fn unknown_key_is_removed_by_a_newer_set_alone() {
                 "this replica's {own}, the writer's {writers}"
             );
             let wants =
-                tokio::time::timeout(Duration::from_millis(1), replica.registry.reload_wanted())
+                tokio::time::timeout(Duration::from_millis(1), replica.registry.reload_requested())
                     .await
                     .is_ok();
             assert_eq!(

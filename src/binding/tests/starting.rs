@@ -31,7 +31,7 @@ async fn memory_lasts_for_half_the_ttl_after_start() {
     tokio::time::advance(second).await;
     assert_eq!(remembered(), [false; 3]);
     // The store holds the binding for the whole `ttl`.
-    let left = bindings.look_up(&session(3), &mut budget).await.unwrap().map(|held| held.left);
+    let left = bindings.look_up(&session(3), &mut budget).await.unwrap().map(|entry| entry.left);
     assert_eq!(left, Some(TTL / 2));
     assert!(tasks.join(second).await);
 }

@@ -150,7 +150,7 @@ mod tests {
             seen,
             notes: &notes,
         };
-        one.learn(&notes, &board.hear(&report));
+        one.learn(&notes, &board.exchange(&report));
     }
 
     /// Receives the board without reporting anything. Returns true if anything is new.
@@ -162,7 +162,7 @@ mod tests {
             seen: one.report().0,
             notes: &[],
         };
-        one.learn(&[], &board.hear(&report))
+        one.learn(&[], &board.exchange(&report))
     }
 
     fn say(one: &Conditions, condition: Condition) {
@@ -261,7 +261,7 @@ mod tests {
             seen,
             notes: &notes,
         };
-        one.learn(&notes, &board.hear(&report));
+        one.learn(&notes, &board.exchange(&report));
         assert!(!one.is_reported() && one.is(subject(), Condition::Drained));
         exchange(&one, &mut board);
         exchange(&two, &mut board);
@@ -338,7 +338,7 @@ mod tests {
             seen: 0,
             notes: &newer,
         };
-        board.hear(&report);
+        board.exchange(&report);
         one.note(
             Subject::Key(Tag::of("key", b"b")),
             Condition::Limited,

@@ -35,7 +35,7 @@ fn unreported(conditions: &Conditions) -> Vec<String> {
 }
 
 /// Marks all notes as received by the others.
-fn tell(conditions: &Conditions) {
+fn mark_received(conditions: &Conditions) {
     let (seen, notes) = conditions.report();
     conditions.learn(&notes, &crate::store::board::Board { version: seen, ..Default::default() });
 }
@@ -92,7 +92,7 @@ async fn longer_of_two_limits_holds_and_is_reported() {
         let note =
             |seconds: u32| conditions.note(subject, Condition::Limited, Some(SECOND * seconds));
         assert!(note(first), "it is new");
-        tell(&conditions);
+        mark_received(&conditions);
         assert!(!note(second), "it is not new");
         let expected = if is_reported { vec![format!("limited={second}")] } else { Vec::new() };
         assert_eq!(unreported(&conditions), expected, "{first} and then {second}");
@@ -115,7 +115,7 @@ async fn condition_that_holds_as_long_anyway_is_not_reported_again() {
         (Condition::Suspected, SECOND * 31, true),
     ] {
         let conditions = known(&key, &[(Scope::Key, condition)]);
-        tell(&conditions);
+        mark_received(&conditions);
         let (began, life) = (Instant::now(), condition.life().unwrap());
         tokio::time::advance(after).await;
         assert!(!conditions.note(subject, condition, condition.life()), "{condition:?} is not new");
@@ -133,7 +133,7 @@ async fn condition_that_holds_as_long_anyway_is_not_reported_again() {
         assert!(conditions.is_older(subject, began), "it has held all the time");
     }
     let conditions = known(&key, &[(Scope::Key, Condition::Disabled)]);
-    tell(&conditions);
+    mark_received(&conditions);
     assert!(
         !conditions.note(Subject::named(&key), Condition::Disabled, None)
             && unreported(&conditions).is_empty()
@@ -150,7 +150,7 @@ async fn end_of_a_condition_is_reported_once_and_not_after_its_life() {
     let key = key();
     let subject = Subject::of(&key, Scope::Key);
     let conditions = known(&key, &[(Scope::Key, Condition::Suspected)]);
-    tell(&conditions);
+    mark_received(&conditions);
     assert_eq!(conditions.end(subject, Class::Recovery), None);
     assert_eq!(conditions.end(subject, Class::Illness), Some(Condition::Suspected));
     assert_eq!(unreported(&conditions), ["=-1"]);
@@ -170,7 +170,7 @@ async fn end_of_a_condition_is_reported_once_and_not_after_its_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_out_of_use_here_alone_may_be_tried_now_and_then() {
+async fn key_that_is_out_of_use_here_alone_may_be_tried_now_and_then() {
     let key = key();
     for scope in [Scope::Key, Scope::Project, Scope::Organization] {
         let conditions = known(&key, &[(scope, Condition::Exhausted)]);
@@ -330,7 +330,7 @@ async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_condition_is_shown_of_every_key_that_it_concerns() {
+async fn condition_is_shown_of_every_key_that_it_concerns() {
     let keys = keys("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
     let conditions =
         known(&keys[0], &[(Scope::Key, Condition::Rejected), (Scope::Key, Condition::Disabled)]);

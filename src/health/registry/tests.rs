@@ -21,7 +21,7 @@ fn key(registry: &Registry, id: &str) -> Arc<Key> {
 }
 
 #[test]
-fn the_same_keys_are_no_reload() {
+fn same_keys_are_no_reload() {
     let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b");
     assert!(registry.prepare(Table::sketch("b o 1 sk-b, a o 1 sk-a")).is_none());
 }
@@ -39,10 +39,10 @@ fn frozen_set_decides_where_sessions_go_while_the_store_is_away() {
     assert_eq!((ids(registry.loaded()), ids(registry.frozen())), ("ade".into(), "ac".into()));
     let frozen = registry.frozen();
     assert_eq!(
-        frozen.table.keys().iter().map(|key| frozen.is_gone(key)).collect::<Vec<_>>(),
+        frozen.table.keys().iter().map(|key| frozen.is_removed(key)).collect::<Vec<_>>(),
         [false, true]
     );
-    registry.heard(&registry.loaded(), &MembershipReply { ordinal: 3, others: Vec::new() });
+    registry.take_reply(&registry.loaded(), &MembershipReply { ordinal: 3, others: Vec::new() });
     assert_eq!(ids(registry.frozen()), "ade");
     reload(&registry, "f o 1 sk-f", None);
     assert_eq!(ids(registry.frozen()), "f", "a set without a key left decides nothing");
@@ -68,7 +68,7 @@ fn another_secret_deserves_a_try() {
 }
 
 #[test]
-fn nothing_is_shown_of_a_removed_key() {
+fn removed_key_is_not_shown() {
     let (registry, metrics) = registry("a o 1 sk-a, b o 1 sk-b");
     registry.condemn(&key(&registry, "b"), REJECTED);
     assert!(metrics.render().contains(r#"key="b",state="disabled"} 1"#));
@@ -150,11 +150,11 @@ const ORGANIZATION: Ailment = Ailment::Exhausted(Scope::Organization);
 
 /// Whether a probe is asked for.
 async fn is_probe_asked_for(registry: &Registry) -> bool {
-    tokio::time::timeout(Duration::from_millis(1), registry.probe_wanted()).await.is_ok()
+    tokio::time::timeout(Duration::from_millis(1), registry.probe_requested()).await.is_ok()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_believed() {
+async fn refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_believed() {
     let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c, d r 1 sk-d");
     let [a, b] = ["a", "b"].map(|id| key(&registry, id));
     registry.observe(&a, REJECTED);
@@ -179,7 +179,7 @@ async fn a_refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_belie
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_failure_of_an_answer_says_what_a_refusal_does() {
+async fn failure_of_an_answer_says_what_a_refusal_does() {
     let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
     let [a, b, c] = ["a", "b", "c"].map(|id| key(&registry, id));
     let failure = |code: &str, wait: Option<u64>| ErrorBody {
@@ -201,7 +201,7 @@ async fn the_failure_of_an_answer_says_what_a_refusal_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_on_an_old_connection_tells_of_the_quota_alone() {
+async fn answer_on_an_old_connection_tells_of_the_quota_alone() {
     let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
     let a = key(&registry, "a");
     registry.condemn(&a, REJECTED);
@@ -243,7 +243,7 @@ async fn suspicion_is_waited_for_a_moment_and_not_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_is_closed_when_an_operator_says_so_or_has_removed_it() {
+async fn key_is_closed_when_an_operator_says_so_or_has_removed_it() {
     let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c, d r 1 sk-d, e s 1 sk-e");
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| key(&registry, id));
     for (key, command) in [(&a, Condition::Disabled), (&b, Condition::Drained)] {
@@ -295,9 +295,9 @@ async fn change_wakes_those_who_follow() {
     let a = key(&registry, "a");
     let mut changes = registry.follow();
     let mut is_changed = || {
-        let is_told = changes.has_changed().unwrap();
+        let is_notified = changes.has_changed().unwrap();
         changes.borrow_and_update();
-        is_told
+        is_notified
     };
     let acts: [&dyn Fn(); 5] = [
         &|| registry.limit(&a, "m", Duration::from_secs(9)),

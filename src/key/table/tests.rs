@@ -24,7 +24,7 @@ fn table(ids: &[&str]) -> Result<Table, String> {
 }
 
 #[test]
-fn a_set_of_keys_has_one_fingerprint_whatever_its_order() {
+fn set_of_keys_has_one_fingerprint_whatever_its_order() {
     let print = |ids: &[&str]| table(ids).unwrap().fingerprint();
     assert_eq!(print(&["a", "b"]), print(&["b", "a"]));
     assert_ne!(print(&["a", "b"]), print(&["a"]));
@@ -37,7 +37,7 @@ fn a_set_of_keys_has_one_fingerprint_whatever_its_order() {
 }
 
 #[test]
-fn a_key_that_stays_as_it_is_stays_the_same_one() {
+fn key_that_stays_as_it_is_stays_the_same_one() {
     let before = Table::sketch("a org-a 1 sk-a, b org-b 1 sk-b, c org-c 1 sk-c");
     let after = Table::sketch("c org-c 2 sk-c, b org-b 1 sk-new, a org-a 1 sk-a").keeping(&before);
     let is_kept = |id: &str| {
@@ -159,7 +159,7 @@ fn option_that_cannot_serve_is_refused_by_name() {
 }
 
 #[test]
-fn a_key_names_an_upstream_that_is_there_and_has_a_name() {
+fn key_names_an_upstream_that_is_there_and_has_a_name() {
     let upstream: UpstreamSettings =
         serde_json::from_str(r#"{"name":"u","base_url":"http://h"}"#).unwrap();
     let table = |upstreams: &[UpstreamSettings], change: fn(&mut Settings)| {
@@ -203,7 +203,7 @@ fn settings() -> Settings {
 }
 
 #[test]
-fn no_key_and_two_of_one_id_are_refused() {
+fn table_without_a_key_or_with_a_repeated_id_is_refused() {
     assert!(table(&[]).is_err());
     assert!(table(&["a", "a"]).is_err_and(|why| why.contains("two have the id a")));
 }

@@ -81,11 +81,11 @@ fn series(families: &str) -> Vec<String> {
 /// count.
 fn shown(metrics: &Metrics) -> Vec<(String, String)> {
     let page = metrics.render();
-    let is_told = |line: &&str| {
+    let is_shown = |line: &&str| {
         let is_part = line.contains("_seconds_bucket") || line.contains("_seconds_sum");
         !line.starts_with('#') && !line.starts_with("warmkey_build_info") && !is_part
     };
-    let lines = page.lines().filter(is_told).map(|line| line.rsplit_once(' ').unwrap());
+    let lines = page.lines().filter(is_shown).map(|line| line.rsplit_once(' ').unwrap());
     lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 

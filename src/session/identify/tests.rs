@@ -25,7 +25,7 @@ fn id(client: &str, headers: &[(&'static str, &str)], body: &str) -> String {
 }
 
 #[test]
-fn the_strongest_signal_wins() {
+fn strongest_signal_wins() {
     let body = concat!(
         r#"{"prompt_cache_key":"k","client_metadata":{"session_id":"m"},"#,
         r#""conversation":"c","input":"hi"}"#
@@ -59,7 +59,7 @@ fn equal_ids_of_two_clients_are_two_sessions() {
 }
 
 #[test]
-fn a_response_is_its_clients_own_and_no_session() {
+fn response_is_its_clients_own_and_no_session() {
     let identifier = Identifier::new(&Secret::new(SECRET), None);
     let response = |client: &str, id: &str| {
         identifier.response(&ClientId::new(client), id).as_str().to_owned()
@@ -88,13 +88,13 @@ fn malformed_signals_are_skipped_and_counted() {
 }
 
 #[test]
-fn a_forged_hop_is_not_believed() {
+fn forged_hop_is_not_believed() {
     let plain = id("a", &[], r#"{"prompt_cache_key":"k"}"#);
     assert_eq!(
         plain,
         id(
             "a",
-            &[("x-warmkey-hop", "guess"), ("yai-sticky-session", "h")],
+            &[("x-warmkey-hop", "wrong"), ("yai-sticky-session", "h")],
             r#"{"prompt_cache_key":"k"}"#
         )
     );
@@ -242,7 +242,7 @@ fn parent_is_named_as_its_own_turns_name_it() {
         lineage(&[("session-id", "root"), ("thread-id", "q")]).thread.expect("a thread")
     );
     // A forged one does not.
-    let forged = lineage(&[(HOP, "guess"), sticky, forked]).parent.expect("a fork");
+    let forged = lineage(&[(HOP, "wrong"), sticky, forked]).parent.expect("a fork");
     assert_eq!(forged.root.to_string(), id("a", &[("session-id", "p")], "{}"));
     assert_eq!(lineage(&[(HOP, "hop-secret"), (STICKY, "s")]), Lineage::default());
 }

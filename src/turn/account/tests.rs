@@ -38,8 +38,8 @@ fn turn_ends_as_the_upstream_said_or_else_as_its_connection_did() {
     ] {
         let metrics = Arc::new(Metrics::new());
         let mut account = open(&metrics);
-        account.answered(StatusCode::from_u16(status).unwrap());
-        account.relayed(Reading { terminal, ..Reading::default() }, broken);
+        account.note_status(StatusCode::from_u16(status).unwrap());
+        account.note_end(Reading { terminal, ..Reading::default() }, broken);
         drop(account);
         assert_eq!(outcomes(&metrics), [expected], "{status} {terminal:?} {broken:?}");
     }
@@ -52,7 +52,7 @@ fn turn_without_an_answer_ends_by_its_cause() {
         end(open(&metrics));
         outcomes(&metrics)
     };
-    let refused = |kind| move |mut account: Account| account.refused(&Error::new(kind, "m"));
+    let refused = |kind| move |mut account: Account| account.note_error(&Error::new(kind, "m"));
     assert_eq!(ended(&refused(ErrorKind::InvalidJson)), ["refused"]);
     assert_eq!(ended(&refused(ErrorKind::NoKeyAvailable)), ["unserved"]);
     assert_eq!(ended(&refused(ErrorKind::UpstreamTimeout)), ["unserved"]);
@@ -72,10 +72,10 @@ fn turn_without_an_answer_ends_by_its_cause() {
 #[test]
 fn name_that_is_no_models_is_cut_short() {
     let mut account = open(&Arc::new(Metrics::new()));
-    account.model(&"\u{e9}".repeat(1 << 20));
-    assert_eq!(account.asked().model, "\u{e9}".repeat(LONGEST_MODEL / 2));
-    account.model("gpt-5.4");
-    assert_eq!(account.asked().model, "gpt-5.4");
+    account.note_model(&"\u{e9}".repeat(1 << 20));
+    assert_eq!(account.asked_model().model, "\u{e9}".repeat(LONGEST_MODEL / 2));
+    account.note_model("gpt-5.4");
+    assert_eq!(account.asked_model().model, "gpt-5.4");
 }
 
 #[tokio::test]
@@ -86,12 +86,16 @@ async fn tokens_are_counted_for_the_key_that_served() {
     let keys = gateway.registry.loaded();
     let [a, b] = keys.table.keys() else { panic!("two keys") };
     let mut account = open(&gateway.books.metrics);
-    account.bound(
+    account.note_attempt(
         &Binding { key: Arc::clone(a), ..binding.clone() },
         false,
         &gateway.registry.loads,
     );
-    account.bound(&Binding { key: Arc::clone(b), ..binding }, false, &gateway.registry.loads);
+    account.note_attempt(
+        &Binding { key: Arc::clone(b), ..binding },
+        false,
+        &gateway.registry.loads,
+    );
     assert_eq!(
         [a, b].map(|key| gateway.registry.loads.of(key)),
         [0, 1],
@@ -99,8 +103,8 @@ async fn tokens_are_counted_for_the_key_that_served() {
     );
     // The input is never counted twice: read and written tokens together stay within it.
     let usage = Usage { input: 10, cached: 8, written: 5, output: 3, ..Usage::default() };
-    account.answered(StatusCode::OK);
-    account.relayed(
+    account.note_status(StatusCode::OK);
+    account.note_end(
         Reading { terminal: Some(Terminal::Completed), usage: Some(usage), failure: None },
         None,
     );

@@ -85,9 +85,9 @@ pub async fn guarded(
 pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
     let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, request.headers());
     if let Ok(client) = gateway.entry.clients.get().authenticate(request.headers()) {
-        account.client(&client.id);
+        account.note_client(&client.id);
     }
-    account.refused(error);
+    account.note_error(error);
     named(error.to_response(), account.id)
 }
 
@@ -115,7 +115,7 @@ async fn answer(
             pass_on(course, answer, gate, &turns.tasks).await
         }
         Err(error) => {
-            account.refused(&error);
+            account.note_error(&error);
             error.to_response()
         }
     }
@@ -128,7 +128,7 @@ pub async fn pass_on(
     gate: Option<IdGate>,
     tasks: &Tasks,
 ) -> Response<Outgoing> {
-    course.account.answered(answer.status);
+    course.account.note_status(answer.status);
     course.account.streams(is_stream(&answer.headers));
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
@@ -216,8 +216,8 @@ impl HttpTurns {
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
-        account.session(&identity);
-        account.model(&model);
+        account.note_session(&identity);
+        account.note_model(&model);
         account.tier(tier.clone());
         if let Some(imprint) = imprint {
             account.asked_for(kind, imprint);
@@ -351,7 +351,7 @@ impl HttpTurns {
         let asks_compaction = imprint.as_ref().is_some_and(|imprint| imprint.asks_compaction);
         let kind = TurnKind::stated(headers).with_body(peek.is_warm_up, asks_compaction);
         let tier = peek.tier.text().map(str::to_owned);
-        let needs_project = peek.references.are_held || peek.conversation.id().is_some();
+        let needs_project = peek.references.need_project || peek.conversation.id().is_some();
         let decoded = match text {
             Text::Decoded(text, place) if self.is_renamed(&model) => Some((text, place)),
             _ => None,

@@ -67,7 +67,7 @@ async fn answer(
             response
         }
         Err(error) => {
-            account.refused(&error);
+            account.note_error(&error);
             error.to_response()
         }
     }

@@ -66,9 +66,9 @@ impl Course {
     /// Ends the turn. A failure that the answer states counts for its key's health.
     fn end(mut self, reading: Reading, broken: Option<Ending>) {
         if let Some(failure) = &reading.failure {
-            self.registry.observe_failure(&self.key, self.account.asked(), failure);
+            self.registry.observe_failure(&self.key, self.account.asked_model(), failure);
         }
-        self.account.relayed(reading, broken);
+        self.account.note_end(reading, broken);
     }
 }
 
@@ -124,7 +124,7 @@ impl Passage {
         tap.observe(&answer.head);
         let mut leak_scan = key.leak.scan();
         if leak_scan.finds(&answer.head) {
-            turn.account.leaked();
+            turn.account.note_leak();
         }
         let has_begun = !answer.head.is_empty();
         if has_begun {
@@ -187,7 +187,7 @@ impl Passage {
         if self.leak_scan.finds(&data)
             && let Some(turn) = &self.turn
         {
-            turn.account.leaked();
+            turn.account.note_leak();
         }
         let data = match &mut self.translation {
             Some(stream) => stream.push(&data).into(),
@@ -355,8 +355,8 @@ mod tests {
         let (_, binding, _) = bound(&gateway, &client).await;
         let mut account =
             Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
-        account.model("m");
-        account.bound(&binding, false, &gateway.registry.loads);
+        account.note_model("m");
+        account.note_attempt(&binding, false, &gateway.registry.loads);
         let course = Course {
             account,
             registry: Arc::clone(&gateway.registry),

@@ -48,7 +48,7 @@ async fn answer(
             pass_on(course, answer, None, &turns.tasks).await
         }
         Err(error) => {
-            account.refused(&error);
+            account.note_error(&error);
             error.to_response()
         }
     }
@@ -72,7 +72,7 @@ impl HttpTurns {
         let complete = Instant::now();
         let mut budget = bindings.budget();
         let owner = entry.owner(&client.id, id, &mut budget).await?;
-        account.session(&Identity { session: owner.session.clone(), skipped: 0 });
+        account.note_session(&Identity { session: owner.session.clone(), skipped: 0 });
         let found = match &owner.session {
             Some(session) => bindings.look_up(session, &mut budget).await,
             None => Ok(None),

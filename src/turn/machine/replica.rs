@@ -96,8 +96,8 @@ impl Replica {
             ordinal: loaded.ordinal(),
             life: TTL,
         };
-        if let Ok(roll) = self.store.exchange_membership(&report, &mut self.store.budget()).await {
-            self.registry.heard(&loaded, &roll);
+        if let Ok(reply) = self.store.exchange_membership(&report, &mut self.store.budget()).await {
+            self.registry.take_reply(&loaded, &reply);
         }
     }
 

@@ -44,7 +44,7 @@ use crate::wire::endpoint::Endpoint;
 const SOON: Duration = Duration::from_secs(1);
 
 /// Whether a request asks for a WebSocket, even if a proxy has removed a part of it.
-pub fn is_wanted(headers: &HeaderMap) -> bool {
+pub fn is_upgrade_request(headers: &HeaderMap) -> bool {
     names(headers, UPGRADE, "websocket") || headers.contains_key(SEC_WEBSOCKET_KEY)
 }
 
@@ -82,7 +82,7 @@ async fn answer(
             }
         },
         Err(error) => {
-            account.refused(&error);
+            account.note_error(&error);
             error.to_response()
         }
     }
@@ -107,7 +107,7 @@ async fn connect(
 ) -> Result<Connected, Error> {
     let Gateway { entry, bindings, failover, .. } = gateway;
     let (client, identity) = entry.enter(account, head)?;
-    account.session(&identity);
+    account.note_session(&identity);
     let complete = Instant::now();
     let mut budget = bindings.budget();
     let found = match &identity.session {
@@ -248,7 +248,7 @@ mod tests {
         let answered =
             |request: &Request<Body>| accept(&turns, request).map_err(|error| error.code());
         let ours = handshake(None);
-        assert!(is_wanted(ours.headers()));
+        assert!(is_upgrade_request(ours.headers()));
         // The example of RFC 6455.
         assert_eq!(answered(&ours).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         for changed in [
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(answered(&with_body).unwrap_err(), "invalid_request");
         let mut stripped = handshake(None);
         stripped.headers_mut().remove(UPGRADE);
-        assert!(is_wanted(stripped.headers()));
+        assert!(is_upgrade_request(stripped.headers()));
         assert_eq!(answered(&stripped).unwrap_err(), "websocket_not_supported");
         assert!(accept(&turns, &handshake(Some((ORIGIN, "https://evil.example")))).is_ok());
     }

@@ -37,7 +37,7 @@ pub async fn may_reach(
     }
     entry.may_refer(message.conversation.as_deref(), message.references)?;
     let is_unknown = previous.is_some() && origin.is_none() || message.conversation.is_some();
-    let needs_project = is_unknown || message.references.are_held;
+    let needs_project = is_unknown || message.references.need_project;
     let model = message.model.as_deref().unwrap_or_default();
     match needs_project && !bindings.is_in_own_project(on.binding, on.has_served) {
         // The client's next connection reaches the content.

@@ -272,7 +272,7 @@ impl Socket {
         account.streams(true);
         let (result, domain_moved) = state.begin();
         let binding = Binding { result, ..self.binding.clone() };
-        account.bound(&binding, domain_moved, &self.gateway().registry.loads);
+        account.note_attempt(&binding, domain_moved, &self.gateway().registry.loads);
         account
     }
 

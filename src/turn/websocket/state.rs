@@ -83,11 +83,11 @@ impl SocketState {
                 needs_project: false,
             };
         };
-        turn.account.answered(status);
+        turn.account.note_status(status);
         turn.account
-            .relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
+            .note_end(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
         let (has_begun, needs_project) = (turn.has_begun, turn.needs_project);
-        let asked = turn.account.asked();
+        let asked = turn.account.asked_model();
         let (model, tier) = (asked.model.to_owned(), asked.tier.map(str::to_owned));
         Failed { has_begun, model, tier, is_sealed: is_sealed || turn.shows_sealed, needs_project }
     }

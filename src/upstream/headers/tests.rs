@@ -16,7 +16,7 @@ fn names(headers: &HeaderMap) -> Vec<&str> {
 }
 
 #[test]
-fn the_identity_of_the_hop_is_replaced() {
+fn identity_of_the_hop_is_replaced() {
     let mut client = map(&[
         ("authorization", "Bearer wk-client"),
         ("user-agent", "codex_exec/0.169.0"),
@@ -39,7 +39,7 @@ fn the_identity_of_the_hop_is_replaced() {
 }
 
 #[test]
-fn a_nominated_header_stays_here_and_ours_does_not() {
+fn nominated_header_stays_here_and_ours_does_not() {
     let client = map(&[
         ("connection", "authorization, X-Org , close"),
         ("authorization", "Bearer wk"),
@@ -49,7 +49,7 @@ fn a_nominated_header_stays_here_and_ours_does_not() {
 }
 
 #[test]
-fn a_foreign_turn_state_stays_here() {
+fn foreign_turn_state_stays_here() {
     let client = map(&[(TURN_STATE, "opaque")]);
     assert_eq!(outgoing(&client, false)[TURN_STATE], "opaque");
     assert!(!outgoing(&client, true).contains_key(TURN_STATE));

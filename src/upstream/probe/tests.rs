@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
-async fn an_exhausted_organization_is_tried_by_one_turn_every_ten_minutes() {
+async fn exhausted_organization_is_tried_by_one_turn_every_ten_minutes() {
     let memory = Arc::new(Memory::new(100));
     let tasks = Tasks::default();
     let replicas: Vec<_> = ["one", "two"]

@@ -50,7 +50,7 @@ impl Settings {
             input: self.input.0,
             cached: Some(self.cached.unwrap_or(self.input).0),
             written: Some(written),
-            // Whoever pays for half a day pays twice as much as for half an hour.
+            // A cache write for half a day costs twice as much as one for half an hour.
             written_half_day: Some(if self.written.is_some() { written * 2 } else { written }),
             output: self.output.0,
         };

@@ -21,13 +21,13 @@ impl Listing {
     /// The price in force on `day`; a tier without a row of its own follows the standard price.
     pub fn find(model: &str, tier: &str, day: Date) -> Option<Self> {
         let own = |tier: &str| {
-            let is_meant = |one: &&Self| {
+            let is_selected = |one: &&Self| {
                 one.tier == tier
                     && one.models.contains(&model)
                     && is_in_force(one.from, one.until, day)
             };
             // The newest stands first.
-            TABLE.iter().find(is_meant)
+            TABLE.iter().find(is_selected)
         };
         let followed = |percent| own(STANDARD).map(|one| (one, scaled(one.rates, percent)));
         let (one, rates) = match own(tier) {

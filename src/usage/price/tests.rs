@@ -253,8 +253,7 @@ fn model_is_found_by_its_whole_name_or_without_its_date() {
     }
 }
 
-/// Missing is not zero: a rate that nobody has seen leaves the turn without a cost, unless it needs
-/// none.
+/// Missing is not zero: a turn that needs an unknown rate has no cost.
 #[test]
 fn unseen_rate_is_no_price() {
     let cost = |usage: Usage| costs("gpt-6.2-astra", None, "", TODAY, &usage).map(|(nano, _)| nano);

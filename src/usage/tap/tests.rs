@@ -64,7 +64,7 @@ proptest! {
 }
 
 #[test]
-fn an_event_without_a_name_is_known_by_its_type() {
+fn event_without_a_name_is_known_by_its_type() {
     let names = [
         ("response.completed", Some(Terminal::Completed)),
         ("response.incomplete", Some(Terminal::Incomplete)),
@@ -100,14 +100,14 @@ fn middle_of_a_line_is_not_a_line() {
 }
 
 #[test]
-fn a_stream_without_a_terminal_event_has_not_ended() {
+fn stream_without_a_terminal_event_has_not_ended() {
     let whole = stream("\n");
     let cut = &whole[..whole.find("event: response.completed").unwrap()];
     assert_eq!(read(&headers("text/event-stream", None), &[cut.as_bytes()]), Reading::default());
 }
 
 #[test]
-fn a_document_and_an_encoded_stream_are_read() {
+fn document_and_an_encoded_stream_are_read() {
     let document = format!(r#"{{"status":"completed","usage":{USAGE}}}"#);
     assert_eq!(read(&headers("application/json", None), &[document.as_bytes()]).usage, usage());
     let text = stream("\n");

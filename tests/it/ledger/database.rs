@@ -1,5 +1,5 @@
-//! What the database promises, in both dialects: a batch twice is once, writers do not disturb each
-//! other, old rows go.
+//! Guarantees of the database, in both dialects: a repeated batch counts once, concurrent writers
+//! lose nothing, and expired rows are deleted.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use warmkey::setting::Secret;
 
 use crate::world::postgres::Postgres;
 use crate::world::process::Folder;
-use crate::world::waiting::is_long;
+use crate::world::waiting::{SOON, is_long};
 
 /// 2026-12-01 in UTC.
 const DAY: i64 = 1_796_083_200;
@@ -153,11 +153,13 @@ async fn writers_at_once_lose_nothing() {
         let writers = (0..4).map(|writer| {
             let database = Database::at(&address, None);
             tokio::spawn(async move {
+                let began = Instant::now();
                 let mut connection = loop {
-                    // Who makes an SQLite file may have to wait for who makes the same one.
+                    // Of two writers that create one SQLite file, one has to wait.
                     if let Ok(connection) = database.connect_migrated().await {
                         break connection;
                     }
+                    assert!(began.elapsed() < SOON, "a writer cannot connect");
                 };
                 let mut memory = WriterMemory::default();
                 for batch in 0..20 {

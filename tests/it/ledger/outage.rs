@@ -1,5 +1,5 @@
-//! The database goes, comes back, is not there at first, or does not say what it did: every turn is
-//! written down once.
+//! Outages of the database: it stops and returns, starts late, or loses an answer. Every turn is
+//! written exactly once.
 
 use super::{agrees, written, written_at};
 use crate::world::cluster::ALICE;

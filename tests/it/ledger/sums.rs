@@ -1,4 +1,4 @@
-//! What is told of turns that are written down: sums, sessions, and the commands that show them.
+//! Reports from the ledger: sums, sessions, and the commands that show them.
 
 use serde_json::{Value, json};
 

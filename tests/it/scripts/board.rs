@@ -58,8 +58,11 @@ impl<'s> Side<'s> {
         Self { store, version: 0, stamps: BTreeMap::new() }
     }
 
-    async fn hear(&self, word: &BoardReport<'_>) -> Board {
-        self.store.hear(word, &mut self.store.patient_budget()).await.expect("an answer")
+    async fn exchange(&self, report: &BoardReport<'_>) -> Board {
+        self.store
+            .exchange_board(report, &mut self.store.background_budget())
+            .await
+            .expect("an answer")
     }
 
     /// Makes the report, and describes what the replica reads and what the board holds then.
@@ -77,8 +80,8 @@ impl<'s> Side<'s> {
         let replica = REPLICAS[said.replica];
         let life = if said.leaves { Duration::ZERO } else { LONG };
         let seen = if said.is_informed { self.version } else { 0 };
-        let heard = self
-            .hear(&BoardReport {
+        let received = self
+            .exchange(&BoardReport {
                 replica,
                 life,
                 load: &format!("load of {replica}"),
@@ -87,7 +90,7 @@ impl<'s> Side<'s> {
             })
             .await;
         let all = self
-            .hear(&BoardReport {
+            .exchange(&BoardReport {
                 replica: "judge",
                 life: Duration::ZERO,
                 load: "",
@@ -95,8 +98,8 @@ impl<'s> Side<'s> {
                 notes: &[],
             })
             .await;
-        assert_eq!(heard.version, all.version, "a reader changes nothing");
-        let answer = format!("hears {} {:?}", self.shown(&heard.notes), sorted(&heard.loads));
+        assert_eq!(received.version, all.version, "a reader changes nothing");
+        let answer = format!("hears {} {:?}", self.shown(&received.notes), sorted(&received.loads));
         let is_new = (all.version > self.version, all.version == self.version);
         let board = format!("board {is_new:?} {} {:?}", self.shown(&all.notes), sorted(&all.loads));
         self.version = all.version;
@@ -174,12 +177,18 @@ async fn note_that_is_over_leaves_the_board_by_itself() {
     let note = |name: &str, life| Note { name: name.into(), value: "ill".into(), life, stamp: 0 };
     let notes = [note("a", Some(short)), note("b", None)];
     let own = side
-        .hear(&BoardReport { replica: "one", life: short, load: "busy", seen: 0, notes: &notes })
+        .exchange(&BoardReport {
+            replica: "one",
+            life: short,
+            load: "busy",
+            seen: 0,
+            notes: &notes,
+        })
         .await;
     assert_eq!(own.notes.len(), 2);
     eventually(SOON, "the end of both lives", async || {
         let two = side
-            .hear(&BoardReport {
+            .exchange(&BoardReport {
                 replica: "two",
                 life: LONG,
                 load: "",

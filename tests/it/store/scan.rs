@@ -38,11 +38,13 @@ async fn scan_finds_every_binding() {
             .append(&format!("{:022}", 1), &["x".into()], LONG, &mut store.budget())
             .await
             .unwrap();
-        let (mut walk, mut found) = (other.store.scan().unwrap(), BTreeMap::new());
-        while let Some(some) = within(SOON, "a step of the scan", walk.step()).await {
+        let (mut scan, mut found) = (other.store.scan().unwrap(), BTreeMap::new());
+        while let Some(some) = within(SOON, "a step of the scan", scan.step()).await {
             let some = some.unwrap();
             assert!(some.iter().all(|(_, left)| (LONG / 2..=LONG).contains(left)), "{shape:?}");
-            found.extend(some.into_iter().map(|(news, _)| (news.id, news.value)));
+            found.extend(
+                some.into_iter().map(|(announcement, _)| (announcement.id, announcement.value)),
+            );
         }
         assert_eq!(found, expected, "{shape:?}");
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use warmkey::metrics::Metrics;
 use warmkey::setting::{Secret, SecretSource, Span};
 use warmkey::store::name::Name;
-use warmkey::store::{Held, Settings, Store};
+use warmkey::store::{Settings, Store, StoredValue};
 use warmkey::task::Tasks;
 
 use crate::world::process::Folder;
@@ -49,7 +49,7 @@ impl Opened {
             .get(Name::Binding(id), &mut self.store.budget())
             .await
             .ok()
-            .map(|held| held.is_some())
+            .map(|entry| entry.is_some())
     }
 
     pub async fn claims(&self, id: &str) -> bool {
@@ -120,7 +120,7 @@ impl Real {
         Self { redis, store, tasks, _folder: folder }
     }
 
-    pub async fn held(&self, id: &str) -> Held {
+    pub async fn stored(&self, id: &str) -> StoredValue {
         self.store
             .get(Name::Binding(id), &mut self.store.budget())
             .await

@@ -91,7 +91,7 @@ impl Socket {
         }
         let Some(turn) = state.lanes.current(lane) else { return DueWrites::default() };
         turn.has_begun = true;
-        turn.account.answered(StatusCode::OK);
+        turn.account.note_status(StatusCode::OK);
         turn.account.first_byte();
         // Any organization accepts a warm-up, because it carries no sealed content and has no
         // output. A warm-up therefore confirms nothing.
@@ -114,13 +114,13 @@ impl Socket {
         let is_begin = is_new && terminal != Terminal::Failed;
         let due = if is_begin { self.created(state, lane) } else { DueWrites::default() };
         if let Some(mut turn) = state.lanes.ended(lane) {
-            turn.account.answered(StatusCode::OK);
+            turn.account.note_status(StatusCode::OK);
             let reading = Reading::of_event(terminal, text);
             if let Some(failure) = &reading.failure {
-                let asked = turn.account.asked();
+                let asked = turn.account.asked_model();
                 self.gateway().registry.observe_failure(&self.binding.key, asked, failure);
             }
-            turn.account.relayed(reading, None);
+            turn.account.note_end(reading, None);
         }
         due
     }

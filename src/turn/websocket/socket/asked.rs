@@ -114,9 +114,9 @@ impl Socket {
             return Err(error.retry_after(SOON));
         }
         let mut account = open(&mut state);
-        account.model(&message.model.take().unwrap_or_default());
+        account.note_model(&message.model.take().unwrap_or_default());
         account.tier(message.tier.take());
-        account.asked().model.clone_into(&mut state.model);
+        account.asked_model().model.clone_into(&mut state.model);
         account.asked_for(message.kind, std::mem::take(&mut message.imprint));
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
         // After the first answer, the session is sealed anyway.
@@ -128,7 +128,7 @@ impl Socket {
     }
 
     fn refuse(&self, error: &Error, lane: Option<&str>, arrival: Arrival) -> String {
-        Account::of(&self.caller, Arc::clone(&self.gateway().books), arrival).refused(error);
+        Account::of(&self.caller, Arc::clone(&self.gateway().books), arrival).note_error(error);
         error.to_frame(lane)
     }
 }

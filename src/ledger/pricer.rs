@@ -1,7 +1,7 @@
 //! Takes records from the queue, compares each with its session's last turn, prices each, counts
 //! the cost, and hands on its row and its trace.
 //!
-//! The teller waits for the store for at most a second, and never for the database. If the writer's
+//! The pricer waits for the store for at most a second, and never for the database. If the writer's
 //! queue is full, the row is counted as dropped, and the log says so once.
 
 use std::hash::{BuildHasher, RandomState};
@@ -23,7 +23,7 @@ use crate::usage::tracer::Tracer;
 /// Records that are compared with the store at once, at the most.
 const AT_ONCE: usize = 256;
 
-pub struct Teller {
+pub struct Pricer {
     /// `None`: there is no ledger.
     rows: Option<mpsc::Sender<TurnRow>>,
     assessor: Assessor,
@@ -31,12 +31,12 @@ pub struct Teller {
     tracer: Option<Tracer>,
     prices: Arc<Current<Prices>>,
     metrics: Arc<Metrics>,
-    /// Whether the last row found no room.
+    /// The queue was full when the last row came.
     is_full: bool,
-    told: u64,
+    rows_made: u64,
 }
 
-impl Teller {
+impl Pricer {
     pub const fn new(
         rows: Option<mpsc::Sender<TurnRow>>,
         assessor: Assessor,
@@ -44,11 +44,11 @@ impl Teller {
         prices: Arc<Current<Prices>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { rows, assessor, tracer, prices, metrics, is_full: false, told: 0 }
+        Self { rows, assessor, tracer, prices, metrics, is_full: false, rows_made: 0 }
     }
 
-    /// Runs until no further record can come, or until `closing`. Records that wait are still
-    /// handled.
+    /// Runs until every sender is gone, or until `closing`. Also handles the records that are then
+    /// in the queue.
     pub async fn run(&mut self, records: &mut mpsc::Receiver<Record>, closing: CancellationToken) {
         let mut some = Vec::new();
         loop {
@@ -70,11 +70,11 @@ impl Teller {
 
     async fn tell_all(&mut self, some: &mut Vec<Record>) {
         for record in self.assessor.assess(std::mem::take(some)).await {
-            self.tell(&record);
+            self.pass_on(&record);
         }
     }
 
-    fn tell(&mut self, record: &Record) {
+    fn pass_on(&mut self, record: &Record) {
         let began = since_epoch(record.at);
         let cost = cost(record, &self.prices.get(), began);
         if let Some(service) = &record.service {
@@ -88,15 +88,15 @@ impl Teller {
             tracer.tell(record);
         }
         let Some(rows) = &self.rows else { return };
-        self.told = self.told.wrapping_add(1);
-        let Some(row) = row(record, cost, began, random(self.told)) else { return };
+        self.rows_made = self.rows_made.wrapping_add(1);
+        let Some(row) = row(record, cost, began, random(self.rows_made)) else { return };
         match rows.try_send(row) {
             Ok(()) => self.is_full = false,
             Err(_) => {
                 self.metrics.ledger_dropped(1);
                 if !std::mem::replace(&mut self.is_full, true) {
                     tracing::error!(
-                        "the ledger keeps no more turns: further ones are not written down, and counted"
+                        "the ledger's queue is full: further turns are dropped and counted"
                     );
                 }
             }
@@ -104,7 +104,8 @@ impl Teller {
     }
 }
 
-/// By the keys that the standard library draws: the system is not asked for each turn.
+/// A random number from the hash keys that the standard library seeds once a thread. This needs no
+/// system call for each turn.
 fn random(number: u64) -> i64 {
     i64::from_ne_bytes(RandomState::new().hash_one(number).to_ne_bytes())
 }
