@@ -38,6 +38,11 @@ def streamed(client, messages, **ask):
     return final
 
 
+def said(message):
+    """An assistant's message as a request repeats it. `parsed` is the SDK's own field of an answer."""
+    return message.model_dump(exclude={"parsed"}, exclude_none=True)
+
+
 def growing(client, session):
     """Ten turns, plain and streamed."""
     messages = begun(session)
@@ -47,7 +52,7 @@ def growing(client, session):
         final = streamed(client, messages, **asking(session)) if turn % 2 else plain(messages=messages, **asking(session))
         choice = final.choices[0]
         yield shown(final.id, choice.finish_reason, choice.message.content)
-        messages.append(choice.message)
+        messages.append(said(choice.message))
 
 
 def tools(client, session):
@@ -60,10 +65,10 @@ def tools(client, session):
         message = final.choices[0].message
         (call,) = message.tool_calls
         yield shown(final.id, final.choices[0].finish_reason, json.loads(call.function.arguments)["cmd"])
-        messages += [message, {"role": "tool", "tool_call_id": call.id, "content": "hi"}]
+        messages += [said(message), {"role": "tool", "tool_call_id": call.id, "content": "hi"}]
         final = plain(messages=messages, tools=[TOOL], **asking(session))
         yield shown(final.id, final.choices[0].finish_reason, final.choices[0].message.content)
-        messages.append(final.choices[0].message)
+        messages.append(said(final.choices[0].message))
 
 
 def structured(client, session):

@@ -109,6 +109,11 @@ def in_a_stream(client, session):
             yield {"id": None, "lane": None, "status": type(error).__name__, "text": come}
 
 
+def text_of(content):
+    """The text of an input item, which may be a string or a list of parts."""
+    return content if isinstance(content, str) else content[0].text
+
+
 def stored(client, session):
     """A stored response: asked for again, whole and as a stream, listed, and deleted."""
     ask = asking(session) | {"store": True, "prompt_cache_key": session}
@@ -121,7 +126,7 @@ def stored(client, session):
         raise RuntimeError("the rest of the stream is another one")
     yield shown(again[-1].response)
     items = client.responses.input_items.list(first.id, limit=1)
-    yield {"id": first.id, "lane": None, "status": "completed", "text": items.data[0].content[0].text}
+    yield {"id": first.id, "lane": None, "status": "completed", "text": text_of(items.data[0].content)}
     client.responses.delete(first.id)
     try:
         client.responses.retrieve(first.id)
