@@ -111,6 +111,7 @@ impl Replica {
                     config.binding.ttl.0,
                     Arc::clone(&metrics),
                 ),
+                tasks: tasks.group(),
             },
             records,
         )

@@ -95,6 +95,8 @@ pub struct Setup<'s> {
     /// `None`: no turn is traced.
     pub tracer: Option<Tracer>,
     pub assessor: Assessor,
+    /// The tasks of the ledger alone, which end after all others.
+    pub tasks: Tasks,
 }
 
 /// The ledger of a replica.
@@ -120,10 +122,11 @@ impl Ledger {
     /// Starts the tasks that keep a row of each of `records`. A start does not fail if the database
     /// is away.
     pub async fn start(setup: Setup<'_>, records: mpsc::Receiver<Record>) -> Arc<Self> {
-        let Setup { settings, address, zone, prices, roster, metrics, tracer, assessor } = setup;
+        let Setup { settings, address, zone, prices, roster, metrics, tracer, assessor, tasks } =
+            setup;
         let database =
             address.map(|address| Arc::new(Database::at(&address, settings.url.as_ref())));
-        let (tasks, closing) = (Tasks::new(), CancellationToken::new());
+        let closing = CancellationToken::new();
         let rows = database.as_ref().map(|_| mpsc::channel::<TurnRow>(WAITING)).unzip();
         let pricer = Pricer::new(rows.0, assessor, tracer, prices, Arc::clone(&metrics));
         let (pricer, end) = (Arc::new(Mutex::new((pricer, records))), closing.clone());

@@ -29,6 +29,12 @@ impl Tasks {
         Self::default()
     }
 
+    /// Returns a group of tasks that is joined by itself. Restarts of both groups are counted
+    /// together, since one metric tells of them.
+    pub fn group(&self) -> Self {
+        Self { restarts: Arc::clone(&self.restarts), ..Self::default() }
+    }
+
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(task);
     }

@@ -7,6 +7,7 @@ use crate::metrics::Ending;
 use crate::setting::Secret;
 use crate::store::Store;
 use crate::store::memory::Memory;
+use crate::task::Tasks;
 use crate::usage::books::Books;
 
 fn settings(url: Option<&str>) -> Settings {
@@ -70,6 +71,7 @@ fn setup(settings: &Settings, metrics: &Arc<Metrics>) -> Setup<'static> {
             Duration::from_secs(60),
             Arc::clone(metrics),
         ),
+        tasks: Tasks::new(),
     }
 }
 

@@ -65,7 +65,7 @@ async fn task_that_panics_begins_again() {
             cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
         }
         let restarts = cluster.replica().metrics().await.get(RESTARTS);
-        assert!(restarts >= 9.0, "{restarts} are counted");
+        assert!(restarts >= all.len() as f64, "{restarts} are counted");
         // Everything works: turns, sessions, the ledger, the board, the reload.
         let mut served = Vec::new();
         for number in [0, 1, 0] {
