@@ -128,12 +128,14 @@ impl Replica {
 
         let drain = Drain::new(&config.server, books.cutting.clone());
         let gateway = Arc::new(gateway(&fixed, &roster, &registry, bound, books));
-        let routes = routes(&gateway, &fixed, &drain, &tasks);
+        let memory = BodyMemory::new(config.server.replay_total);
+        let routes = routes(&gateway, &fixed, &memory, &drain, &tasks);
         let api = AdminApi {
             gateway,
             operator: Operator::new(Arc::clone(&registry), Arc::clone(&heartbeat)),
             access: Access::of(&config.server, fixed.admin_token.as_ref()),
             ledger: Arc::clone(&ledger),
+            memory,
         };
         listeners.serve(routes, api, &metrics, &drain, &tasks);
 
@@ -271,9 +273,14 @@ fn gateway(
 }
 
 /// The two ways in which turns come.
-fn routes(gateway: &Arc<Gateway>, fixed: &Fixed, drain: &Drain, tasks: &Tasks) -> ClientRoutes {
+fn routes(
+    gateway: &Arc<Gateway>,
+    fixed: &Fixed,
+    memory: &BodyMemory,
+    drain: &Drain,
+    tasks: &Tasks,
+) -> ClientRoutes {
     let server = &fixed.config.server;
-    let memory = BodyMemory::new(server.replay_total);
     let http = HttpTurns {
         gateway: Arc::clone(gateway),
         replay: Replay::new(server.max_body, memory.clone()),
@@ -288,7 +295,7 @@ fn routes(gateway: &Arc<Gateway>, fixed: &Fixed, drain: &Drain, tasks: &Tasks) -
         answers: tasks.clone(),
         // A replica that must drain quickly has less time to spread.
         timing: SocketTiming { spread: SPREAD.min(server.drain.0 / 2), ping: server.ping.0 },
-        memory,
+        memory: memory.clone(),
     };
     let models = ModelRoutes { gateway: Arc::clone(gateway), lists: ModelLists::default() };
     ClientRoutes {

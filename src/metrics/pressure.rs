@@ -26,6 +26,14 @@ families! {
             "refusals_slowed",
             "Refusals that were held back because their address shows wrong tokens",
         ),
+        body_memory: Gauge = gauge(
+            "body_memory_bytes",
+            "Memory that request bodies and WebSocket messages of clients take up",
+        ),
+        body_memory_limit: Gauge = gauge(
+            "body_memory_limit_bytes",
+            "Memory that request bodies and WebSocket messages may take up at the most",
+        ),
         log_dropped: Counter = counter(
             "log_lines_dropped",
             "Lines of the log that standard error did not take in time",
@@ -60,6 +68,12 @@ impl Metrics {
 
     pub fn refusal_slowed(&self) {
         self.pressure.slowed.inc();
+    }
+
+    /// Takes how many bytes the memory for bodies holds now, and how many it may hold.
+    pub fn body_memory(&self, used: usize, limit: usize) {
+        self.pressure.body_memory.set(i64::try_from(used).unwrap_or(i64::MAX));
+        self.pressure.body_memory_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
     /// Takes the number of all log lines that the process has dropped so far.

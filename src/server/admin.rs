@@ -25,7 +25,9 @@ pub fn admin_routes(
     tasks: Tasks,
 ) -> Router {
     let slowing = Arc::new(Slowing::new(Arc::clone(&metrics)));
+    let memory = api.memory.clone();
     let page = move || async move {
+        metrics.body_memory(memory.used(), memory.limit());
         metrics.log_lines_dropped(log::dropped());
         metrics.task_restarts(tasks.restarts());
         let mut response = Response::new(axum::body::Body::from(metrics.render()));

@@ -23,6 +23,7 @@ use crate::server::Settings;
 use crate::setting::Secret;
 use crate::telemetry::TurnId;
 use crate::turn::Gateway;
+use crate::turn::memory::BodyMemory;
 use crate::upstream::probe::ask;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -54,6 +55,7 @@ pub struct AdminApi {
     pub operator: Operator,
     pub access: Access,
     pub ledger: Arc<Ledger>,
+    pub memory: BodyMemory,
 }
 
 pub(super) type Asked = State<Arc<AdminApi>>;

@@ -24,7 +24,10 @@ pub fn time_for(bytes: usize) -> Duration {
 
 /// The memory of one replica: `server.replay_total`.
 #[derive(Clone)]
-pub struct BodyMemory(Arc<Semaphore>);
+pub struct BodyMemory {
+    free: Arc<Semaphore>,
+    units: usize,
+}
 
 /// A part of the memory, given back when dropped.
 #[derive(Default)]
@@ -33,7 +36,17 @@ pub struct MemoryPlace(Option<OwnedSemaphorePermit>);
 impl BodyMemory {
     pub fn new(total: Size) -> Self {
         let units = (total.bytes() / UNIT).clamp(1, Semaphore::MAX_PERMITS);
-        Self(Arc::new(Semaphore::new(units)))
+        Self { free: Arc::new(Semaphore::new(units)), units }
+    }
+
+    /// The bytes that this memory holds at the most.
+    pub const fn limit(&self) -> usize {
+        self.units * UNIT
+    }
+
+    /// The bytes that are in use, in whole units.
+    pub fn used(&self) -> usize {
+        (self.units - self.free.available_permits()) * UNIT
     }
 
     /// Makes `place` cover `length` bytes.
@@ -44,7 +57,7 @@ impl BodyMemory {
         }
         let more = u32::try_from(wanted - place.units())
             .ok()
-            .and_then(|units| Arc::clone(&self.0).try_acquire_many_owned(units).ok());
+            .and_then(|units| Arc::clone(&self.free).try_acquire_many_owned(units).ok());
         let Some(more) = more else { return Err(full()) };
         match &mut place.0 {
             Some(place) => place.merge(more),
@@ -65,7 +78,7 @@ impl BodyMemory {
 
     #[cfg(test)]
     pub fn free_units(&self) -> usize {
-        self.0.available_permits()
+        self.free.available_permits()
     }
 }
 
@@ -105,7 +118,8 @@ mod tests {
         memory.follow(&mut one, 7 * UNIT).unwrap();
         assert!(memory.follow(&mut two, 4 * UNIT).is_err());
         memory.follow(&mut two, 3 * UNIT).unwrap();
+        assert_eq!((memory.used(), memory.limit()), (10 * UNIT, 10 * UNIT));
         drop((one, two));
-        assert_eq!(memory.free_units(), 10);
+        assert_eq!((memory.free_units(), memory.used()), (10, 0));
     }
 }

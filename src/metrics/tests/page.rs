@@ -43,6 +43,8 @@ const FROM_THE_START: &str = "
     refused_total reason=invalid_api_key,unknown_url,origin_not_allowed,websocket_not_supported,\
                          other
     refusals_slowed_total
+    body_memory_bytes
+    body_memory_limit_bytes
     log_lines_dropped_total
     task_restarts_total
 ";

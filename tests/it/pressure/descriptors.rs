@@ -133,18 +133,20 @@ async fn connection_beyond_the_limit_is_told() {
 #[tokio::test]
 async fn lack_of_descriptors_is_called_what_it_is() {
     let upstream = holding().await;
-    let cluster = Cluster::new()
-        .recorded_by(&upstream)
-        .server("header_timeout", "\"60s\"")
-        .shell("ulimit -n 34");
-    let cluster = cluster.start().await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).server("header_timeout", "\"60s\"").start().await;
     let (mut streams, mut lacks) = (Vec::new(), 0);
+    let process = cluster.replica().process();
     // Where even the client's connection finds no descriptor, a silent one gives way.
     let mut silent = Vec::new();
     for _ in 0..3 {
         silent.push(Connection::open(cluster.address()).await);
     }
+    cluster.replica().shows(r#"warmkey_connections{listener="clients"}"#, 3.0).await;
+    // Room for some streams, whatever the process has open by itself.
+    process.limit_descriptors(process.descriptors() + 11).await;
     for _ in 0..12 {
+        let open = process.descriptors();
         let mut client = Connection::open(cluster.address()).await;
         let Some(mut answer) = client.ask(&Request::turn(ALICE, BODY)).await else { continue };
         if answer.status == 200 {
@@ -155,6 +157,11 @@ async fn lack_of_descriptors_is_called_what_it_is() {
         assert_eq!((answer.status, answer.code().as_str()), (503, "no_key_available"));
         assert_eq!(answer.retry_after(), 1);
         lacks += usize::from(answer.text().contains("too many open files"));
+        drop(client);
+        eventually(SOON, "the refused connection is closed", async || {
+            (process.descriptors() <= open).then_some(())
+        })
+        .await;
     }
     assert!(lacks > 0 && !streams.is_empty(), "{lacks} of {}", streams.len());
     let log = eventually(SOON, "the log says why", async || {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::socket::{Socket, Upstream, create, session, turn};
-use crate::world::waiting::{SOON, eventually, within};
+use crate::world::waiting::{SOON, within};
 
 const MIB: usize = 1 << 20;
 
@@ -53,11 +53,9 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
         if number < 2 {
             client.0.get_mut().write_all(&part).await.expect("it is taken");
             sockets.push((client, there));
-            eventually(SOON, "the message has come", async || {
-                let grown = cluster.replica().process().resident().saturating_sub(before);
-                (grown > (number + 1) * 6 * MIB as u64).then_some(())
-            })
-            .await;
+            // All of it has come, so that it is the next message that finds no memory.
+            let held = (number + 1) * 7 * MIB;
+            cluster.replica().shows("warmkey_body_memory_bytes", held as f64).await;
             continue;
         }
         let (error, code) = told(&mut client, &part).await;
@@ -74,6 +72,7 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
     // An open connection goes on, and what is left comes back.
     drop(sockets.pop());
     cluster.replica().shows("warmkey_active_websockets", 1.0).await;
+    cluster.replica().shows("warmkey_body_memory_bytes", (7 * MIB) as f64).await;
     let (mut client, mut there) =
         tokio::join!(session(cluster.address(), ALICE, "other"), upstream.accept());
     let text = format!("\"{}\"", "x".repeat(6 * MIB));

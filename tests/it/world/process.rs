@@ -142,6 +142,13 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the process runs").count()
     }
 
+    /// Limits the files and sockets that the running process may have open.
+    pub async fn limit_descriptors(&self, limit: usize) {
+        let (pid, limit) = (self.pid.to_string(), format!("--nofile={limit}"));
+        let set = Command::new("prlimit").args(["--pid", &pid, &limit]).status().await;
+        assert!(set.expect("prlimit runs").success(), "{} takes {limit}", self.name);
+    }
+
     /// Whether all threads of the process are idle.
     pub fn sleeps(&self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs");
