@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod admin;
 pub mod process;
 pub mod connections;
+pub mod no_room;
 pub mod lingering;
 pub mod connection;
 pub mod slowing;

@@ -99,19 +99,21 @@ impl Connections {
         Some(Arc::new(Seat { all: Arc::clone(self), end, now, has_unread: AtomicBool::new(false) }))
     }
 
-    /// Makes room if a connection could not be accepted for lack of descriptors or memory.
-    pub fn make_room(&self, error: &io::Error) {
-        // ENOMEM, ENFILE, EMFILE, ENOBUFS. Any other fault is that of the one connection.
-        if !matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105)) {
-            return;
-        }
+    /// Makes the longest silent connection give way to one that could not be accepted. Returns
+    /// false if every connection has a request in flight.
+    pub fn make_room(&self, error: &io::Error) -> bool {
         let mut state = self.lock();
-        self.end_longest_silent(&mut state, NotTaken::Descriptors);
+        let has_ended_one = self.end_longest_silent(&mut state, NotTaken::Descriptors);
         let is_due = state.told.is_none_or(|told| told.elapsed() >= TELL);
         if is_due {
             state.told = Some(Instant::now());
             tracing::warn!(%error, open = state.open, "a connection could not be accepted");
         }
+        drop(state);
+        if !has_ended_one && let Some(metrics) = &self.metrics {
+            metrics.connection_refused(NotTaken::Descriptors);
+        }
+        has_ended_one
     }
 
     fn end_longest_silent(&self, state: &mut State, reason: NotTaken) -> bool {

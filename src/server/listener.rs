@@ -14,27 +14,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_service::Service;
 
 use crate::server::connection::{Ending, connection};
 use crate::server::connections::{Connections, Seat, Watched};
+use crate::server::no_room::{Next, NoRoom, PAUSE, lacks_room};
 use crate::server::tls::Tls;
 use crate::task::Tasks;
 
 /// Maximum connections that wait to be accepted: the system's default of 128 drops bursts.
 const BACKLOG: u32 = 4096;
-/// Pause after a connection could not be accepted: spinning would only burn the core that the other
-/// connections need.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Time to take the refusal of a connection.
-const REFUSAL: Duration = Duration::from_secs(1);
-/// The answer to whoever finds no place.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
-    content-type: application/json\r\ncontent-length: 151\r\n\r\n\
-    {\"error\":{\"message\":\"This replica has no room for another connection. Please try again.\",\
-    \"type\":\"server_error\",\"param\":null,\"code\":\"no_key_available\"}}";
 
 /// A bound socket that serves nothing yet, so that its real port can be shown first.
 pub struct Listener {
@@ -79,55 +69,60 @@ impl Listener {
         B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + Send + 'static,
     {
         let ending = ending.into();
+        let mut no_room = NoRoom::new();
         let over = ending.over();
         tokio::pin!(over);
         loop {
-            let accepted = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 () = &mut over => return,
-                accepted = self.socket.accept() => accepted,
+                accepted = self.next(&mut no_room, &tasks) => accepted,
             };
-            match accepted {
-                Ok((stream, peer)) => {
-                    // Events are small, and a person waits for each.
-                    let _ = stream.set_nodelay(true);
-                    let Some(seat) = self.connections.enter() else {
-                        if self.tls.is_none() {
-                            tasks.spawn(refuse(stream));
-                        }
-                        continue;
-                    };
-                    let (service, ending) = (service.clone(), ending.clone());
-                    let (timeout, peer) = (self.header_timeout, peer.ip());
-                    match self.tls.clone() {
-                        None => {
-                            tasks.spawn(connection(stream, peer, service, timeout, ending, seat));
-                        }
-                        Some(tls) => tasks.spawn(async move {
-                            if let Some(stream) =
-                                through(&tls, stream, timeout, &ending, &seat).await
-                            {
-                                connection(stream, peer, service, timeout, ending, seat).await;
-                            }
-                        }),
+            // Events are small, and a person waits for each.
+            let _ = stream.set_nodelay(true);
+            let Some(seat) = self.connections.enter() else {
+                no_room.refuse(stream, NoRoom::TOO_MANY, self.tls.is_some(), &tasks);
+                continue;
+            };
+            let (service, ending) = (service.clone(), ending.clone());
+            let (timeout, peer) = (self.header_timeout, peer.ip());
+            match self.tls.clone() {
+                None => tasks.spawn(connection(stream, peer, service, timeout, ending, seat)),
+                Some(tls) => tasks.spawn(async move {
+                    if let Some(stream) = through(&tls, stream, timeout, &ending, &seat).await {
+                        connection(stream, peer, service, timeout, ending, seat).await;
                     }
-                }
-                Err(error) => {
-                    // No file descriptor is left, or the peer has already gone.
-                    self.connections.make_room(&error);
-                    tokio::time::sleep(PAUSE).await;
-                }
+                }),
             }
         }
     }
-}
 
-/// Tells a client that there is no room.
-async fn refuse(mut stream: TcpStream) {
-    let telling = async {
-        stream.write_all(FULL).await?;
-        stream.shutdown().await
-    };
-    let _ = tokio::time::timeout(REFUSAL, telling).await;
+    /// Accepts the next connection. Where descriptors lack, a silent connection gives way to it; if
+    /// all are busy, the client is refused, and the next one is waited for.
+    async fn next(&self, no_room: &mut NoRoom, tasks: &Tasks) -> (TcpStream, SocketAddr) {
+        loop {
+            no_room.refill().await;
+            let error = match self.socket.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => error,
+            };
+            if lacks_room(&error) {
+                match no_room.accept(&self.socket) {
+                    // The error came before the system looked for a client.
+                    Next::NoClient => continue,
+                    Next::Client(stream, peer) if self.connections.make_room(&error) => {
+                        return (stream, peer);
+                    }
+                    Next::Client(stream, _) => {
+                        no_room.refuse(stream, NoRoom::DESCRIPTORS, self.tls.is_some(), tasks);
+                    }
+                    Next::Unknown => {
+                        self.connections.make_room(&error);
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
 }
 
 /// Begins a connection with a handshake. A peer that fails the handshake, or takes too long, has
@@ -143,19 +138,5 @@ async fn through(
         () = ending.closing.cancelled() => None,
         () = poll_fn(|context| seat.poll_end(context)) => None,
         accepted = tokio::time::timeout(timeout, tls.accept(stream)) => accepted.ok()?.ok(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusal_is_an_answer_of_its_length() {
-        let text = std::str::from_utf8(FULL).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.ends_with(&format!("\r\ncontent-length: {}", body.len())), "{head}");
-        let json: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!(json["error"]["code"], "no_key_available");
     }
 }

@@ -1,0 +1,157 @@
+//! Tells clients for whose connections there is no room that they may come again.
+//!
+//! The replica answers before it reads the request. It reads the request afterwards: a connection
+//! that closes with unread bytes is reset, and its client would lose the answer.
+//!
+//! A system reports the lack of descriptors before it looks for a client. A spare descriptor
+//! accepts the client, so that no connection gives way for nobody.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::task::Tasks;
+
+/// Pause after a connection could not be accepted: spinning would only burn the core that the other
+/// connections need.
+pub const PAUSE: Duration = Duration::from_millis(50);
+/// Attempts to open a spare file before another connection gives way.
+const REFILLS: usize = 20;
+/// Time for one client to take its answer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Clients that are told at the same time. Further ones only see their connection closed.
+const AT_ONCE: usize = 64;
+/// Most bytes of a request that are read and discarded.
+const DISCARDED: usize = 1024 * 1024;
+
+/// What a listener needs where there is no room for a connection.
+pub struct NoRoom {
+    at_once: Arc<Semaphore>,
+    /// An open file, whose descriptor accepts a connection where no other descriptor is left.
+    spare: Option<File>,
+}
+
+/// Who waits to be accepted.
+pub enum Next {
+    NoClient,
+    Client(TcpStream, SocketAddr),
+    /// The spare descriptor is in use.
+    Unknown,
+}
+
+impl NoRoom {
+    /// Message where there are too many connections.
+    pub const TOO_MANY: &str = "This replica has no room for another connection. Please try again.";
+    /// Message where the process has too many files open.
+    pub const DESCRIPTORS: &str = "The gateway has too many open files. Please try again.";
+
+    pub fn new() -> Self {
+        Self { at_once: Arc::new(Semaphore::new(AT_ONCE)), spare: spare() }
+    }
+
+    /// Refuses a connection. A client that speaks TLS could not read the answer, and gets none.
+    pub fn refuse(&self, stream: TcpStream, message: &'static str, is_tls: bool, tasks: &Tasks) {
+        let Ok(place) = Arc::clone(&self.at_once).try_acquire_owned() else { return };
+        if is_tls {
+            return;
+        }
+        tasks.spawn(async move {
+            tell(stream, message).await;
+            drop(place);
+        });
+    }
+
+    /// Sees to it that there is a spare descriptor. Waits for it for about a second: a connection
+    /// that gives way may take a moment to close.
+    pub async fn refill(&mut self) {
+        for _ in 0..REFILLS {
+            if self.spare.is_some() {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+            self.spare = spare();
+        }
+    }
+
+    /// Accepts a connection with the spare descriptor.
+    pub fn accept(&mut self, socket: &TcpListener) -> Next {
+        if self.spare.take().is_none() {
+            return Next::Unknown;
+        }
+        match socket.accept().now_or_never() {
+            Some(Ok((stream, peer))) => Next::Client(stream, peer),
+            None => {
+                self.spare = spare();
+                Next::NoClient
+            }
+            // Another task has the descriptor now.
+            Some(Err(_)) => Next::Unknown,
+        }
+    }
+}
+
+/// Whether a connection could not be accepted for lack of descriptors or memory. Any other fault is
+/// that of the one connection.
+pub fn lacks_room(error: &io::Error) -> bool {
+    // ENOMEM, ENFILE, EMFILE, ENOBUFS.
+    matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105))
+}
+
+/// `None`: there is no descriptor left for it.
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+async fn tell(mut stream: TcpStream, message: &str) {
+    let telling = async {
+        stream.write_all(answer(message).as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut rest = stream.take(DISCARDED as u64);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // A client that does not read in time misses the answer.
+    let _ = tokio::time::timeout(TIMEOUT, telling).await;
+}
+
+fn answer(message: &str) -> String {
+    let error = serde_json::json!({"error": {
+        "message": message, "type": "server_error", "param": null, "code": "no_key_available",
+    }});
+    let body = error.to_string();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn client_that_has_sent_much_reads_the_answer() {
+        let socket = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let mut client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = socket.accept().await.unwrap();
+        let sending = async {
+            client.write_all(&vec![b'x'; DISCARDED / 2]).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut text = String::new();
+            client.read_to_string(&mut text).await.unwrap();
+            text
+        };
+        let (text, ()) = tokio::join!(sending, tell(stream, NoRoom::TOO_MANY));
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&format!("\r\ncontent-length: {}", body.len())), "{head}");
+        let json: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(json["error"]["code"], "no_key_available");
+    }
+}
