@@ -387,7 +387,8 @@ async fn turns_leave_no_connection_behind() {
         round().await;
     }
     eventually(SOON, "no connection more than before", async || {
-        (cluster.replica().process().descriptors() <= before).then_some(())
+        // A leak in each round would be fifty. Files may have been opened meanwhile.
+        (cluster.replica().process().descriptors() <= before + 9).then_some(())
     })
     .await;
 }
