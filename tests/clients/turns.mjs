@@ -115,6 +115,11 @@ const scenes = {
     }
   },
 
+  // The list alone: the simulated upstream does not serve one of the models.
+  async *listed(client) {
+    for await (const { id, owned_by } of client.models.list()) yield { id, lane: null, status: "completed", text: owned_by };
+  },
+
   async *two_turns(client) {
     const socket = connect(client);
     const events = socket.stream();

@@ -166,6 +166,12 @@ def models(client, _):
         yield {"id": model.id, "lane": None, "status": "completed", "text": model.owned_by}
 
 
+def listed(client, _):
+    """The list of models alone: the simulated upstream does not serve one of them."""
+    for model in client.models.list():
+        yield {"id": model.id, "lane": None, "status": "completed", "text": model.owned_by}
+
+
 SCENES = {
     scene.__name__: scene
     for scene in (
@@ -179,6 +185,7 @@ SCENES = {
         stored,
         in_the_background,
         models,
+        listed,
     )
 }
 
