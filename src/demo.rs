@@ -11,24 +11,23 @@ use tokio::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Replica;
 use crate::config::Config;
 use crate::server::listener::Listener;
 use crate::simulator::{self, Simulator};
-use crate::store::memory::Memory;
 use crate::task::Tasks;
-use crate::telemetry::work::WorkSpans;
 
 mod balance;
 mod peer;
 mod play;
 mod script;
 mod table;
+mod tier;
 
 use peer::Routing;
-use play::Transport;
+use play::{Playing, Transport};
 use script::Session;
 use table::{Row, Table};
+use tier::Tier;
 
 /// Two organizations of two keys each, like a team that has outgrown one key.
 const KEYS: [(&str, &str); 4] =
@@ -57,26 +56,55 @@ pub async fn run(out: &mut (impl Write + Send)) -> Result<bool, String> {
         ("round robin", Routing::RoundRobin),
         ("user sticky", Routing::UserSticky),
     ] {
-        let proxy =
-            peer::start(routing, upstream.address, &tasks).map_err(|error| error.to_string())?;
-        table.add(upstream.play(name, Transport::Http, proxy, &sessions, out).await?);
+        let way = Way::Peer(routing);
+        table.add(upstream.play((name, Transport::Http), way, &sessions, &tasks, out).await?);
     }
-
     for (name, transport, speaks) in [
         ("warmkey http", Transport::Http, ALL),
         ("warmkey websocket", Transport::WebSocket, ALL),
         ("warmkey chat", Transport::Chat, ALL),
         ("warmkey chat translated", Transport::Chat, "\"responses\""),
     ] {
-        let (balancer, _replicas) = upstream.gateway(&tasks, speaks).await?;
-        table.add(upstream.play(name, transport, balancer, &sessions, out).await?);
+        let way = Way::Warmkey(vec![upstream.gateway(&tasks, speaks).await?]);
+        table.add(upstream.play((name, transport), way, &sessions, &tasks, out).await?);
     }
-    let (inner, _replicas) = upstream.gateway(&tasks, ALL).await?;
-    let (edge, _edges) = start(EDGES, &edge_config(inner), &tasks).await?;
-    let row = upstream.play("warmkey two tiers", Transport::Http, edge, &sessions, out).await?;
-    table.add(row);
+    let inner = upstream.gateway(&tasks, ALL).await?;
+    let edge = Tier::start(EDGES, edge_config(inner.address), &tasks).await?;
+    let (row, way) = (("warmkey two tiers", Transport::Http), Way::Warmkey(vec![inner, edge]));
+    table.add(upstream.play(row, way, &sessions, &tasks, out).await?);
     let _ = writeln!(out, "\n{table}");
     Ok(table.is_pass())
+}
+
+/// A way of routing.
+enum Way {
+    Peer(Routing),
+    /// Tiers of Warmkey. Clients call the last one.
+    Warmkey(Vec<Tier>),
+}
+
+impl Way {
+    /// Where clients call.
+    fn address(&self, upstream: SocketAddr, tasks: &Tasks) -> Result<SocketAddr, String> {
+        match self {
+            Self::Peer(routing) => {
+                peer::start(*routing, upstream, tasks).map_err(|error| error.to_string())
+            }
+            Self::Warmkey(tiers) => {
+                tiers.last().map(|tier| tier.address).ok_or_else(|| "no tier".into())
+            }
+        }
+    }
+
+    /// Restarts every replica. A proxy that keeps nothing is simply started anew.
+    async fn restart(&mut self) -> Result<(), String> {
+        if let Self::Warmkey(tiers) = self {
+            for tier in tiers.iter_mut().rev() {
+                tier.restart().await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The simulated upstream, against which each row is played.
@@ -113,12 +141,8 @@ impl Upstream {
 
     /// Replicas of Warmkey behind a balancer, with no session yet. `speaks`: what the upstream is
     /// said to speak.
-    async fn gateway(
-        &self,
-        tasks: &Tasks,
-        speaks: &str,
-    ) -> Result<(SocketAddr, Vec<Replica>), String> {
-        start(REPLICAS, &self.gateway_config(speaks), tasks).await
+    async fn gateway(&self, tasks: &Tasks, speaks: &str) -> Result<Tier, String> {
+        Tier::start(REPLICAS, self.gateway_config(speaks), tasks).await
     }
 
     fn gateway_config(&self, speaks: &str) -> String {
@@ -133,13 +157,14 @@ impl Upstream {
         config(self.address, ("openai", speaks), &format!("{keys}{edge}"))
     }
 
-    /// Plays all sessions through `proxy`, and reads the upstream's record of them.
+    /// Plays all sessions, restarts what they were played through, and resumes some of them. Reads
+    /// the upstream's record of them.
     async fn play(
         &self,
-        name: &'static str,
-        transport: Transport,
-        proxy: SocketAddr,
+        (name, transport): (&'static str, Transport),
+        mut way: Way,
         sessions: &[Session],
+        tasks: &Tasks,
         out: &mut impl Write,
     ) -> Result<Row, String> {
         let count: usize = sessions.iter().map(Session::turns).sum();
@@ -147,28 +172,13 @@ impl Upstream {
         let _ = out.flush();
         self.simulator.reset();
         let began = Instant::now();
-        let first_token = play::all(sessions, transport, proxy).await?;
+        let mut play = Playing::new(sessions, transport)?;
+        play.begin(way.address(self.address, tasks)?).await?;
+        way.restart().await?;
+        play.resume(way.address(self.address, tasks)?).await?;
         let _ = writeln!(out, "{:.1} s", began.elapsed().as_secs_f64());
-        Ok(Row::new(name, &self.simulator.turns(), first_token))
+        Ok(Row::new(name, &self.simulator.turns(), play.first_token()))
     }
-}
-
-/// Starts `count` replicas behind a balancer. They share their store.
-async fn start(
-    count: usize,
-    config: &str,
-    tasks: &Tasks,
-) -> Result<(SocketAddr, Vec<Replica>), String> {
-    let memory = Arc::new(Memory::new(10_000));
-    let mut replicas = Vec::new();
-    for _ in 0..count {
-        let plan = Config::parse(config)?.plan().map_err(|faults| faults.join("; "))?;
-        let spans = WorkSpans::default();
-        replicas.push(Replica::start(plan, Some(Arc::clone(&memory)), &spans).await?);
-    }
-    let addresses = replicas.iter().map(|replica| replica.client_address).collect();
-    let balancer = balance::start(addresses, tasks).map_err(|error| error.to_string())?;
-    Ok((balancer, replicas))
 }
 
 /// The configuration of an edge in front of the gateway at `inner`.
@@ -187,7 +197,7 @@ fn config(address: SocketAddr, (kind, speaks): (&str, &str), lists: &str) -> Str
         })
         .collect();
     format!(
-        "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nsecret = \"the demo's secret, which nobody else has\"\n\
+        "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\ndrain = \"1s\"\nsecret = \"the demo's secret, which nobody else has\"\n\
          [hop]\nsecret = \"{HOP}\"\n[ledger]\nurl = \"none:\"\n[[upstream]]\nname = \"demo\"\n\
          kind = \"{kind}\"\nbase_url = \"http://{address}/v1\"\nspeaks = [{speaks}]\n{lists}{users}"
     )
@@ -211,10 +221,10 @@ mod tests {
     async fn session_over_a_websocket_is_played_as_codex_plays_it() {
         let tasks = Tasks::new();
         let upstream = Upstream::start(&tasks).expect("an upstream");
-        let (balancer, _replicas) = upstream.gateway(&tasks, ALL).await.expect("a gateway");
+        let way = Way::Warmkey(vec![upstream.gateway(&tasks, ALL).await.expect("a gateway")]);
         let sessions = &script::sessions()[..1];
-        let row =
-            upstream.play("", Transport::WebSocket, balancer, sessions, &mut Vec::new()).await;
+        let row = ("", Transport::WebSocket);
+        let row = upstream.play(row, way, sessions, &tasks, &mut Vec::new()).await;
         assert!(row.is_ok(), "{:?}", row.err());
 
         // The root's connection, the sub-agent's, and the root's second one.

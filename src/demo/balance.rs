@@ -8,9 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::current::Current;
 use crate::task::Tasks;
 
-pub fn start(replicas: Vec<SocketAddr>, tasks: &Tasks) -> std::io::Result<SocketAddr> {
+/// `replicas` are their addresses now; a restart replaces them.
+pub fn start(
+    replicas: Arc<Current<Vec<SocketAddr>>>,
+    tasks: &Tasks,
+) -> std::io::Result<SocketAddr> {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     listener.set_nonblocking(true)?;
     let (listener, owner) = (TcpListener::from_std(listener)?, tasks.clone());
@@ -18,6 +23,7 @@ pub fn start(replicas: Vec<SocketAddr>, tasks: &Tasks) -> std::io::Result<Socket
     let next = Arc::new(AtomicUsize::new(0));
     tasks.spawn_until_stopped(async move {
         while let Ok((mut client, _)) = listener.accept().await {
+            let replicas = replicas.get();
             let replica = replicas[next.fetch_add(1, Ordering::Relaxed) % replicas.len()];
             owner.spawn(async move {
                 if let Ok(mut replica) = TcpStream::connect(replica).await {

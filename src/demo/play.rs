@@ -62,25 +62,63 @@ struct Response {
     output: Vec<Box<RawValue>>,
 }
 
-/// Plays all sessions at once. Returns the mean time to the first token.
-pub async fn all(
-    sessions: &[Session],
+/// The sessions of a row, and what is played of them so far.
+pub struct Playing<'a> {
+    sessions: &'a [Session],
     transport: Transport,
-    proxy: SocketAddr,
-) -> Result<Duration, String> {
-    let client = http::client()?;
-    let played = sessions.iter().map(|session| one(session, transport, &client, proxy));
-    let waits = futures_util::future::try_join_all(played).await?;
-    let waits: Vec<Duration> = waits.into_iter().flatten().collect();
-    Ok(waits.iter().sum::<Duration>() / u32::try_from(waits.len().max(1)).unwrap_or(u32::MAX))
+    client: reqwest::Client,
+    waits: Vec<Duration>,
+    /// The history at the end of each session's root.
+    histories: Vec<Vec<String>>,
 }
 
+impl<'a> Playing<'a> {
+    pub fn new(sessions: &'a [Session], transport: Transport) -> Result<Self, String> {
+        let (client, waits, histories) = (http::client()?, Vec::new(), Vec::new());
+        Ok(Self { sessions, transport, client, waits, histories })
+    }
+
+    /// Plays all sessions at once.
+    pub async fn begin(&mut self, proxy: SocketAddr) -> Result<(), String> {
+        let all = self.sessions.iter();
+        let played = all.map(|session| one(session, self.transport, &self.client, proxy));
+        for (waits, history) in futures_util::future::try_join_all(played).await? {
+            self.waits.extend(waits);
+            self.histories.push(history);
+        }
+        Ok(())
+    }
+
+    /// Resumes those sessions that go on after the restart.
+    pub async fn resume(&mut self, proxy: SocketAddr) -> Result<(), String> {
+        let (transport, client) = (self.transport, &self.client);
+        let all = self.sessions.iter().zip(std::mem::take(&mut self.histories));
+        let resumed = all.filter_map(|(session, history)| Some((session.resumed()?, history)));
+        let played = resumed.map(|(session, history)| async move {
+            let player = Player { session: &session, thread: &session.root, proxy };
+            player.play(transport, client, history).await
+        });
+        for (waits, _) in futures_util::future::try_join_all(played).await? {
+            self.waits.extend(waits);
+        }
+        Ok(())
+    }
+
+    /// The mean time to the first token.
+    pub fn first_token(&self) -> Duration {
+        let count = u32::try_from(self.waits.len().max(1)).unwrap_or(u32::MAX);
+        self.waits.iter().sum::<Duration>() / count
+    }
+}
+
+/// Plays a session, its sub-agent and its fork. Returns the waits for first tokens, and the history
+/// at the end of the root.
 async fn one(
     session: &Session,
     transport: Transport,
     client: &reqwest::Client,
     proxy: SocketAddr,
-) -> Result<Vec<Duration>, String> {
+) -> Result<(Vec<Duration>, Vec<String>), String> {
     let play = async |session, thread: &Thread, history| {
         Player { session, thread, proxy }.play(transport, client, history).await
     };
@@ -98,9 +136,9 @@ async fn one(
     let ((mut waits, history), subagent) = tokio::try_join!(root, subagent)?;
     waits.extend(subagent);
     if let Some(fork) = session.fork() {
-        waits.extend(play(&fork, &fork.root, history).await?.0);
+        waits.extend(play(&fork, &fork.root, history.clone()).await?.0);
     }
-    Ok(waits)
+    Ok((waits, history))
 }
 
 impl Player<'_> {

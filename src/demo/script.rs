@@ -2,8 +2,8 @@
 //!
 //! A body of about 40 KB (tools, developer message, environment) grows by what a coding turn
 //! appends: reasoning that only its organization can open, a tool call, the tool's output. A few
-//! sessions spawn a sub-agent, which shares their session id. Over a WebSocket, each session loses
-//! its connection once.
+//! sessions spawn a sub-agent, which shares their session id. A few switch their model, are forked,
+//! or are resumed after a restart. Over a WebSocket, each session loses its connection once.
 
 use serde_json::{Value, json};
 
@@ -29,6 +29,9 @@ const SWITCH_AT: usize = 12;
 /// One session in so many is forked at its end, for so many turns.
 const FORKS: usize = 6;
 const FORK_TURNS: usize = 5;
+/// One session in so many is resumed after the restart, for so many turns.
+const RESUMES: usize = 3;
+const RESUMED_TURNS: usize = 5;
 
 /// One session of one user.
 pub struct Session {
@@ -81,17 +84,41 @@ pub fn sessions() -> Vec<Session> {
 impl Session {
     pub fn turns(&self) -> usize {
         let fork = if self.is_forked() { FORK_TURNS } else { 0 };
-        self.root.turns + self.subagent.as_ref().map_or(0, |thread| thread.turns) + fork
+        let resumed = if self.is_resumed() { RESUMED_TURNS } else { 0 };
+        self.root.turns + self.subagent.as_ref().map_or(0, |thread| thread.turns) + fork + resumed
+    }
+
+    const fn number(&self) -> u64 {
+        self.root.seed / 1_000
+    }
+
+    /// Whether the session goes on after the restart of what it is played through.
+    const fn is_resumed(&self) -> bool {
+        self.forked_from.is_none() && self.number() % RESUMES as u64 == 1
+    }
+
+    /// The same session after the restart, if it goes on.
+    pub fn resumed(&self) -> Option<Self> {
+        let (id, seed) = (self.id.clone(), self.root.seed + 700);
+        self.is_resumed().then(|| Self {
+            id: id.clone(),
+            user: self.user,
+            model: self.later.unwrap_or(self.model),
+            later: None,
+            forked_from: None,
+            root: Thread { id, turns: RESUMED_TURNS, drops_at: None, seed },
+            subagent: None,
+        })
     }
 
     fn is_forked(&self) -> bool {
-        self.forked_from.is_none() && self.root.seed / 1_000 % FORKS as u64 == 2
+        self.forked_from.is_none() && self.number() % FORKS as u64 == 2
     }
 
     /// The session that goes on with this one's history, if one does.
     pub fn fork(&self) -> Option<Self> {
         let seed = self.root.seed + 500;
-        let id = uuid(self.root.seed as usize / 1_000, 2);
+        let id = uuid(self.number() as usize, 2);
         self.is_forked().then(|| Self {
             id: id.clone(),
             user: self.user,
@@ -272,6 +299,12 @@ mod tests {
         let drops =
             |thread: &Thread| thread.drops_at.is_some_and(|turn| (1..thread.turns).contains(&turn));
         assert!(sessions.iter().all(|session| drops(&session.root)));
+        let resumed: Vec<_> = sessions.iter().filter_map(Session::resumed).collect();
+        assert!(resumed.len() >= 6 && resumed.iter().any(|session| session.model == MODELS[0]));
+        assert!(resumed.iter().any(|session| session.model == MODELS[1]));
+        assert!(sessions.iter().any(|session| session.is_resumed() && session.later.is_some()));
+        assert!(sessions.iter().any(|session| session.is_resumed() && session.subagent.is_some()));
+        assert!(sessions.iter().any(|session| session.is_forked() && session.later.is_none()));
     }
 
     #[test]

@@ -19,7 +19,7 @@ const MOST: usize = 20_000;
 #[derive(Clone, Debug)]
 pub struct Archived {
     pub answer: Answer,
-    /// The items of the request's input, as they came.
+    /// The items of the request's input, as they are listed.
     pub input: Vec<String>,
     /// The response was created as a stream.
     pub streamed: bool,
@@ -78,17 +78,36 @@ impl Archived {
     }
 }
 
-/// The items of an input, as they came.
+/// The items of an input as the real service lists them: each has its type, and its text is in
+/// parts.
 pub fn input(input: Value<'_>) -> Vec<String> {
     match input.text() {
-        Some(_) => vec![format!(
-            r#"{{"type":"message","role":"user","content":[{{"type":"input_text","text":{}}}]}}"#,
-            String::from_utf8_lossy(input.raw())
-        )],
-        None => {
-            input.items().map(|item| String::from_utf8_lossy(item.raw()).into_owned()).collect()
-        }
+        Some(_) => vec![message(r#""role":"user""#, "user", input.raw())],
+        None => input.items().map(item).collect(),
     }
+}
+
+fn item(item: Value<'_>) -> String {
+    let Some(content) = item.get("content").filter(|content| content.text().is_some()) else {
+        return String::from_utf8_lossy(item.raw()).into_owned();
+    };
+    let role = item.get("role").and_then(Value::text).unwrap_or_default();
+    let others = item.entries().filter_map(|(name, value)| {
+        let is_other = !name.is_text("content") && !name.is_text("type");
+        let raw = |value: Value<'_>| String::from_utf8_lossy(value.raw()).into_owned();
+        is_other.then(|| format!("{}:{}", raw(name), raw(value)))
+    });
+    message(&others.collect::<Vec<_>>().join(","), &role, content.raw())
+}
+
+/// A message with one part of this text. `others` are its other fields.
+fn message(others: &str, role: &str, text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let part = match role {
+        "assistant" => format!(r#"{{"type":"output_text","text":{text},"annotations":[]}}"#),
+        _ => format!(r#"{{"type":"input_text","text":{text}}}"#),
+    };
+    format!(r#"{{"type":"message",{others},"content":[{part}]}}"#)
 }
 
 #[derive(Debug, Default)]
@@ -145,6 +164,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::super::answer::{Item, Text, Usage};
+    use super::super::json::Document;
     use super::*;
 
     fn archived(background: bool) -> Archived {
@@ -209,5 +229,30 @@ mod tests {
         };
         assert_eq!(list(false, 20), ("[2,1]".into(), false.into()));
         assert_eq!(list(true, 1), ("[1]".into(), true.into()));
+    }
+
+    #[test]
+    fn text_of_an_input_is_listed_in_parts() {
+        let parts = r#"{"role":"user","content":[{"type":"input_text","text":"d"}]}"#;
+        let call = r#"{"type":"function_call_output","call_id":"c","output":"e"}"#;
+        for (sent, listed) in [
+            (
+                r#""\u00e9""#.to_owned(),
+                r#"{"type":"message","role":"user","content":[{"type":"input_text","text":"\u00e9"}]}"#,
+            ),
+            (
+                r#"[{"content":"b","role":"developer"}]"#.into(),
+                r#"{"type":"message","role":"developer","content":[{"type":"input_text","text":"b"}]}"#,
+            ),
+            (
+                r#"[{"type":"message","role":"assistant","content":"c"}]"#.into(),
+                r#"{"type":"message","role":"assistant","content":[{"type":"output_text","text":"c","annotations":[]}]}"#,
+            ),
+            (format!("[{parts}]"), parts),
+            (format!("[{call}]"), call),
+        ] {
+            let document = Document::read(sent.as_bytes()).expect("JSON");
+            assert_eq!(input(document.root()), [listed], "{sent}");
+        }
     }
 }

@@ -117,14 +117,30 @@ pub fn items(world: &World, organization: &str, ask: &Ask<'_>, prompt: &Prompt) 
         },
         None => {
             let events = prompt.directive.events.unwrap_or(u64::from(world.config.events));
-            let text = match prompt.directive.big {
-                Some(bytes) => Text::Big { bytes },
-                None => Text::Words { events, seed: world.config.seed },
+            let seed = world.config.seed;
+            let text = match (prompt.directive.big, structured(ask.body)) {
+                (Some(bytes), _) => Text::Big { bytes },
+                (None, Some(name)) => Text::Json { name, events, seed },
+                (None, None) => Text::Words { events, seed },
             };
             Item::Message { id: world.id("msg"), text }
         }
     };
     vec![reasoning, last]
+}
+
+/// The field that a structured output has: the schema's first one. `None`: the answer is a text.
+fn structured(body: Value<'_>) -> Option<String> {
+    let format = body.get("text").and_then(|text| text.get("format"));
+    let format = format.or_else(|| body.get("response_format"))?;
+    let kind = format.get("type").and_then(Value::text)?;
+    let schema = format.get("json_schema").unwrap_or(format).get("schema");
+    let first = schema
+        .and_then(|schema| schema.get("properties"))
+        .and_then(|properties| properties.entries().next())
+        .and_then(|(name, _)| name.text());
+    let name = first.map_or_else(|| "text".into(), Cow::into_owned);
+    ["json_schema", "json_object"].contains(&&*kind).then_some(name)
 }
 
 /// Checks that sealed content is the simulator's and this organization's, and that every reference

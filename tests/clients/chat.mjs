@@ -29,9 +29,6 @@ async function answer(client, isStreamed, body) {
   return final;
 }
 
-// What a client sends back of an answer.
-const kept = ({ role, content, tool_calls }) => ({ role, content, ...(tool_calls?.length ? { tool_calls } : {}) });
-
 const scenes = {
   async *growing(client) {
     const messages = begun();
@@ -39,28 +36,46 @@ const scenes = {
       messages.push({ role: "user", content: `question ${turn}` });
       const final = await answer(client, turn % 2 === 1, { ...ask, messages });
       yield shown(final);
-      messages.push(kept(final.choices[0].message));
+      messages.push(final.choices[0].message);
     }
   },
 
   async *tools(client) {
     const messages = begun();
-    for (const isStreamed of [false, true]) {
+    for (const isStreamed of [false, true, false, true, false]) {
       messages.push({ role: "user", content: "make a tool call" });
       const first = await answer(client, isStreamed, { ...ask, messages, tools });
       yield shown(first);
       const { message } = first.choices[0];
-      messages.push(kept(message), { role: "tool", tool_call_id: message.tool_calls[0].id, content: "hi" });
+      messages.push(message, { role: "tool", tool_call_id: message.tool_calls[0].id, content: "hi" });
       const second = await answer(client, false, { ...ask, messages, tools });
       yield shown(second);
-      messages.push(kept(second.choices[0].message));
+      messages.push(second.choices[0].message);
     }
   },
 
   async *structured(client) {
-    const messages = [...begun(), { role: "user", content: "one" }];
     const format = { response_format: { type: "json_schema", json_schema: schema }, reasoning_effort: "low" };
-    yield shown(await answer(client, false, { ...ask, ...format, messages }));
+    const messages = begun();
+    for (let turn = 0; turn < 10; turn += 1) {
+      messages.push({ role: "user", content: `question ${turn}` });
+      const final = await answer(client, turn % 2 === 1, { ...ask, ...format, messages });
+      const { content } = final.choices[0].message;
+      yield { ...shown(final), text: JSON.parse(content).text };
+      messages.push({ role: "assistant", content });
+    }
+  },
+
+  // The messages go back as the SDK has read them, with `parsed`.
+  async *parsed(client) {
+    const response_format = { type: "json_schema", json_schema: { ...schema, strict: true } };
+    const messages = begun();
+    for (let turn = 0; turn < 10; turn += 1) {
+      messages.push({ role: "user", content: `question ${turn}` });
+      const final = await client.chat.completions.parse({ ...ask, response_format, messages });
+      yield shown(final);
+      messages.push(final.choices[0].message);
+    }
   },
 
   async *refused(client) {

@@ -8,6 +8,7 @@ import json
 import sys
 
 from openai import APIStatusError, OpenAI
+from pydantic import BaseModel
 
 TOOL = {"type": "function", "function": {"name": "exec_command", "parameters": {"type": "object", "properties": {"cmd": {"type": "string"}}}}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {"text": {"type": "string"}}}}}
@@ -39,8 +40,8 @@ def streamed(client, messages, **ask):
 
 
 def said(message):
-    """An assistant's message as a request repeats it. `parsed` is the SDK's own field of an answer."""
-    return message.model_dump(exclude={"parsed"}, exclude_none=True)
+    """An assistant's message as a request repeats it, with all its nulls."""
+    return message.model_dump()
 
 
 def growing(client, session):
@@ -56,12 +57,12 @@ def growing(client, session):
 
 
 def tools(client, session):
-    """A call of a tool and its output, plain and streamed."""
+    """Five calls of a tool and their outputs, plain and streamed."""
     messages = begun(session)
-    for turn in range(2):
+    for turn in range(5):
         messages.append({"role": "user", "content": "make a tool call"})
         plain = client.chat.completions.create
-        final = streamed(client, messages, tools=[TOOL], **asking(session)) if turn else plain(messages=messages, tools=[TOOL], **asking(session))
+        final = streamed(client, messages, tools=[TOOL], **asking(session)) if turn % 2 else plain(messages=messages, tools=[TOOL], **asking(session))
         message = final.choices[0].message
         (call,) = message.tool_calls
         yield shown(final.id, final.choices[0].finish_reason, json.loads(call.function.arguments)["cmd"])
@@ -72,10 +73,30 @@ def tools(client, session):
 
 
 def structured(client, session):
-    """An answer in a schema."""
-    messages = [*begun(session), {"role": "user", "content": "one"}]
-    final = client.chat.completions.create(messages=messages, response_format=SCHEMA, reasoning_effort="low", **asking(session))
-    yield shown(final.id, final.choices[0].finish_reason, final.choices[0].message.content)
+    """Ten answers in a schema, plain and streamed. The client sends their texts back."""
+    messages = begun(session)
+    for turn in range(10):
+        messages.append({"role": "user", "content": f"question {turn}"})
+        ask = {"response_format": SCHEMA, "reasoning_effort": "low", **asking(session)}
+        final = streamed(client, messages, **ask) if turn % 2 else client.chat.completions.create(messages=messages, **ask)
+        message = final.choices[0].message
+        yield shown(final.id, final.choices[0].finish_reason, json.loads(message.content)["text"])
+        messages.append({"role": "assistant", "content": message.content})
+
+
+class Answer(BaseModel):
+    text: str
+
+
+def parsed(client, session):
+    """Ten answers in a schema that the SDK reads. The client sends its messages back as they are."""
+    messages = begun(session)
+    for turn in range(10):
+        messages.append({"role": "user", "content": f"question {turn}"})
+        final = client.chat.completions.parse(messages=messages, response_format=Answer, **asking(session))
+        message = final.choices[0].message
+        yield shown(final.id, final.choices[0].finish_reason, message.parsed.text)
+        messages.append(message)
 
 
 def refused(client, session):
@@ -86,7 +107,7 @@ def refused(client, session):
         yield {"id": None, "lane": None, "status": error.code, "text": error.param}
 
 
-SCENES = {scene.__name__: scene for scene in (growing, tools, structured, refused)}
+SCENES = {scene.__name__: scene for scene in (growing, tools, structured, parsed, refused)}
 
 if __name__ == "__main__":
     print(json.dumps(list(SCENES[sys.argv[1]](OpenAI(max_retries=0), sys.argv[2]))))

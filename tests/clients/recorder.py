@@ -68,6 +68,8 @@ class Exchange:
         self.session = session and session[1].decode()
         self.wants_socket = re.search(rb"^upgrade: *websocket\r$", head, re.M | re.I) is not None
         self.is_turn = head.startswith(b"POST ")
+        # The method and the path, without the ids in it.
+        self.asked = re.sub(r"resp_\w+", "resp_#", head.split(b" HTTP/", 1)[0].decode())
         self.body = body
         self.answer = b""
         # Whether the whole head of an answer has come.

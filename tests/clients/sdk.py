@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""OpenAI's own SDKs through two replicas behind a balancer without affinity.
+"""OpenAI's own SDKs, LangChain and the AI SDK through two replicas behind a balancer without affinity.
 
-    sdk.py --python FOLDER --node FOLDER --warmkey BINARY [WORDS]
+    sdk.py --python FOLDER --node FOLDER --langchain FOLDER --ai FOLDER --warmkey BINARY [WORDS]
 
 The simulated upstream's record is the judge. The folders are where pip and npm have put the packages.
 With WORDS, only scenarios with these words in their name are played. Prints a line for each scenario,
@@ -11,85 +11,26 @@ and exits with 1 if one has failed.
 import argparse
 import json
 import os
-import secrets
 import signal
-import subprocess
 import sys
 
+import direct
+import talks
 from failing import on_one_key
 from judge import judge
-from parts import Failure, check, wait_for
+from parts import check, wait_for
+from scene import Sdk
 from stage import play
 from world import REPLICAS
 
-SECONDS = 60
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-class Sdk:
-    """One of the SDKs, which plays scenes."""
-
-    def __init__(self, world, command, folder):
-        self.world = world
-        self._command, self._folder = command, os.path.abspath(folder)
-        self._runs = 0
-
-    def begin(self, scene, before=None, session=None):
-        """Begins a scene. `before` runs before the first request; `session` is an old one to resume."""
-        self._runs += 1
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": self.world.parts.folder,
-            "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": self._folder,
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "SDK": self._folder,
-            "OPENAI_BASE_URL": f"http://{self.world.recorder.address}/v1",
-            "OPENAI_API_KEY": self.world.token,
-        }
-        return Scene(self.world, f"scene-{self._runs}", [*self._command, scene], environment, before, session)
-
-
-class Scene:
-    """A program that plays one scene of one session."""
-
-    def __init__(self, world, name, command, environment, before, session):
-        self.session = session or secrets.token_hex(16)
-        if before:
-            before(self)
-        self._world, self._before = world, len(world.recorder.exchanges)
-        self._said = world.parts.path(f"{name}.out")
-        self._log = lambda: world.parts.log(name)
-        with open(self._said, "wb") as output:
-            self._child = world.parts.start(name, [*command, self.session], environment, output=output)
-
-    @property
-    def exchanges(self):
-        return self._world.recorder.exchanges[self._before :]
-
-    def printed(self):
-        """The output of the program, which must end successfully."""
-        try:
-            status = self._child.wait(SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise Failure(f"the scene did not end within {SECONDS} s") from error
-        check(status == 0, f"the scene ended with {status}:\n{self._log()}")
-        with open(self._said, encoding="utf-8") as said:
-            return json.load(said)
-
-    def answers(self, count):
-        """Checks that every answer is a text."""
-        answers = self.printed()
-        are_whole = all(one["status"] == "completed" and one["text"] for one in answers)
-        check(len(answers) == count and are_whole, f"{count} answers and not {answers}")
-        return answers
-
-
-def plain_and_a_streamed_answer_over_http(sdk):
+def conversation_over_http_that_grows(sdk):
     scene = sdk.begin("over_http")
-    scene.answers(2)
-    check(len(scene.exchanges) == 2, f"one request for each answer, not {len(scene.exchanges)}")
-    judge(sdk.world, scene.session, scene.exchanges, served=2)
+    scene.answers(10)
+    check(len(scene.exchanges) == 10, f"one request for each answer, not {len(scene.exchanges)}")
+    judge(sdk.world, scene.session, scene.exchanges, served=10)
 
 
 def two_turns_on_one_websocket(sdk):
@@ -172,67 +113,12 @@ def key_that_is_revoked_and_a_quota_that_is_gone(sdk):
     check(len(scene.exchanges) == 2, f"told once, it does not ask again: {len(scene.exchanges)}")
 
 
-def chat_conversation_that_grows(sdk):
-    stays(sdk, "growing", 10)
-
-
-def chat_with_calls_of_a_tool(sdk):
-    stays(sdk, "tools", 4)
-
-
-def chat_with_a_structured_answer(sdk):
-    stays(sdk, "structured", 1)
-
-
-def stays(sdk, scene, count):
-    scene = sdk.begin(scene)
-    scene.answers(count)
-    on_one_key(sdk.world, scene.session, served=count)
-    turns = sdk.world.record(scene.session)
-    read, ideal = (sum(turn[column] for turn in turns) for column in ("cached_tokens", "ideal_cached_tokens"))
-    check(read >= 0.99 * ideal, f"{read} tokens read from the cache, of {ideal} that one key would have read")
-    check({one.served_by for one in scene.exchanges} == set(REPLICAS) or count == 1, "both replicas take turns")
-
-
-def chat_field_that_is_not_translated(sdk):
-    (told,) = sdk.begin("refused").printed()
-    check((told["status"], told["text"]) == ("unsupported_parameter", "seed"), f"what its user reads: {told}")
-
-
-CHAT = [chat_conversation_that_grows, chat_with_calls_of_a_tool, chat_with_a_structured_answer]
-
-def stored_response_that_is_asked_for_again(sdk):
-    scene = sdk.begin("stored")
-    answers = scene.answers(5)
-    check(len({one["id"] for one in answers[:4]}) == 1, f"one response: {answers}")
-    check(answers[0]["text"] == answers[1]["text"] == answers[2]["text"], f"one text: {answers}")
-    check(answers[3]["text"] == "one" and "not found" in answers[4]["text"], f"its input, and its end: {answers}")
-    check({one.served_by for one in scene.exchanges} == set(REPLICAS), "both replicas have served")
-    check(len(sdk.world.record(scene.session)) == 1, "one turn reached the upstream")
-
-
-def response_in_the_background(sdk):
-    scene = sdk.begin("in_the_background")
-    polled, canceled = scene.printed()
-    check(polled["status"] == "completed" and polled["text"], f"a response that is polled: {polled}")
-    check(canceled["status"] == "cancelled", f"one that is canceled: {canceled}")
-    on_one_key(sdk.world, scene.session, served=2)
-
-
-def models_that_it_may_ask_for(sdk):
-    *listed, one = sdk.begin("models").printed()
-    check(one["id"] == "gpt-5.4" and one in listed and len(listed) > 5, f"a list, and one of it: {listed}, {one}")
-
-
 SCENARIOS = [
-    plain_and_a_streamed_answer_over_http,
+    conversation_over_http_that_grows,
     two_turns_on_one_websocket,
     two_lanes_of_one_websocket,
     connection_that_is_closed_as_a_replica_leaves,
 ]
-
-
-STORED = [stored_response_that_is_asked_for_again, response_in_the_background, models_that_it_may_ask_for]
 IN_TROUBLE = [trouble_that_passes, stream_that_is_cut, key_that_is_revoked_and_a_quota_that_is_gone]
 
 
@@ -240,22 +126,33 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--python", required=True)
     options.add_argument("--node", required=True)
+    options.add_argument("--langchain", required=True)
+    options.add_argument("--ai", required=True)
     options.add_argument("--warmkey", required=True)
     options.add_argument("words", nargs="*")
     chosen = options.parse_args()
+    python, node = (lambda file: [sys.executable, os.path.join(HERE, file)]), (lambda file: ["node", os.path.join(HERE, file)])
     sdks = [
-        ("openai-python", [sys.executable, os.path.join(HERE, "turns.py")], chosen.python),
-        ("openai-node", ["node", os.path.join(HERE, "turns.mjs")], chosen.node),
+        ("openai-python", python("turns.py"), python("chat.py"), chosen.python),
+        ("openai-node", node("turns.mjs"), node("chat.mjs"), chosen.node),
     ]
-    # Both SDKs show errors alike: one of them is enough.
-    acts = [(name, {}, SCENARIOS + (STORED + IN_TROUBLE if name == "openai-python" else []), lambda world, run=run, folder=folder: Sdk(world, run, folder)) for name, run, folder in sdks]
-    # Chat, for an upstream that speaks it, and for one that every turn is translated for.
-    for name, run, folder in sdks:
-        run = [*run[:-1], run[-1].replace("turns.", "chat.")]
-        client = lambda world, run=run, folder=folder: Sdk(world, run, folder)
-        acts.append((f"{name}-chat", {}, CHAT, client))
-        translated = {"upstream": 'speaks = ["responses"]'}
-        acts.append((f"{name}-chat-translated", translated, [*CHAT, chat_field_that_is_not_translated], client))
+    client = lambda run, folder: lambda world: Sdk(world, run, folder)
+    translated = {"upstream": 'speaks = ["responses"]'}
+    acts = []
+    for name, turns, chat, folder in sdks:
+        # Both SDKs show errors alike: one of them is enough.
+        troubles = IN_TROUBLE if name == "openai-python" else []
+        acts += [
+            (name, {}, [*SCENARIOS, *talks.STORED, *direct.RESPONSES, *troubles], client(turns, folder)),
+            # Chat, for an upstream that speaks it, and for one that every turn is translated for.
+            (f"{name}-chat", {}, [*talks.NAMED, *direct.CHAT], client(chat, folder)),
+            (f"{name}-chat-translated", translated, [*talks.NAMED, *talks.TRANSLATED], client(chat, folder)),
+        ]
+    for name, run, folder in [("langchain", python("chain.py"), chosen.langchain), ("ai", node("ai.mjs"), chosen.ai)]:
+        acts += [
+            (name, {}, [*talks.UNNAMED, *talks.BY_RESPONSES, *direct.UNNAMED], client(run, folder)),
+            (f"{name}-translated", translated, talks.UNNAMED, client(run, folder)),
+        ]
     return play(chosen.warmkey, acts, " ".join(chosen.words))
 
 

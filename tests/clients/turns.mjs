@@ -38,16 +38,86 @@ async function one(events) {
 
 const connect = (client, options = {}) => new ResponsesWS(client, { headers: { "session-id": session }, ...options });
 
+async function all(items) {
+  const list = [];
+  for await (const item of items) list.push(item);
+  return list;
+}
+
+async function* growing(client, more) {
+  const own = { ...ask, prompt_cache_key: session, ...more };
+  const input = [];
+  for (let turn = 0; turn < 10; turn += 1) {
+    input.push(said(`question ${turn}`));
+    const isStreamed = turn % 2 === 1;
+    const made = await client.responses.create({ ...own, input, stream: isStreamed });
+    const final = isStreamed ? (await all(made)).at(-1).response : made;
+    yield shown(final);
+    input.push(...final.output);
+  }
+}
+
 const scenes = {
-  // A plain answer and a streamed one; the body names the session.
-  async *over_http(client) {
-    const own = { ...ask, prompt_cache_key: session };
-    const first = await client.responses.create({ ...own, input: [said("one")] });
-    yield shown(first);
-    const input = [said("one"), ...first.output, said("two")];
-    for await (const event of await client.responses.create({ ...own, input, stream: true })) {
-      if (event.type === "response.completed") yield shown(event.response);
+  // Ten turns, plain and streamed; the body names the session, and repeats the conversation.
+  over_http: (client) => growing(client, {}),
+
+  async *structured(client) {
+    const schema = { type: "object", properties: { text: { type: "string" } } };
+    const format = { type: "json_schema", name: "answer", schema };
+    for await (const one of growing(client, { text: { format } })) yield { ...one, text: JSON.parse(one.text).text };
+  },
+
+  // Stored responses: asked for again, whole and as a stream, and listed. The last one is deleted.
+  async *stored(client) {
+    const own = { ...ask, prompt_cache_key: session, store: true };
+    let previous = {};
+    for (let turn = 0; turn < 10; turn += 1) {
+      const input = [said(`question ${turn}`)];
+      const events = await all(await client.responses.create({ ...own, ...previous, input, stream: true }));
+      const { id } = events.at(-1).response;
+      yield shown(events.at(-1).response);
+      yield shown(await client.responses.retrieve(id));
+      const rest = await all(await client.responses.retrieve(id, { stream: true, starting_after: events[3].sequence_number }));
+      if (JSON.stringify(rest) !== JSON.stringify(events.slice(4))) throw new Error("the rest of the stream is another one");
+      yield shown(rest.at(-1).response);
+      const { data } = await client.responses.inputItems.list(id, { limit: 1 });
+      yield { id, lane: null, status: "completed", text: data[0].content[0].text };
+      previous = { previous_response_id: id };
     }
+    await client.responses.delete(previous.previous_response_id);
+    try {
+      await client.responses.retrieve(previous.previous_response_id);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      yield { id: null, lane: null, status: "completed", text: error.message };
+    }
+  },
+
+  // Ten responses that are polled, and one that is canceled.
+  async *in_the_background(client) {
+    const own = { ...ask, prompt_cache_key: session, store: true, background: true };
+    let previous = {};
+    for (let turn = 0; turn < 10; turn += 1) {
+      let first = await client.responses.create({ ...own, ...previous, input: [said(`question ${turn}`)] });
+      while (["queued", "in_progress"].includes(first.status)) first = await client.responses.retrieve(first.id);
+      yield shown(first);
+      previous = { previous_response_id: first.id };
+    }
+    const last = await client.responses.create({ ...own, ...previous, input: [said("SLOW:40x50ms more")] });
+    const { id, status } = await client.responses.cancel(last.id);
+    yield { id, lane: null, status, text: "" };
+  },
+
+  async *models(client) {
+    const listed = await all(await client.models.list());
+    for (const { id, owned_by } of [...listed, await client.models.retrieve("gpt-5.4")]) {
+      yield { id, lane: null, status: "completed", text: owned_by };
+    }
+  },
+
+  // The list alone: the simulated upstream does not serve one of the models.
+  async *listed(client) {
+    for await (const { id, owned_by } of client.models.list()) yield { id, lane: null, status: "completed", text: owned_by };
   },
 
   async *two_turns(client) {
@@ -89,6 +159,4 @@ const scenes = {
   },
 };
 
-const all = [];
-for await (const answer of scenes[scene](new OpenAI({ maxRetries: 0 }))) all.push(answer);
-console.log(JSON.stringify(all));
+console.log(JSON.stringify(await all(scenes[scene](new OpenAI({ maxRetries: 0 })))));

@@ -9,6 +9,8 @@ import sys
 
 from openai import APIConnectionError, APIStatusError, NotFoundError, OpenAI
 
+SCHEMA = {"type": "json_schema", "name": "answer", "schema": {"type": "object", "properties": {"text": {"type": "string"}}}}
+
 
 def asking(session):
     """The common beginning of a session's turns: long enough to cache, and unlike other sessions'."""
@@ -25,14 +27,27 @@ def shown(response, lane=None):
 
 
 def over_http(client, session):
-    """A plain answer and a streamed one; the body names the session."""
-    ask = {"prompt_cache_key": session, **asking(session)}
-    first = client.responses.create(input=[said("one")], **ask)
-    yield shown(first)
-    history = [said("one"), *(item.to_dict() for item in first.output), said("two")]
-    for event in client.responses.create(input=history, stream=True, **ask):
-        if event.type == "response.completed":
-            yield shown(event.response)
+    """Ten turns, plain and streamed; the body names the session, and repeats the conversation."""
+    yield from growing(client, session, {})
+
+
+def structured(client, session):
+    """The same, with answers in a schema."""
+    for answer in growing(client, session, {"text": {"format": SCHEMA}}):
+        yield {**answer, "text": json.loads(answer["text"])["text"]}
+
+
+def growing(client, session, more):
+    ask, history = {"prompt_cache_key": session, **asking(session), **more}, []
+    for turn in range(10):
+        history.append(said(f"question {turn}"))
+        if turn % 2:
+            events = list(client.responses.create(input=history, stream=True, **ask))
+            final = events[-1].response
+        else:
+            final = client.responses.create(input=history, **ask)
+        yield shown(final)
+        history += [item.to_dict() for item in final.output]
 
 
 def answers(connection, count):
@@ -109,24 +124,21 @@ def in_a_stream(client, session):
             yield {"id": None, "lane": None, "status": type(error).__name__, "text": come}
 
 
-def text_of(content):
-    """The text of an input item, which may be a string or a list of parts."""
-    return content if isinstance(content, str) else content[0].text
-
-
 def stored(client, session):
-    """A stored response: asked for again, whole and as a stream, listed, and deleted."""
-    ask = asking(session) | {"store": True, "prompt_cache_key": session}
-    events = list(client.responses.create(input=[said("one")], stream=True, **ask))
-    first = events[-1].response
-    yield shown(first)
-    yield shown(client.responses.retrieve(first.id))
-    again = list(client.responses.retrieve(first.id, stream=True, starting_after=events[3].sequence_number))
-    if [event.to_dict() for event in again] != [event.to_dict() for event in events[4:]]:
-        raise RuntimeError("the rest of the stream is another one")
-    yield shown(again[-1].response)
-    items = client.responses.input_items.list(first.id, limit=1)
-    yield {"id": first.id, "lane": None, "status": "completed", "text": text_of(items.data[0].content)}
+    """Stored responses: asked for again, whole and as a stream, and listed. The last one is deleted."""
+    ask, previous = asking(session) | {"store": True, "prompt_cache_key": session}, {}
+    for turn in range(10):
+        events = list(client.responses.create(input=[said(f"question {turn}")], stream=True, **previous, **ask))
+        first = events[-1].response
+        yield shown(first)
+        yield shown(client.responses.retrieve(first.id))
+        again = list(client.responses.retrieve(first.id, stream=True, starting_after=events[3].sequence_number))
+        if [event.to_dict() for event in again] != [event.to_dict() for event in events[4:]]:
+            raise RuntimeError("the rest of the stream is another one")
+        yield shown(again[-1].response)
+        items = client.responses.input_items.list(first.id, limit=1)
+        yield {"id": first.id, "lane": None, "status": "completed", "text": items.data[0].content[0].text}
+        previous = {"previous_response_id": first.id}
     client.responses.delete(first.id)
     try:
         client.responses.retrieve(first.id)
@@ -135,15 +147,17 @@ def stored(client, session):
 
 
 def in_the_background(client, session):
-    """One response that is polled, and one that is canceled."""
-    ask = asking(session) | {"store": True, "prompt_cache_key": session, "background": True}
-    first = client.responses.create(input=[said("one")], **ask)
-    while first.status in ("queued", "in_progress"):
-        first = client.responses.retrieve(first.id)
-    yield shown(first)
-    second = client.responses.create(input=[said("SLOW:40x50ms two")], previous_response_id=first.id, **ask)
-    second = client.responses.cancel(second.id)
-    yield {"id": second.id, "lane": None, "status": second.status, "text": ""}
+    """Ten responses that are polled, and one that is canceled."""
+    ask, previous = asking(session) | {"store": True, "prompt_cache_key": session, "background": True}, {}
+    for turn in range(10):
+        first = client.responses.create(input=[said(f"question {turn}")], **previous, **ask)
+        while first.status in ("queued", "in_progress"):
+            first = client.responses.retrieve(first.id)
+        yield shown(first)
+        previous = {"previous_response_id": first.id}
+    last = client.responses.create(input=[said("SLOW:40x50ms more")], **previous, **ask)
+    last = client.responses.cancel(last.id)
+    yield {"id": last.id, "lane": None, "status": last.status, "text": ""}
 
 
 def models(client, _):
@@ -152,10 +166,17 @@ def models(client, _):
         yield {"id": model.id, "lane": None, "status": "completed", "text": model.owned_by}
 
 
+def listed(client, _):
+    """The list of models alone: the simulated upstream does not serve one of them."""
+    for model in client.models.list():
+        yield {"id": model.id, "lane": None, "status": "completed", "text": model.owned_by}
+
+
 SCENES = {
     scene.__name__: scene
     for scene in (
         over_http,
+        structured,
         two_turns,
         two_lanes,
         connection_that_is_closed,
@@ -164,6 +185,7 @@ SCENES = {
         stored,
         in_the_background,
         models,
+        listed,
     )
 }
 

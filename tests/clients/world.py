@@ -22,11 +22,13 @@ class World:
         """`simulator`: lines of its `[sim]`; `upstream`: lines of the gateway's one `[[upstream]]`."""
         self.parts, self._warmkey, self._name = parts, warmkey, name
         self.token = "client-" + secrets.token_hex(16)
-        self._keys = [(f"{place}-{n}", f"org-{place}", f"upstream-{secrets.token_hex(8)}") for place in "ab" for n in (1, 2)]
+        self.keys = [(f"{place}-{n}", f"org-{place}", f"upstream-{secrets.token_hex(8)}") for place in "ab" for n in (1, 2)]
         store = start_redis(parts, self.called("redis"))
         self._simulate(simulator)
         host, port = self.upstream.split(":")
         self.inner = Recorder((host, int(port)))
+        # For clients that call the upstream themselves.
+        self.direct = Recorder((host, int(port)))
         self._configuration = self._configure(store, upstream)
         self._address, self.admin = ({name: f"127.0.0.1:{free_port()}" for name in REPLICAS} for _ in range(2))
         for replica in REPLICAS:
@@ -43,7 +45,7 @@ class World:
     def _simulate(self, options):
         keys = "".join(
             f'[[sim.key]]\nid = "{name}"\nsecret = "{secret}"\norganization = "{organization}"\n'
-            for name, organization, secret in self._keys
+            for name, organization, secret in self.keys
         )
         config = self.parts.path(self.called("simulate.toml"), f"[sim]\n{options}\n{keys}")
         name = self.called("simulator")
@@ -53,7 +55,7 @@ class World:
     def _configure(self, store, upstream):
         keys = "".join(
             f'[[key]]\nid = "{name}"\nupstream = "openai"\norganization = "{organization}"\nsecret = "{secret}"\n'
-            for name, organization, secret in self._keys
+            for name, organization, secret in self.keys
         )
         return self.parts.path(
             self.called("warmkey.toml"),
@@ -124,6 +126,10 @@ token = "{self.token}"
     def _simulated(self, page, order=None):
         answer = get(f"http://{self.upstream}/_sim/{page}", order)
         return json.loads(answer) if answer else None
+
+    def recorded(self):
+        """All turns on the upstream's record, oldest first."""
+        return self._simulated("turns")
 
     def record(self, session):
         """The turns of a session on the upstream's record, without refused handshakes."""

@@ -9,6 +9,7 @@ use crate::world::chain::{Chain, id_of, made};
 use crate::world::cluster::{ALICE, BOB, Cluster, Running};
 use crate::world::codex::{Codex, uuid};
 use crate::world::simulator::{Key, Turn, keys_by_session, siblings};
+use crate::world::socket;
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, ask};
 
@@ -200,6 +201,25 @@ async fn forged_hop_changes_nothing() {
             let keys: BTreeSet<_> = turns[before..].iter().map(|turn| &turn.key).collect();
             assert!(keys.len() > 1, "each session has its own order: {keys:?}");
         }
+    }
+    // Nor by a WebSocket, whose handshake says the same.
+    for at in [tiers.edge.address(), tiers.inner.address()] {
+        let before = tiers.turns().await.len();
+        for _ in 0..14 {
+            let session = uuid();
+            let forged = [
+                ("session-id", session.as_str()),
+                ("yai-sticky-session", "abc;parent=def"),
+                ("x-warmkey-hop", "guess"),
+            ];
+            let opened = socket::open(at, ALICE, &forged).await;
+            let (mut socket, _) = opened.unwrap_or_else(|refused| panic!("{refused:?}"));
+            socket.send(&socket::plain("hello")).await;
+            socket.event(&["response.completed"]).await;
+        }
+        let turns = tiers.judge().await;
+        let keys: BTreeSet<_> = turns[before..].iter().map(|turn| &turn.key).collect();
+        assert!(keys.len() > 1, "each session has its own order: {keys:?}");
     }
     // Shown with the secret, it is believed: so the test can fail.
     let before = tiers.turns().await.len();

@@ -9,6 +9,11 @@ use crate::error::Error;
 /// Fields of a content part that both dialects share.
 const BREAKPOINT: &str = "prompt_cache_breakpoint";
 
+/// What OpenAI's Python SDK has read in a message's content and in a call's arguments, and sends
+/// back beside them. The text itself says all of it.
+const PARSED: &str = "parsed";
+const PARSED_ARGUMENTS: &str = "parsed_arguments";
+
 /// Writes the items of `messages`.
 pub fn items(out: &mut Vec<u8>, messages: Vec<(String, &[u8])>) -> Result<(), Error> {
     let mut items = Items { out, is_empty: true, custom: HashSet::new() };
@@ -79,7 +84,11 @@ impl Items<'_> {
     /// Writes an assistant's message: its text, then its calls.
     fn answered(&mut self, message: &Fields<'_>) -> Result<(), Error> {
         // Clients send answers back as they came; annotations are only of answers.
-        message.only(&[&["role", "content", "refusal", "tool_calls", "annotations"]])?;
+        const OF_AN_ANSWER: [&str; 2] = ["annotations", PARSED];
+        message.only(&[&["role", "content", "refusal", "tool_calls"], &OF_AN_ANSWER])?;
+        if message.get(PARSED).is_some() && message.get("content").is_none() {
+            return Err(unsupported(&message.at(PARSED)));
+        }
         let (refusal, has_calls) = (message.get("refusal"), message.get("tool_calls").is_some());
         let text = message.get("content");
         let is_empty = text.is_none_or(|text| text == b"\"\"" || text == b"[]");
@@ -120,7 +129,8 @@ impl Items<'_> {
         // Some clients send the index of a streamed call back.
         call.only(&[&["id", "type", "index", kind]])?;
         let (id, inner) = (call.needed("id")?, call.inner(kind)?);
-        inner.only(&[&["name", text]])?;
+        inner
+            .only(&[&["name", text], if kind == "function" { &[PARSED_ARGUMENTS] } else { &[] }])?;
         if kind == "custom" {
             self.custom.extend(word(id));
         }

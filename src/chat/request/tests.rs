@@ -80,6 +80,24 @@ fn message_becomes_its_items_where_it_stands() {
             r#"{"role":"assistant","content":"","tool_calls":[{"id":"call_1","type":"custom","custom":{"name":"f","input":"x"}}]},{"role":"tool","tool_call_id":"call_1","content":[{"type":"text","text":"y"}]}"#,
             r#"{"type":"custom_tool_call","call_id":"call_1","name":"f","input":"x"},{"type":"custom_tool_call_output","call_id":"call_1","output":[{"type":"input_text","text":"y"}]}"#,
         ),
+        // Parallel calls, and their results in another order.
+        (
+            r#"{"role":"assistant","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}},{"id":"call_2","type":"custom","custom":{"name":"g","input":"x"}}]},{"role":"tool","tool_call_id":"call_2","content":"two"},{"role":"tool","tool_call_id":"call_1","content":""}"#,
+            r#"{"type":"function_call","call_id":"call_1","name":"f","arguments":"{}"},{"type":"custom_tool_call","call_id":"call_2","name":"g","input":"x"},{"type":"custom_tool_call_output","call_id":"call_2","output":"two"},{"type":"function_call_output","call_id":"call_1","output":""}"#,
+        ),
+        // Answers as OpenAI's Python SDK sends them back, with what it has read in them.
+        (
+            r#"{"content":"{\"a\": 1}","refusal":null,"role":"assistant","annotations":[],"audio":null,"function_call":null,"tool_calls":null,"parsed":{"a":1}}"#,
+            r#"{"type":"message","role":"assistant","content":[{"type":"output_text","text":"{\"a\": 1}"}]}"#,
+        ),
+        (
+            r#"{"content":null,"refusal":"no","role":"assistant","annotations":null,"audio":null,"function_call":null,"tool_calls":null,"parsed":null}"#,
+            r#"{"type":"message","role":"assistant","content":[{"type":"refusal","refusal":"no"}]}"#,
+        ),
+        (
+            r#"{"content":null,"role":"assistant","tool_calls":[{"id":"call_1","function":{"arguments":"{\"a\": 1}","name":"f","parsed_arguments":{"a":1}},"type":"function"},{"id":"call_2","function":{"arguments":"{}","name":"f","parsed_arguments":null},"type":"function"}]}"#,
+            r#"{"type":"function_call","call_id":"call_1","name":"f","arguments":"{\"a\": 1}"},{"type":"function_call","call_id":"call_2","name":"f","arguments":"{}"}"#,
+        ),
     ] {
         let found = translated(&format!(r#""messages":[{message}]"#));
         assert_eq!(found, format!(r#"{{"input":[{items}]}}"#));
@@ -119,6 +137,12 @@ fn setting_becomes_its_counterpart() {
             r#""tools":[{"type":"custom","name":"f"},{"type":"custom","name":"g","description":"d","format":{"type":"grammar","definition":"s","syntax":"lark"}}]"#,
         ),
         (r#""tool_choice":"required""#, r#""tool_choice":"required""#),
+        (r#""tool_choice":"auto""#, r#""tool_choice":"auto""#),
+        (r#""tool_choice":"none""#, r#""tool_choice":"none""#),
+        (
+            r#""prompt_cache_options":{"mode":"implicit","ttl":"30m"},"moderation":{"model":"m"}"#,
+            r#""moderation":{"model":"m"},"prompt_cache_options":{"mode":"implicit","ttl":"30m"}"#,
+        ),
         (
             r#""tool_choice":{"type":"function","function":{"name":"f"}}"#,
             r#""tool_choice":{"type":"function","name":"f"}"#,
@@ -196,6 +220,25 @@ fn field_without_equivalent_is_refused_by_its_name() {
             r#","messages":[{"role":"assistant","content":"x","reasoning_content":"y"}]"#,
             "messages[0].reasoning_content",
         ),
+        // What the SDK has read in a text says nothing new only beside that text.
+        (
+            r#","messages":[{"role":"assistant","content":null,"parsed":{"a":1}}]"#,
+            "messages[0].parsed",
+        ),
+        (r#","messages":[{"role":"user","content":"x","parsed":{}}]"#, "messages[0].parsed"),
+        (
+            r#","messages":[{"role":"assistant","tool_calls":[{"id":"c","type":"custom","custom":{"name":"f","input":"x","parsed_arguments":{}}}]}]"#,
+            "messages[0].tool_calls[0].custom.parsed_arguments",
+        ),
+        (
+            r#","messages":[{"role":"assistant","content":"x","function_call":{"name":"f","arguments":"{}"}}]"#,
+            "messages[0].function_call",
+        ),
+        (r#","reasoning":{"effort":"low"}"#, "reasoning"),
+        (
+            r#","messages":[{"role":"system","content":[{"type":"image_url","image_url":{"url":"u"}}]}]"#,
+            "messages[0].content[0].type",
+        ),
     ] {
         assert_eq!(refused(fields), (param.to_owned(), UNSUPPORTED), "{fields}");
     }
@@ -240,6 +283,8 @@ fn wish_is_what_the_client_reads() {
     assert_eq!(wish(r#","stream":true,"stream_options":null"#), (true, false));
     assert_eq!(wish(r#","stream":true,"stream_options":{"include_usage":true}"#), (true, true));
 }
+
+mod nulls;
 
 /// Any JSON value.
 fn value() -> impl Strategy<Value = Value> {

@@ -190,43 +190,7 @@ fn answer_without_a_beginning_is_still_one() {
     assert!(out.ends_with("data: [DONE]\n\n"));
 }
 
-#[test]
-fn early_end_has_its_reason() {
-    let text = events(&[
-        CREATED,
-        r#"{"type":"response.incomplete","response":{"id":"resp_1","created_at":5,"model":"m","incomplete_details":{"reason":"max_output_tokens"}}}"#,
-    ]);
-    assert_eq!(deltas(&text).1.as_deref(), Some("length"));
-}
-
-#[test]
-fn stream_is_the_same_wherever_it_is_cut() {
-    let text = events(&[
-        CREATED,
-        r#"{"type":"response.output_text.delta","output_index":0,"content_index":0,"delta":"\u00e9 é"}"#,
-        r#"{"type":"response.output_item.added","output_index":1,"item":{"type":"function_call","call_id":"c","name":"f","arguments":""}}"#,
-        r#"{"type":"response.function_call_arguments.delta","output_index":1,"delta":"{}"}"#,
-        DONE,
-    ]);
-    // One event in two lines of data.
-    let text = text.replace("\"output_index\":0,", "\ndata: \"output_index\":0,");
-    for text in [text.clone(), text.replace('\n', "\r\n"), text.replace('\n', "\r")] {
-        let whole = translated(&text, true);
-        assert!(whole.ends_with("data: [DONE]\n\n"), "{whole}");
-        for at in 0..=text.len() {
-            let mut stream = Stream::new(true);
-            let mut out = stream.push(&text.as_bytes()[..at]);
-            out.extend(stream.push(&text.as_bytes()[at..]));
-            out.extend(stream.end());
-            assert_eq!(String::from_utf8_lossy(&out), whole, "cut at {at}");
-        }
-        let mut stream = Stream::new(true);
-        let mut out = Vec::new();
-        text.bytes().for_each(|byte| out.extend(stream.push(&[byte])));
-        out.extend(stream.end());
-        assert_eq!(String::from_utf8_lossy(&out), whole, "byte by byte");
-    }
-}
+mod forms;
 
 proptest! {
     #[test]

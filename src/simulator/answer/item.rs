@@ -21,19 +21,42 @@ const REASONING_TOKENS: u64 = 64;
 /// The text of an answer, in the pieces in which it is streamed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Text {
-    Words { events: u64, seed: u64 },
-    Big { bytes: u64 },
+    Words {
+        events: u64,
+        seed: u64,
+    },
+    /// An object with these words in the field `name`: a structured output.
+    Json {
+        name: String,
+        events: u64,
+        seed: u64,
+    },
+    Big {
+        bytes: u64,
+    },
 }
 
 impl Text {
     pub(super) fn events(&self) -> u64 {
-        if let Self::Words { events, .. } = self { *events } else { 1 }
+        match self {
+            Self::Words { events, .. } | Self::Json { events, .. } => *events,
+            Self::Big { .. } => 1,
+        }
     }
 
     fn push(&self, event: u64, text: &mut String) {
         match self {
             Self::Words { seed, .. } => {
                 text.push_str(WORDS[(seed.wrapping_add(event) % WORDS.len() as u64) as usize])
+            }
+            Self::Json { name, events, seed } => {
+                if event == 0 {
+                    text.push_str(&format!("{{{}:\"", quoted(name)));
+                }
+                Self::Words { events: *events, seed: *seed }.push(event, text);
+                if event + 1 == *events {
+                    text.push_str("\"}");
+                }
             }
             Self::Big { bytes } => {
                 text.extend(std::iter::repeat_n("0123456789abcdef", (*bytes / 16) as usize));
@@ -48,15 +71,15 @@ impl Text {
         text
     }
 
-    /// One piece of the stream, or the whole text, as a JSON string. No character needs escaping.
+    /// One piece of the stream, or the whole text, as a JSON string.
     pub(super) fn spelled(&self, event: Option<u64>) -> String {
-        let mut text = String::from("\"");
+        let mut text = String::new();
         match event {
             Some(event) => self.push(event, &mut text),
-            None => text.push_str(&self.whole()),
+            None => text = self.whole(),
         }
-        text.push('"');
-        text
+        // No character of the other texts needs escaping.
+        if let Self::Json { .. } = self { quoted(&text) } else { format!("\"{text}\"") }
     }
 
     pub(super) fn tokens(&self) -> u64 {

@@ -168,8 +168,18 @@ pub(super) struct Glance {
     /// The text has a `prompt_cache_key`.
     names_cache_key: bool,
     tier: Option<String>,
-    /// The text of an encoded body, if an upstream knows its model by another name.
-    decoded: Option<(Vec<u8>, MemoryPlace)>,
+    /// The text of an encoded body, if an upstream needs it: for another name of its model, or in
+    /// another dialect.
+    decoded: Option<(Bytes, MemoryPlace)>,
+}
+
+/// Who asks, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'t> {
+    pub client: &'t Client,
+    pub headers: &'t HeaderMap,
+    /// The body is one of Chat Completions.
+    pub by_chat: bool,
 }
 
 impl HttpTurns {
@@ -195,7 +205,8 @@ impl HttpTurns {
         let (body, found) = tokio::join!(self.replay.read(body), look_up);
         let body = body?;
         let complete = Instant::now();
-        let (body, glance) = self.look(&client, &head.headers, body, identity).await?;
+        let by_chat = endpoint.dialect() == Dialect::Chat;
+        let (body, glance) = self.look(&client, &head.headers, by_chat, (body, identity)).await?;
         let Glance {
             mut identity,
             derived,
@@ -233,7 +244,7 @@ impl HttpTurns {
             lineage: entry.identifier.lineage(&client.id, &head.headers),
             carries_sealed: is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known),
             turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
-            by_chat: endpoint.dialect() == Dialect::Chat,
+            by_chat,
             model: &model,
             tier: tier.as_deref(),
             // If the owner of the previous response is not known, only the project of the session
@@ -245,16 +256,18 @@ impl HttpTurns {
         account.lineage(&demand.lineage);
         let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
         let session = demand.session.as_ref();
-        let chat = match endpoint.dialect() {
-            Dialect::Responses => None,
-            Dialect::Chat => {
-                let named = session.filter(|_| !names_cache_key);
-                Some(self.chat(&head.headers, &body, named)?)
-            }
+        let decoded = decoded.as_ref().map(|(text, _)| text);
+        let bound = found.as_ref().ok().and_then(Option::as_ref);
+        let chat = if by_chat {
+            let named = session.filter(|_| !names_cache_key);
+            let chat = ChatBody::new(body.bytes.clone(), decoded.cloned(), named);
+            Some(self.rendered(chat, bound).await?)
+        } else {
+            None
         };
         let content =
             chat.as_ref().map_or(Content::Body(&body.bytes), |(chat, _)| Content::Chat(chat));
-        let decoded = decoded.as_ref().map(|(text, _)| &text[..]);
+        let decoded = decoded.map(|text| &text[..]);
         let asked = Asked::new(&head, endpoint, content)
             .of_session(session)
             .told(entry.identifier.hop(session, &demand.lineage))
@@ -275,23 +288,6 @@ impl HttpTurns {
         Ok(Exchanged { key: binding.key, answer, form, gate })
     }
 
-    /// Makes the body of a chat turn, with a permit for the memory of what is made of it.
-    /// `session`: the session of a body without a `prompt_cache_key`.
-    fn chat(
-        &self,
-        headers: &HeaderMap,
-        body: &Replayed,
-        session: Option<&SessionId>,
-    ) -> Result<(ChatBody, MemoryPlace), Error> {
-        let decoded = match self.replay.text(headers, body, usize::MAX)? {
-            Text::Plain(_) | Text::Unreadable | Text::TooLong => None,
-            Text::Decoded(text, _) => Some(Bytes::from(text)),
-        };
-        let length = decoded.as_ref().map_or(body.bytes.len(), |text| 2 * text.len());
-        let reserved = self.replay.reserve(length)?;
-        Ok((ChatBody::new(body.bytes.clone(), decoded, session), reserved))
-    }
-
     /// Makes a gate that delays the answer's id until its owner is recorded.
     fn gate(
         &self,
@@ -308,11 +304,11 @@ impl HttpTurns {
         IdGate::new(&answer.headers, write_down)
     }
 
-    /// Scans the body's text. The text is not kept. `None`: the text is longer than `most`.
+    /// Scans the body's text, and keeps it only if the turn needs it decoded. `None`: the text is
+    /// longer than `most`.
     pub(super) fn glance(
         &self,
-        client: &Client,
-        headers: &HeaderMap,
+        Asking { client, headers, by_chat }: Asking<'_>,
         body: &Replayed,
         identity: &Identity,
         most: usize,
@@ -353,7 +349,9 @@ impl HttpTurns {
         let tier = peek.tier.text().map(str::to_owned);
         let needs_project = peek.references.need_project || peek.conversation.id().is_some();
         let decoded = match text {
-            Text::Decoded(text, place) if self.is_renamed(&model) => Some((text, place)),
+            Text::Decoded(text, place) if by_chat || self.is_renamed(&model) => {
+                Some((Bytes::from(text), place))
+            }
             _ => None,
         };
         Ok(Some(Glance {

@@ -1,4 +1,4 @@
-//! Long bodies: other threads decode and scan them, a few at a time.
+//! Long bodies: other threads decode, scan and translate them, a few at a time.
 //!
 //! A body of a few kilobytes may decode to many megabytes, which take a tenth of a second to decode
 //! and scan. On the thread of turns, every stream of that thread would wait for it.
@@ -8,13 +8,18 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
+use crate::binding::record::BindingRecord;
+use crate::chat::body::ChatBody;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::session::identify::Identity;
-use crate::turn::http::exchange::{Glance, HttpTurns};
+use crate::store::StoredValue;
+use crate::turn::http::exchange::{Asking, Glance, HttpTurns};
 use crate::turn::http::replay::{LIGHT, Replayed};
+use crate::turn::memory::MemoryPlace;
 
-/// Long texts that are decoded and scanned at once. More would take the cores from other turns.
+/// Long texts that are decoded, scanned or translated at once. More would take the cores from other
+/// turns.
 pub const HEAVY: usize = 2;
 /// Longest wait for one of these places, and `Retry-After` of a turn that gets none.
 const HEAVY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,25 +32,75 @@ impl HttpTurns {
         self: &Arc<Self>,
         client: &Arc<Client>,
         headers: &HeaderMap,
-        body: Replayed,
-        identity: Identity,
+        by_chat: bool,
+        (body, identity): (Replayed, Identity),
     ) -> Result<(Replayed, Glance), Error> {
-        if let Some(glance) = self.glance(client, headers, &body, &identity, LIGHT)? {
+        let asking = Asking { client, headers, by_chat };
+        if let Some(glance) = self.glance(asking, &body, &identity, LIGHT)? {
             return Ok((body, glance));
         }
+        let (turns, client, headers) = (Arc::clone(self), Arc::clone(client), headers.clone());
+        let (body, glance) = self
+            .aside(move || {
+                let asking = Asking { client: &client, headers: &headers, by_chat };
+                let glance = turns.glance(asking, &body, &identity, usize::MAX);
+                (body, glance)
+            })
+            .await?;
+        Ok((body, glance?.ok_or_else(failed)?))
+    }
+
+    /// Renders a long chat body on another thread, if its turn will need it in the other dialect.
+    /// The turn renders a short one itself. Returns the body with a permit for the memory of what
+    /// is made of it.
+    pub(super) async fn rendered(
+        &self,
+        chat: ChatBody,
+        bound: Option<&StoredValue>,
+    ) -> Result<(ChatBody, MemoryPlace), Error> {
+        let reserved = self.replay.reserve(chat.text().len())?;
+        if chat.text().len() <= LIGHT {
+            return Ok((chat, reserved));
+        }
+        let loaded = self.gateway.registry.loaded();
+        let keys = loaded.table.keys();
+        // A session without a binding begins where chat is spoken, if any upstream speaks it.
+        let bound = bound.and_then(|bound| BindingRecord::parse(&bound.value));
+        let upstream = match bound.and_then(|bound| keys.iter().find(|key| key.tag == bound.key)) {
+            Some(key) => Some(&key.upstream),
+            None if keys.iter().any(|key| key.upstream.speaks_chat) => None,
+            None => keys.first().map(|key| &key.upstream),
+        };
+        let Some(upstream) = upstream.filter(|upstream| !upstream.speaks_chat) else {
+            return Ok((chat, reserved));
+        };
+        let derives = upstream.derives_cache_key;
+        let render = move || {
+            // The attempt finds the result, or the error, in the body.
+            let _ = chat.translated(derives);
+            chat
+        };
+        Ok((self.aside(render).await?, reserved))
+    }
+
+    /// Does `work` on another thread, as soon as one of the places is free.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
         let place = Arc::clone(&self.heavy).acquire_owned();
         let Ok(Ok(place)) = tokio::time::timeout(HEAVY_TIMEOUT, place).await else {
             let error = Error::new(ErrorKind::NoKeyAvailable, "Too many long bodies come at once.");
             return Err(error.retry_after(SOON));
         };
-        let (turns, client, headers) = (Arc::clone(self), Arc::clone(client), headers.clone());
-        let glancing = tokio::task::spawn_blocking(move || {
+        let working = tokio::task::spawn_blocking(move || {
             let _place = place;
-            let glance = turns.glance(&client, &headers, &body, &identity, usize::MAX);
-            (body, glance)
+            work()
         });
-        let failed = || Error::new(ErrorKind::Internal, "The gateway failed on this turn.");
-        let (body, glance) = glancing.await.map_err(|_| failed())?;
-        Ok((body, glance?.ok_or_else(failed)?))
+        working.await.map_err(|_| failed())
     }
+}
+
+fn failed() -> Error {
+    Error::new(ErrorKind::Internal, "The gateway failed on this turn.")
 }

@@ -66,11 +66,30 @@ pub async fn slowest(address: std::net::SocketAddr, is_over: &AtomicBool) -> Dur
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heavy_body_holds_up_nobody() {
+    hold_up_nobody(foldable(60 << 20), |body| Request::turn(ALICE, body), "").await;
+}
+
+/// The same for a chat body, which an upstream without chat gets translated.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_chat_body_holds_up_nobody() {
+    let text = String::from_utf8(foldable(60 << 20)).expect("JSON is UTF-8");
+    let text = text.replace(r#""input":""#, r#""messages":[{"role":"user","content":""#);
+    let text = text.trim_end_matches('}').to_owned() + "}]}";
+    let chat = |body| Request::turn(ALICE, body).target("/chat/completions");
+    hold_up_nobody(text.into_bytes(), chat, "speaks = [\"responses\"]").await;
+}
+
+/// Checks that no other client waits for the thread of turns while folded bodies of this `text`
+/// are served.
+async fn hold_up_nobody(text: Vec<u8>, request: impl Fn(Vec<u8>) -> Request, options: &str) {
     let upstream = Recorder::answering(completed()).await;
-    let cluster =
-        Cluster::new().recorded_by(&upstream).shell("export TOKIO_WORKER_THREADS=1").start().await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .upstream(options)
+        .shell("export TOKIO_WORKER_THREADS=1")
+        .start()
+        .await;
     let address = cluster.address();
-    let text = foldable(60 << 20);
     let folded = zstd::encode_all(&text[..], 3).expect("memory is enough");
     assert!(folded.len() > text.len() / 190, "{} of {}", folded.len(), text.len());
     // A machine that compiles meanwhile has slow moments of its own.
@@ -81,7 +100,7 @@ async fn heavy_body_holds_up_nobody() {
             async move { slowest(address, &is_over).await }
         });
         for _ in 0..6 {
-            let request = Request::turn(ALICE, folded.clone()).header("content-encoding", "zstd");
+            let request = request(folded.clone()).header("content-encoding", "zstd");
             assert_eq!(ask(address, &request).await.status, 200);
         }
         is_over.store(true, Ordering::Relaxed);

@@ -33,7 +33,8 @@ async fn seen(
         text.into()
     };
     let body = turns.replay.read(Body::from(bytes)).await.unwrap();
-    let glance = turns.glance(client, &headers, &body, &Identity::default(), LIGHT);
+    let asking = Asking { client, headers: &headers, by_chat: false };
+    let glance = turns.glance(asking, &body, &Identity::default(), LIGHT);
     glance.map(|glance| glance.expect("a short text")).map_err(|error| error.code())
 }
 
