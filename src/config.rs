@@ -243,6 +243,9 @@ impl Config {
     fn store_choice(&self) -> Result<StoreChoice, String> {
         let url = self.store.url.read().map_err(|why| format!("store.url: {why}"))?;
         let choice = match url.expose() {
+            "memory:" if self.store.ca_file.is_some() => {
+                return Err("store.ca_file: is for rediss addresses only".into());
+            }
             "memory:" => StoreChoice::Memory,
             _ => {
                 self.store.authorities()?;

@@ -18,6 +18,7 @@ pub mod fault;
 pub mod row;
 pub mod sums;
 mod migrate;
+mod url;
 mod postgres;
 mod sqlite;
 mod statement;
@@ -59,8 +60,7 @@ impl DatabaseAddress {
             };
         }
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            let options = postgres::options(text)
-                .ok_or("is no postgres://[USER:PASSWORD@]HOST[:5432]/DATABASE")?;
+            let options = postgres::options(text)?;
             return Ok(Some(Self::Postgres(Box::new(options))));
         }
         Err("must be \"sqlite:FILE\", \"postgres://...\" or \"none:\"".into())

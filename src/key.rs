@@ -105,12 +105,20 @@ const fn five_minutes() -> Span {
 }
 
 /// A protocol that an upstream can speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Responses,
     Websocket,
     Chat,
+}
+
+impl<'de> Deserialize<'de> for Protocol {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        setting::word(
+            deserializer,
+            &[("responses", Self::Responses), ("websocket", Self::Websocket), ("chat", Self::Chat)],
+        )
+    }
 }
 
 /// One `[[key]]`.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Door, Metrics};
-use crate::setting::{SecretSource, Size, Span};
+use crate::setting::{self, SecretSource, Size, Span};
 use crate::task::Tasks;
 use crate::turn::entry::ForeignIds;
 
@@ -17,6 +17,7 @@ pub mod admin;
 pub mod process;
 pub mod connections;
 pub mod no_room;
+pub mod unreadable;
 pub mod lingering;
 pub mod connection;
 pub mod slowing;
@@ -38,7 +39,9 @@ use tls::{Certificate, Tls};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
+    #[serde(deserialize_with = "setting::listener")]
     pub listen: SocketAddr,
+    #[serde(deserialize_with = "setting::listener")]
     pub admin_listen: SocketAddr,
     /// Token that operators show on the admin listener. Needed unless only this machine can reach
     /// the listener.

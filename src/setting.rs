@@ -4,6 +4,7 @@
 //! `Display`, and its `Debug` shows nothing.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -231,6 +232,26 @@ impl<'de> Deserialize<'de> for Span {
             false => Ok(Self(span)),
         }
     }
+}
+
+/// Deserializes one of a few words. A fault names them, and no type.
+pub fn word<'de, D: Deserializer<'de>, T: Copy>(
+    deserializer: D,
+    words: &[(&str, T)],
+) -> Result<T, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let found = words.iter().find(|(word, _)| *word == text);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let quoted: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        de::Error::custom(format!("must be {}", quoted.join(" or ")))
+    })
+}
+
+/// Deserializes the address of a listener.
+pub fn listener<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(|_| {
+        de::Error::custom("must be an IP address and a port, such as \"127.0.0.1:8080\"")
+    })
 }
 
 /// Deserializes a count. Refuses a fraction, because a rounded fraction is not the value that the

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::{broadcast, watch};
+use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use crate::metrics::Metrics;
 use crate::setting::{SecretSource, Span};
@@ -77,9 +80,16 @@ impl Settings {
         let Some(path) = &self.ca_file else { return Ok(None) };
         let text = std::fs::read(path)
             .map_err(|error| format!("store.ca_file: cannot read {}: {error}", path.display()))?;
-        match memchr::memmem::find(&text, b"-----BEGIN CERTIFICATE-----") {
-            Some(_) => Ok(Some(text)),
-            None => Err(format!("store.ca_file: no certificate is in {}", path.display())),
+        let mut found = CertificateDer::pem_slice_iter(&text).peekable();
+        if found.peek().is_none() {
+            return Err(format!("store.ca_file: no certificate is in {}", path.display()));
+        }
+        let mut trusted = RootCertStore::empty();
+        match found.all(|one| one.is_ok_and(|certificate| trusted.add(certificate).is_ok())) {
+            true => Ok(Some(text)),
+            false => {
+                Err(format!("store.ca_file: a certificate in {} cannot be read", path.display()))
+            }
         }
     }
 }

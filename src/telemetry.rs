@@ -13,7 +13,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, fmt as lines, registry};
 
-use crate::setting::Span;
+use crate::setting::{self, Span};
 
 pub mod log;
 pub mod name;
@@ -26,12 +26,17 @@ pub use turn_id::TurnId;
 use work::WorkSpans;
 
 /// The format of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     #[default]
     Json,
     Text,
+}
+
+impl<'de> Deserialize<'de> for LogFormat {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        setting::word(deserializer, &[("json", Self::Json), ("text", Self::Text)])
+    }
 }
 
 /// The options in `[telemetry]`.

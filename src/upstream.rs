@@ -2,6 +2,7 @@
 
 pub mod headers;
 pub mod request;
+pub mod framing;
 pub mod attempt;
 pub mod probe;
 pub mod models;

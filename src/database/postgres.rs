@@ -9,6 +9,8 @@ use jiff::tz::TimeZone;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, PgPool};
 
+use super::url;
+
 /// The advisory lock of a replica that changes tables: "warmkey" in ASCII.
 pub const LOCK: i64 = 0x0077_6172_6d6b_6579;
 /// Limits how long a change of partitions waits for a table that a long read has locked. The writer
@@ -16,10 +18,10 @@ pub const LOCK: i64 = 0x0077_6172_6d6b_6579;
 const SCHEMA_SETTINGS: &str =
     "SET LOCAL lock_timeout = '3s'; SET LOCAL client_min_messages = warning";
 
-pub fn options(url: &str) -> Option<PgConnectOptions> {
-    let options: PgConnectOptions = url.parse().ok()?;
+pub fn options(text: &str) -> Result<PgConnectOptions, String> {
+    let options = url::options(text, |name| std::env::var_os(name).is_some())?;
     // The log needs no statements, because a failure's own text says enough.
-    Some(options.application_name("warmkey").disable_statement_logging())
+    Ok(options.application_name("warmkey").disable_statement_logging())
 }
 
 pub fn readers(options: &PgConnectOptions) -> PgPool {
@@ -141,6 +143,6 @@ mod tests {
             (options.get_host(), options.get_port(), options.get_database()),
             ("h", 1, Some("d"))
         );
-        assert!(super::options("postgres://u:canary@h:port/d").is_none());
+        assert!(super::options("postgres://u:canary@h:port/d").is_err());
     }
 }

@@ -13,7 +13,7 @@ fn address_is_read_and_shown_without_its_password() {
         ("sqlite:///var/lib/ledger.db", "the file /var/lib/ledger.db"),
         ("sqlite:/var/lib/ledger.db", "the file /var/lib/ledger.db"),
         ("postgres://u:canary@h/d", "PostgreSQL at h:5432, database d"),
-        ("postgresql://u:canary@h:1", "PostgreSQL at h:1, database the user's own"),
+        ("postgresql://u:canary@h:1", "PostgreSQL at h:1, database u"),
     ] {
         assert_eq!(parse(url), Ok(Some(shown.into())), "{url}");
     }

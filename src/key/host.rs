@@ -6,11 +6,11 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::key::{UpstreamSettings, address};
+use crate::setting;
 use crate::wire::endpoint::Endpoint;
 
 /// The kind of an upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UpstreamKind {
     #[default]
     OpenAi,
@@ -18,15 +18,26 @@ pub enum UpstreamKind {
     Gateway,
 }
 
+impl<'de> Deserialize<'de> for UpstreamKind {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        setting::word(deserializer, &[("openai", Self::OpenAi), ("gateway", Self::Gateway)])
+    }
+}
+
 /// The header in which a key is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Credential {
     /// `authorization: Bearer KEY`.
     #[default]
     Bearer,
     /// `api-key: KEY`, as Azure's hosts want it.
     ApiKey,
+}
+
+impl<'de> Deserialize<'de> for Credential {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        setting::word(deserializer, &[("bearer", Self::Bearer), ("api-key", Self::ApiKey)])
+    }
 }
 
 /// The address of an upstream, and what is special about it.

@@ -239,7 +239,6 @@ proptest! {
 
     #[test]
     fn json_is_accepted_whatever_its_spelling(text in json()) {
-        prop_assert!(crate::wire::peek::Peek::at(text.as_bytes()).is_ok(), "{}", text);
         super::json(text.as_bytes());
     }
 

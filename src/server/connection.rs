@@ -30,6 +30,9 @@ use crate::server::lingering::Lingering;
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Size of a connection's read and write buffer, which also limits a request's head.
 const BUFFER: usize = 64 * 1024;
+/// Size of a request's head that is read over HTTP/2. The routes refuse smaller heads than this one
+/// already, with a body.
+const HEAD: u32 = 64 * 1024;
 /// Bytes of answers that wait for a client which does not read a stream of HTTP/2.
 const STREAM_BUFFER: usize = 64 * 1024;
 /// Time for which a leaving replica still serves what comes on open connections: requests that were
@@ -127,6 +130,7 @@ pub async fn connection<I, S, B>(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(256)
+        .max_header_list_size(HEAD)
         .max_send_buf_size(STREAM_BUFFER)
         // Finds out peers that have gone without closing.
         .keep_alive_interval(KEEP_ALIVE)

@@ -184,6 +184,16 @@ impl Seat {
         self.has_unread.load(Ordering::Relaxed)
     }
 
+    /// Notes that bytes of a refused request may still come.
+    pub fn leave_unread(&self) {
+        self.has_unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether no request is in flight.
+    pub fn is_silent(&self) -> bool {
+        self.now().requests == 0
+    }
+
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -266,7 +276,7 @@ impl Drop for Watched {
             && !self.has_ended
             && !self.body.is_end_stream()
         {
-            seat.has_unread.store(true, Ordering::Relaxed);
+            seat.leave_unread();
         }
     }
 }

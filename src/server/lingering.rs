@@ -3,6 +3,9 @@
 //! A request may be refused before its body has come. If the connection were closed with bytes
 //! unread, the system would reset it, and a client that writes before it reads would lose the
 //! answer. The gateway therefore closes its own half, and reads on for a while.
+//!
+//! The answer to a request whose head cannot be read is put in its place here, too: no service sees
+//! such a request.
 
 use std::io;
 use std::pin::Pin;
@@ -14,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::server::connections::Seat;
+use crate::server::unreadable;
 
 /// Longest time to read on, and the longest silence meanwhile.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -27,6 +31,13 @@ pub struct Lingering<I> {
     io: I,
     seat: Arc<Seat>,
     rest: Option<Box<Rest>>,
+    own: Option<Own>,
+}
+
+/// The gateway's answer in place of hyper's, as far as it has not been written yet.
+struct Own {
+    bytes: Vec<u8>,
+    written: usize,
 }
 
 /// The rest of a request, which is read and discarded.
@@ -39,7 +50,7 @@ struct Rest {
 
 impl<I> Lingering<I> {
     pub const fn new(io: I, seat: Arc<Seat>) -> Self {
-        Self { io, seat, rest: None }
+        Self { io, seat, rest: None, own: None }
     }
 }
 
@@ -92,7 +103,21 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<I> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let Self { io, seat, own, .. } = &mut *self;
+        if own.is_none() && unreadable::may_be_automatic(bytes) && seat.is_silent() {
+            *own = unreadable::in_place_of(bytes).map(|bytes| Own { bytes, written: 0 });
+        }
+        let Some(answer) = own else { return Pin::new(io).poll_write(context, bytes) };
+        // The rest of the head may still be on its way.
+        seat.leave_unread();
+        while let Some(left) = answer.bytes.get(answer.written..).filter(|left| !left.is_empty()) {
+            match ready!(Pin::new(&mut *io).poll_write(context, left)) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(count) => answer.written += count,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -100,7 +125,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, seat, rest } = &mut *self;
+        let Self { io, seat, rest, .. } = &mut *self;
         if rest.is_none() {
             let closed = ready!(Pin::new(&mut *io).poll_shutdown(context));
             if closed.is_err() || !seat.has_unread() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use ::http::header::{CONTENT_LENGTH, HOST, HeaderName, ORIGIN};
-use ::http::{HeaderMap, Method, Request, Response, Version};
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use axum::body::Body;
 use http_body::Body as _;
 use tower_service::Service;
@@ -16,6 +16,7 @@ use tower_service::Service;
 use crate::error::{Error, ErrorKind};
 use crate::server::connections::Watched;
 use crate::server::slowing::Slowing;
+use crate::server::unreadable;
 use crate::turn::Gateway;
 use crate::turn::http::exchange::{self as http, HttpTurns};
 use crate::turn::http::models::{self, ModelRoutes};
@@ -25,6 +26,11 @@ use crate::turn::websocket::handshake as websocket;
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::wire::endpoint::{Endpoint, single_slashes};
 
+/// Largest head of a request over HTTP/2, whose connection may have many at once. Over HTTP/1.1 the
+/// connection's buffer is the limit.
+const HEAD: usize = 16 * 1024;
+/// What a header costs besides its name and value (RFC 9113, section 6.5.2).
+const HEADER: usize = 32;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The clients' endpoints. Answers are not axum's, which would box each answer: every event would
@@ -68,6 +74,12 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
 async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoing> {
     let ClientRoutes { http: turns, websocket: sockets, models, .. } = routes;
     let gateway = &turns.gateway;
+    if is_too_large(&request) {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        let mut response = refuse(gateway, &request, &unreadable::error(status));
+        *response.status_mut() = status;
+        return response;
+    }
     if let Err(error) = has_one_host(&request) {
         return refuse(gateway, &request, &error);
     }
@@ -110,6 +122,15 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
 fn is_of_a_page(headers: &HeaderMap) -> bool {
     let is_fetched = headers.get(SEC_FETCH_SITE).is_some_and(|site| site != "none");
     headers.contains_key(ORIGIN) || is_fetched
+}
+
+/// Whether the head of a request over HTTP/2 is too large.
+fn is_too_large(request: &Request<Body>) -> bool {
+    let size =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + HEADER;
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    request.version() == Version::HTTP_2
+        && target + request.headers().iter().map(size).sum::<usize>() > HEAD
 }
 
 /// A request over HTTP/1.1 has exactly one `Host` (RFC 9112, section 3.2).

@@ -13,6 +13,7 @@ use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::error::{Error, ErrorKind};
 use crate::session::identify::{Identifier, Identity};
+use crate::setting;
 use crate::turn::account::Account;
 
 /// Query parameters in which a client might send a credential. A credential in a URL would end up
@@ -21,8 +22,7 @@ const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_to
 
 /// `server.foreign_ids`: whether a turn may continue from an id that never passed through this
 /// gateway.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForeignIds {
     /// The turn is answered as if the id did not exist, because the id may be another client's.
     #[default]
@@ -30,6 +30,12 @@ pub enum ForeignIds {
     /// The turn goes to its session's key. For a gateway that is new in front of keys that its
     /// clients have used before.
     Pass,
+}
+
+impl<'de> Deserialize<'de> for ForeignIds {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        setting::word(deserializer, &[("refuse", Self::Refuse), ("pass", Self::Pass)])
+    }
 }
 
 /// Checks that come first in every turn.

@@ -12,13 +12,14 @@ use flate2::bufread::MultiGzDecoder;
 use h2::Reason;
 use http::StatusCode;
 use http::header::{
-    CONTENT_LENGTH, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
-    SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
+    HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL,
+    UPGRADE,
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::key::Key;
 use crate::outcome::{Answer, Outcome, Refusal};
+use crate::upstream::framing::is_framed_once;
 use crate::upstream::request::{Content, Request};
 use crate::wire::decoder::Coding;
 use crate::wire::error_body::ErrorBody;
@@ -71,17 +72,6 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
             },
         }
     }
-}
-
-/// Whether an answer's length is stated once (RFC 9112, section 6.3): a coding besides `chunked`
-/// would reach the client undecoded, and a `content-length` beside it would cut the answer.
-fn is_framed_once(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    codings.next().is_none_or(|coding| {
-        coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
-            && codings.next().is_none()
-            && !headers.contains_key(CONTENT_LENGTH)
-    })
 }
 
 /// How an attempt failed before the head of an answer.

@@ -1,10 +1,21 @@
 //! Decodes a copy of an answer's bytes for a reader. The answer itself is never decoded.
+//!
+//! A few bytes may decode to gigabytes. Beyond a limit of memory or time the rest of an answer is
+//! not read: it passes, and its content is unknown.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
+
+/// An answer may decode to this many times its size, and to `ANY_RATIO` bytes at least.
+const RATIO: usize = 200;
+const ANY_RATIO: usize = 1024 * 1024;
+/// Most bytes that one chunk may decode to, because other turns wait meanwhile.
+const CHUNK: usize = 4 * 1024 * 1024;
+/// Logarithm of the largest window of a zstd answer: 8 MiB (RFC 9659, section 3).
+const WINDOW: u32 = 23;
 
 /// The content coding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,25 +51,66 @@ impl Coding {
 /// A decoder for a reader of type `R`, in the encoding of the answer.
 pub enum Decoder<R: Write> {
     Plain(R),
-    Gzip(Box<MultiGzDecoder<R>>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, R>>),
-    /// The encoding is unsupported or the bytes are invalid. The answer passes, but its content
-    /// stays unknown.
+    Gzip(Box<MultiGzDecoder<Bounded<R>>>),
+    Zstd(Box<zstd::stream::write::Decoder<'static, Bounded<R>>>),
+    /// The encoding is unsupported, the bytes are invalid, or they decode to too much. The answer
+    /// passes, but its content stays unknown.
     Blind,
+}
+
+/// A reader that takes a limited number of bytes.
+pub struct Bounded<R> {
+    reader: R,
+    /// Bytes that the whole answer may still decode to.
+    left: usize,
+    /// Bytes that the current chunk may still decode to.
+    of_chunk: usize,
+}
+
+impl<R> Bounded<R> {
+    const fn new(reader: R) -> Self {
+        Self { reader, left: ANY_RATIO, of_chunk: 0 }
+    }
+
+    /// Allows for one more chunk of this length.
+    const fn begin(&mut self, chunk: usize) {
+        self.left = self.left.saturating_add(chunk.saturating_mul(RATIO));
+        self.of_chunk = CHUNK;
+    }
+}
+
+impl<R: Write> Write for Bounded<R> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let limits = self.left.checked_sub(bytes.len()).zip(self.of_chunk.checked_sub(bytes.len()));
+        let (left, of_chunk) = limits.ok_or(io::ErrorKind::QuotaExceeded)?;
+        (self.left, self.of_chunk) = (left, of_chunk);
+        self.reader.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.reader.flush()
+    }
 }
 
 impl<R: Write> Decoder<R> {
     pub fn new(headers: &HeaderMap, reader: R) -> Self {
         match Coding::of(headers) {
             Coding::Plain => Self::Plain(reader),
-            Coding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(reader))),
-            Coding::Zstd => zstd::stream::write::Decoder::new(reader)
+            Coding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(Bounded::new(reader)))),
+            Coding::Zstd => zstd::stream::write::Decoder::new(Bounded::new(reader))
+                .and_then(|mut decoder| decoder.window_log_max(WINDOW).map(|()| decoder))
                 .map_or(Self::Blind, |decoder| Self::Zstd(Box::new(decoder))),
             Coding::Unknown => Self::Blind,
         }
     }
 
     pub fn observe(&mut self, chunk: &[u8]) {
+        match self {
+            Self::Gzip(decoder) => decoder.get_mut().begin(chunk.len()),
+            Self::Zstd(decoder) => decoder.get_mut().begin(chunk.len()),
+            Self::Plain(_) | Self::Blind => {}
+        }
         let result = match self {
             Self::Plain(reader) => reader.write_all(chunk),
             Self::Gzip(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
@@ -74,8 +126,8 @@ impl<R: Write> Decoder<R> {
     pub fn reader(&self) -> Option<&R> {
         match self {
             Self::Plain(reader) => Some(reader),
-            Self::Gzip(decoder) => Some(decoder.get_ref()),
-            Self::Zstd(decoder) => Some(decoder.get_ref()),
+            Self::Gzip(decoder) => Some(&decoder.get_ref().reader),
+            Self::Zstd(decoder) => Some(&decoder.get_ref().reader),
             Self::Blind => None,
         }
     }
@@ -83,8 +135,8 @@ impl<R: Write> Decoder<R> {
     pub fn reader_mut(&mut self) -> Option<&mut R> {
         match self {
             Self::Plain(reader) => Some(reader),
-            Self::Gzip(decoder) => Some(decoder.get_mut()),
-            Self::Zstd(decoder) => Some(decoder.get_mut()),
+            Self::Gzip(decoder) => Some(&mut decoder.get_mut().reader),
+            Self::Zstd(decoder) => Some(&mut decoder.get_mut().reader),
             Self::Blind => None,
         }
     }
@@ -94,6 +146,69 @@ impl<R: Write> Decoder<R> {
 mod tests {
     use super::*;
     use http::HeaderValue;
+
+    /// Counts what it reads.
+    #[derive(Default)]
+    struct Count(usize);
+
+    impl Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn encoded(coding: &str, text: &[u8]) -> Vec<u8> {
+        if coding == "zstd" {
+            return zstd::encode_all(text, 3).unwrap();
+        }
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// Decodes chunks of this size. Returns how many bytes the reader got, if it got all.
+    fn decoded(coding: &'static str, bytes: &[u8], size: usize) -> Option<usize> {
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
+        let mut decoder = Decoder::new(&headers, Count::default());
+        bytes.chunks(size).for_each(|chunk| decoder.observe(chunk));
+        decoder.reader().map(|count| count.0)
+    }
+
+    #[test]
+    fn answer_that_unfolds_too_far_is_not_read() {
+        for coding in ["gzip", "zstd"] {
+            let small = vec![b' '; ANY_RATIO];
+            assert_eq!(decoded(coding, &encoded(coding, &small), 64), Some(ANY_RATIO));
+            let bomb = encoded(coding, &vec![b' '; 64 << 20]);
+            for size in [1, 100, bomb.len()] {
+                assert_eq!(decoded(coding, &bomb, size), None, "{coding} {size}");
+            }
+            // Within the ratio, but all at once.
+            let noise: Vec<u8> =
+                (0..CHUNK as u32 / 2).flat_map(|n| (n / 8).to_be_bytes()).collect();
+            let folded = encoded(coding, &noise);
+            assert!(noise.len() / folded.len() < RATIO && noise.len() > CHUNK);
+            assert_eq!(decoded(coding, &folded, 4 << 10), Some(noise.len()), "{coding}");
+            assert_eq!(decoded(coding, &folded, folded.len()), None, "{coding}");
+        }
+    }
+
+    #[test]
+    fn window_of_an_answer_is_limited() {
+        for (log, expected) in [(23, Some(64)), (24, None), (27, None)] {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(&[b'x'; 64]).unwrap();
+            encoder.flush().unwrap();
+            let bytes = encoder.finish().unwrap();
+            assert_eq!(decoded("zstd", &bytes, bytes.len()), expected, "{log}");
+        }
+    }
 
     #[test]
     fn coding_is_read_in_every_spelling() {

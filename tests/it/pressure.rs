@@ -1,6 +1,8 @@
 //! Under pressure: nothing that one client, one disk or one version does takes a replica down.
 
+mod cores;
 mod descriptors;
+mod disk;
 mod heavy;
 mod leaving;
 mod log;

@@ -15,9 +15,20 @@ use crate::world::socket::{Upstream, create, open, session};
 use crate::world::waiting::within;
 use crate::world::wire::{Connection, Request, ask};
 
+mod configuration;
+mod duplicates;
+mod heads;
 mod http2;
+mod large;
+mod nested;
+mod redirects;
 
 const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"hello"}"#;
+
+/// The whole build: two replicas that share a Redis.
+fn two() -> Cluster {
+    Cluster::new().replicas(2).redis()
+}
 
 fn turn(body: &str) -> Request {
     Request::turn(ALICE, body).header("session-id", "s")
@@ -27,7 +38,7 @@ fn turn(body: &str) -> Request {
 #[tokio::test]
 async fn binary_message_never_passes() {
     let upstream = Upstream::start().await;
-    let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
+    let cluster = two().upstream_at(&upstream.url()).start().await;
     let text = create(Some("resp_of_another_client"));
     let whole = vec![Message::binary(text.clone().into_bytes())];
     let (first, second) = text.as_bytes().split_at(20);
@@ -69,7 +80,7 @@ async fn body_that_cannot_be_read_never_passes() {
 #[tokio::test]
 async fn only_readable_codings_are_asked_for() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let cluster = two().recorded_by(&upstream).start().await;
     for (asked, sent) in [
         ("gzip, deflate, br", Some("gzip")),
         ("br;q=1.0, GZIP;q=0.5, *;q=0.1", Some("GZIP;q=0.5")),
@@ -169,7 +180,7 @@ async fn usage_is_found_or_missing() {
     .enumerate()
     {
         let upstream = Recorder::answering(steps).await;
-        let cluster = Cluster::new().recorded_by(&upstream).start().await;
+        let cluster = two().recorded_by(&upstream).start().await;
         let told = ask(cluster.address(), &turn(BODY)).await;
         assert!(told.whole && told.status == 200, "{number}");
         cluster.shows("warmkey_active_turns", 0.0).await;
@@ -188,6 +199,8 @@ async fn broken_answer_never_looks_whole() {
         (raw("HTTP/1.1 101 Switching Protocols\r\n\r\n"), 502),
         (raw("HTTP/1.1 2x0 OK\r\n\r\n"), 502),
         (raw("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello"), 502),
+        (raw("HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello"), 502),
+        (raw("HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\nhello"), 502),
         (raw(&format!("HTTP/1.1 500 E\r\ncontent-length: 900\r\n\r\n{error}")), 502),
         (raw(&format!("HTTP/1.1 400 E\r\ncontent-length: 900\r\n\r\n{error}")), 502),
         (raw("HTTP/1.1 400 E\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel"), 502),
@@ -211,7 +224,7 @@ async fn broken_answer_never_looks_whole() {
             })
         );
         let upstream = Recorder::answering(steps).await;
-        let cluster = Cluster::new().recorded_by(&upstream).start().await;
+        let cluster = two().recorded_by(&upstream).start().await;
         let told = ask(cluster.address(), &turn(BODY)).await;
         assert_eq!((told.status, told.whole), (expected, expected == 502), "{text}");
         assert_eq!(upstream.seen().len(), 1, "not sent again: {text}");
@@ -222,7 +235,7 @@ async fn broken_answer_never_looks_whole() {
 #[tokio::test]
 async fn header_with_underscores_is_stopped_like_its_twin() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let cluster = two().recorded_by(&upstream).start().await;
     let names = [
         "openai_organization",
         "openai_project",
@@ -271,7 +284,7 @@ async fn date_of_a_wait_is_measured_by_the_upstreams_clock() {
 #[tokio::test]
 async fn slash_says_nothing_and_a_request_has_one_host() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let cluster = two().recorded_by(&upstream).start().await;
     for target in ["/v1/responses/", "//v1/responses", "/v1//responses", "/responses//"] {
         let request = turn(BODY).target(target);
         assert_eq!(ask(cluster.address(), &request).await.status, 200, "{target}");

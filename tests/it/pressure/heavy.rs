@@ -8,9 +8,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::world::cluster::{ALICE, Cluster};
-use crate::world::recorder::{Recorder, completed};
-use crate::world::waiting::{found, ms};
+use crate::world::recorder::{Recorder, Step, answer, completed};
+use crate::world::waiting::{SOON, eventually, found, ms};
 use crate::world::wire::{Connection, Request, ask};
+
+const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"hello"}"#;
 
 /// JSON of about this size that zstd folds about a hundred times.
 pub fn foldable(size: usize) -> Vec<u8> {
@@ -51,17 +53,56 @@ async fn body_that_unfolds_too_far_is_refused() {
 
 /// How long short requests take, one after the other, until `is_over`. The slowest tenth's median.
 pub async fn slowest(address: std::net::SocketAddr, is_over: &AtomicBool) -> Duration {
+    slowest_of(address, &Request::new("GET", "/models").bearer(ALICE), is_over).await
+}
+
+/// As [`slowest`], for this request.
+pub async fn slowest_of(
+    address: std::net::SocketAddr,
+    request: &Request,
+    is_over: &AtomicBool,
+) -> Duration {
     let (mut laps, mut connection) = (Vec::new(), Connection::open(address).await);
     while !is_over.load(Ordering::Relaxed) {
         let began = Instant::now();
-        let mut answer =
-            connection.ask(&Request::new("GET", "/models").bearer(ALICE)).await.expect("an answer");
+        let mut answer = connection.ask(request).await.expect("an answer");
         connection.finish(&mut answer).await;
         laps.push(began.elapsed());
         sleep(ms(2)).await;
     }
     laps.sort();
     laps[laps.len() - laps.len() / 20 - 1]
+}
+
+/// An answer that decodes to gigabytes passes as it is, and is not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answer_that_unfolds_too_far_holds_up_nobody() {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for _ in 0..512 {
+        gzip.write_all(&vec![b' '; 2 << 20]).expect("memory is enough");
+    }
+    let gzip = gzip.finish().expect("memory is enough");
+    let zstd = zstd::encode_all(&vec![b' '; 1 << 30][..], 3).expect("memory is enough");
+    for (coding, bomb) in [("gzip", gzip), ("zstd", zstd)] {
+        let head = format!("content-type: application/json\r\ncontent-encoding: {coding}\r\n");
+        let steps = vec![Step::Send(answer("200 OK", &head, &bomb))];
+        let upstream = Recorder::answering(steps).await;
+        let cluster = Cluster::new().recorded_by(&upstream).start().await;
+        let process = cluster.replica().process();
+        let (before, worked) = (process.peak(), process.worked());
+        let request = Request::turn(ALICE, BODY).header("accept-encoding", coding);
+        let told = ask(cluster.address(), &request).await;
+        let worked = process.worked() - worked;
+        assert!(worked < ms(250), "{worked:?} of a core for {coding}");
+        assert!(told.status == 200 && told.whole && told.body == bomb, "as it came");
+        let grown = cluster.replica().process().peak().saturating_sub(before);
+        assert!(grown < 24 << 20, "{grown} bytes more");
+        let missing = "warmkey_usage_missing_total";
+        eventually(SOON, "its usage is missing", async || {
+            (cluster.replica().metrics().await.sum(missing) > 0.0).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! Everything at once, and for long with `WARMKEY_LONG=1` (`make test-long`): a log that blocks, a
-//! stranger's flood, a heavy body each second, a socket that never ends its message, and a newer
-//! version beside it. No turn is lost, others are not held up, and everything comes back.
+//! disk that fills, a stranger's flood, a heavy body each second, a socket that never ends its
+//! message, and a newer version beside it. No turn is lost, others are not held up, and everything
+//! comes back.
 
 #![expect(clippy::print_stdout, reason = "with --nocapture, the soak prints its figures")]
 
@@ -9,36 +10,81 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::heavy::{foldable, slowest};
+use super::disk::Disk;
+use super::heavy::{foldable, slowest_of};
 use super::memory::frame;
-use crate::world::cluster::{ALICE, Cluster};
+use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::Codex;
+use crate::world::redis::Redis;
 use crate::world::simulator::siblings;
 use crate::world::socket::{open, session};
-use crate::world::waiting::{eventually, is_long, ms};
+use crate::world::waiting::{SOON, eventually, is_long, ms};
 use crate::world::wire::{Request, try_ask};
 
-/// Sessions that play turns all the time.
-const PLAYERS: usize = 8;
+/// Sessions that play turns all the time, by HTTP and on WebSockets.
+const PLAYERS: usize = 6;
+const TALKERS: usize = 2;
 
-/// Plays turns until `is_over`. Counts those that were not served, and all.
-async fn play(address: SocketAddr, is_over: Arc<AtomicBool>, counts: Arc<[AtomicUsize; 2]>) {
-    let mut codex = Codex::new(address, ALICE);
-    while !is_over.load(Ordering::Relaxed) {
-        let ended = codex.turn("and on").await;
-        counts[0].fetch_add(usize::from(!ended.completed), Ordering::Relaxed);
-        counts[1].fetch_add(1, Ordering::Relaxed);
+/// A switch that tasks look at.
+type Switch = Arc<AtomicBool>;
+
+fn is_on(switch: &Switch) -> bool {
+    switch.load(Ordering::Relaxed)
+}
+
+fn turn_on(switch: &Switch) {
+    switch.store(true, Ordering::Relaxed);
+}
+
+/// Turns that were not served, and all.
+#[derive(Default)]
+struct Counts {
+    lost: AtomicUsize,
+    all: AtomicUsize,
+}
+
+impl Counts {
+    fn count(&self, is_served: bool) {
+        self.lost.fetch_add(usize::from(!is_served), Ordering::Relaxed);
+        self.all.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> [usize; 2] {
+        [&self.lost, &self.all].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// Plays turns on all replicas in turn.
+async fn play(addresses: Vec<SocketAddr>, is_over: Switch, counts: Arc<Counts>) {
+    let mut codex = Codex::new(addresses[0], ALICE);
+    for address in addresses.iter().cycle() {
+        if is_on(&is_over) {
+            return;
+        }
+        codex.moves_to(*address);
+        counts.count(codex.turn("and on").await.completed);
+        sleep(ms(50)).await;
+    }
+}
+
+/// Plays turns on one WebSocket. A turn that takes a second connection is lost.
+async fn talk(address: SocketAddr, is_over: Switch, counts: Arc<Counts>) {
+    let mut talk = Codex::new(address, ALICE).by_websocket();
+    while !is_on(&is_over) {
+        talk.turn("and on").await;
+        counts.count(talk.connections == 1);
         sleep(ms(50)).await;
     }
 }
 
 /// A stranger who asks without a pause, with and without a wrong token.
-async fn flood(address: SocketAddr, is_over: Arc<AtomicBool>) {
-    while !is_over.load(Ordering::Relaxed) {
+async fn flood(address: SocketAddr, is_over: Switch) {
+    while !is_on(&is_over) {
         let wrong = Request::new("GET", "/wp-login.php").bearer("sk-wrong");
         for request in [&wrong, &Request::turn("sk-wrong", vec![b'x'; 100_000])] {
             let _ = try_ask(address, request).await;
@@ -47,9 +93,8 @@ async fn flood(address: SocketAddr, is_over: Arc<AtomicBool>) {
 }
 
 /// A body each second that takes long to decode and scan.
-async fn heavy(address: SocketAddr, is_over: Arc<AtomicBool>) {
-    let folded = zstd::encode_all(&foldable(40 << 20)[..], 3).expect("memory is enough");
-    while !is_over.load(Ordering::Relaxed) {
+async fn heavy(address: SocketAddr, is_over: Switch, folded: Vec<u8>) {
+    while !is_on(&is_over) {
         let request = Request::turn(ALICE, folded.clone()).header("content-encoding", "zstd");
         let _ = try_ask(address, &request).await;
         sleep(ms(1_000)).await;
@@ -57,72 +102,144 @@ async fn heavy(address: SocketAddr, is_over: Arc<AtomicBool>) {
 }
 
 /// Messages that never end, on one connection after the other.
-async fn unfinished(address: SocketAddr, is_over: Arc<AtomicBool>) {
-    while !is_over.load(Ordering::Relaxed) {
+async fn unfinished(address: SocketAddr, is_over: Switch) {
+    while !is_on(&is_over) {
         let Ok((mut socket, _)) = open(address, ALICE, &[]).await else { continue };
         let _ = socket.0.get_mut().write_all(&frame(0x01, &vec![b'x'; 4 << 20])).await;
         sleep(ms(2_000)).await;
     }
 }
 
+/// A replica of a newer version writes what this one does not know, again and again.
+async fn newer_version(store: Arc<Redis>, is_over: Switch) {
+    while !is_on(&is_over) {
+        for (hash, field, value) in [
+            ("board", "x:new", "other"),
+            ("board", "n:zkunknown", "1 0 strange"),
+            ("board", "r:newer", "9999999999999 nonsense more=words"),
+            ("board", "r:odd", "no expiry"),
+            ("generations", "x:new", "other"),
+            ("generations", "s:new", "no ordinal"),
+            ("generations", "r:odd", "no expiry"),
+        ] {
+            store.tell(&["HSET", &format!("warmkey:{hash}"), field, value]).await;
+        }
+        store.tell(&["PUBLISH", "warmkey:gossip", "v2 of another version"]).await;
+        sleep(ms(100)).await;
+    }
+}
+
+/// Reads a replica's log while nothing blocks it. Returns how much came after it was blocked.
+async fn read_log(mut log: pipe::Receiver, is_blocked: Switch, is_over: Switch) -> usize {
+    let (mut come, mut bytes) = (0, vec![0; 64 << 10]);
+    while !is_on(&is_over) {
+        if is_on(&is_blocked) {
+            come = 0;
+            sleep(ms(20)).await;
+        } else if let Ok(Ok(count)) = timeout(ms(50), log.read(&mut bytes)).await {
+            come += count;
+        }
+    }
+    come
+}
+
+/// The slowest tenth's median of requests through the replica, and straight to the upstream: what
+/// the machine costs both.
+async fn laps(cluster: &Running, span: Duration) -> [Duration; 2] {
+    let is_over = Switch::default();
+    let through = Request::new("GET", "/models").bearer(ALICE);
+    let straight = Request::new("GET", "/v1/models").bearer("sk-canary-org-a-1");
+    let measured = [(cluster.address(), through), (cluster.upstream().address(), straight)].map(
+        |(address, request)| {
+            let is_over = Arc::clone(&is_over);
+            tokio::spawn(async move { slowest_of(address, &request, &is_over).await })
+        },
+    );
+    sleep(span).await;
+    turn_on(&is_over);
+    let [through, straight] = measured;
+    [through.await.expect("the client runs"), straight.await.expect("the client runs")]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn soak_under_pressure_costs_others_nothing() {
-    let span = Duration::from_secs(if is_long() { 300 } else { 6 });
-    let mut cluster = Cluster::new()
+    let span = Duration::from_secs(if is_long() { 75 } else { 6 });
+    let disk = Disk::choose().await;
+    let redis = Arc::new(Redis::start(disk.folder()).await);
+    // Each replica's log is a pipe. The second one's becomes a file on the disk that fills.
+    let cluster = Cluster::new()
         .keys(siblings("org-a", 2))
-        .redis()
+        .store_at(&redis.url())
+        .replicas(2)
         .server("replay_total", "\"256MiB\"")
-        .shell("mkfifo log; exec 2<>log")
+        .shell("mkfifo log-$$; exec 2<>log-$$")
         .start()
         .await;
-    let address = cluster.address();
-    let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
-    let [is_over, calm, done] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
+    let filling = disk.cluster().await;
+    let (address, process) = (cluster.address(), cluster.replica().process());
+    let log = cluster.replica().file().with_file_name(format!("log-{}", process.pid()));
+    let log = pipe::OpenOptions::new().open_receiver(log).expect("it is a pipe");
+    let [is_over, is_blocked, done] = [(); 3].map(|()| Switch::default());
+    let log = tokio::spawn(read_log(log, Arc::clone(&is_blocked), Arc::clone(&done)));
+    let counts = [Arc::<Counts>::default(), Arc::<Counts>::default()];
     let mut players = JoinSet::new();
+    let all: Vec<_> = cluster.replicas.iter().map(|replica| replica.address()).collect();
     for _ in 0..PLAYERS {
-        players.spawn(play(address, Arc::clone(&done), Arc::clone(&counts)));
+        players.spawn(play(all.clone(), Arc::clone(&done), Arc::clone(&counts[0])));
+        players.spawn(play(vec![filling.address()], Arc::clone(&done), Arc::clone(&counts[1])));
     }
-    let lap = |is_over: &Arc<AtomicBool>| {
-        let is_over = Arc::clone(is_over);
-        tokio::spawn(async move { slowest(address, &is_over).await })
-    };
-    let before = lap(&calm);
-    sleep(span).await;
-    calm.store(true, Ordering::Relaxed);
-    let before = before.await.expect("the client runs");
-    let (memory, files) =
-        (cluster.replica().process().resident(), cluster.replica().process().descriptors());
+    for _ in 0..TALKERS {
+        players.spawn(talk(address, Arc::clone(&done), Arc::clone(&counts[0])));
+        players.spawn(talk(filling.address(), Arc::clone(&done), Arc::clone(&counts[1])));
+    }
+    let folded = zstd::encode_all(&foldable(40 << 20)[..], 3).expect("memory is enough");
+    let before = laps(&cluster, span.min(ms(30_000))).await;
+    let (memory, files) = (process.resident(), process.descriptors());
 
-    for (hash, field) in [("board", "x:new"), ("generations", "x:new"), ("board", "r:odd")] {
-        cluster.redis().tell(&["HSET", &format!("warmkey:{hash}"), field, "newer"]).await;
-    }
     let mut pressure = JoinSet::new();
+    turn_on(&is_blocked);
+    let full = disk.fill(&filling);
     pressure.spawn(flood(address, Arc::clone(&is_over)));
-    pressure.spawn(heavy(address, Arc::clone(&is_over)));
+    pressure.spawn(heavy(address, Arc::clone(&is_over), folded));
     pressure.spawn(unfinished(address, Arc::clone(&is_over)));
-    let after = lap(&is_over);
+    pressure.spawn(newer_version(Arc::clone(&redis), Arc::clone(&is_over)));
     let began = Instant::now();
-    sleep(span).await;
-    is_over.store(true, Ordering::Relaxed);
-    let after = after.await.expect("the client runs");
+    let after = laps(&cluster, span).await;
+    turn_on(&is_over);
     pressure.join_all().await;
-    done.store(true, Ordering::Relaxed);
+    let took = began.elapsed();
+    // The log is read again, and the disk has room again.
+    is_blocked.store(false, Ordering::Relaxed);
+    disk.empty(&filling);
+    let lost = [0, 1].map(|number| counts[number].read());
+    println!(
+        "[lost, all] {lost:?}; worst tenth [through, straight] {before:?}, {after:?}; {took:?}; {full}"
+    );
+    disk.works(&filling).await;
+    turn_on(&done);
     players.join_all().await;
-    let [lost, all] = [&counts[0], &counts[1]].map(|count| count.load(Ordering::Relaxed));
-    println!("{all} turns, {lost} lost; worst tenth {before:?}, {after:?}; {:?}", began.elapsed());
-    assert!(all > 50 && lost == 0, "{lost} of {all} turns");
+    for [lost, all] in [counts[0].read(), counts[1].read()] {
+        assert!(all > 50 && lost == 0, "{lost} of {all} turns");
+    }
     if is_long() {
-        assert!(after < before + ms(50), "{before:?} and then {after:?}");
+        let machine = after[1].saturating_sub(before[1]);
+        assert!(after[0] < before[0] + machine + ms(50), "{before:?} and then {after:?}");
     }
     eventually(Duration::from_secs(90), "memory and descriptors are back", async || {
-        let process = cluster.replica().process();
         let is_back = process.resident() < memory + memory / 4 + (16 << 20)
             && process.descriptors() <= files + 4;
         is_back.then_some(())
     })
     .await;
     drop(session(address, ALICE, "last").await);
-    let metrics = cluster.replica().metrics().await;
-    assert_eq!(metrics.get("warmkey_task_restarts_total"), 0.0);
-    assert!(metrics.sum("warmkey_refused_total") > 10.0);
+    assert!(log.await.expect("the reader runs") > 1_000, "the log goes on");
+    for replica in [cluster.replica(), filling.replica()] {
+        let metrics = replica.metrics().await;
+        assert_eq!(metrics.get("warmkey_task_restarts_total"), 0.0);
+        replica.terminate().await;
+    }
+    let mut ending = [cluster, filling];
+    for cluster in &mut ending {
+        assert_eq!(cluster.replicas[0].exit(SOON).await.code(), Some(0));
+    }
 }

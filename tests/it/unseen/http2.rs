@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{BODY, turn};
-use crate::world::cluster::{Cluster, Running};
+use super::{BODY, turn, two};
+use crate::world::cluster::Running;
 use crate::world::simulator::siblings;
 use crate::world::waiting::Budget;
 use crate::world::wire::ask;
@@ -71,7 +71,7 @@ impl Upstream {
     }
 
     async fn cluster(&self) -> Running {
-        Cluster::new()
+        two()
             .keys(siblings("org-a", 1))
             .upstream_at(&format!("http://{}/v1", self.address))
             .upstream("http2 = true\n")

@@ -149,6 +149,16 @@ impl Process {
         assert!(set.expect("prlimit runs").success(), "{} takes {limit}", self.name);
     }
 
+    /// The time of a core that the process has used so far.
+    pub fn worked(&self) -> Duration {
+        let line = fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("it runs");
+        let (_, fields) = line.rsplit_once(") ").expect("the name stands in parentheses");
+        // `utime` and `stime`, in hundredths of a second.
+        let ticks =
+            fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+        Duration::from_millis(10 * ticks.sum::<u64>())
+    }
+
     /// Whether all threads of the process are idle.
     pub fn sleeps(&self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs");

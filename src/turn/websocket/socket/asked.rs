@@ -41,7 +41,10 @@ impl Socket {
     /// answer.
     pub(super) async fn ask(&self, text: &Utf8Bytes) -> Result<(), String> {
         let invalid = |place| {
-            Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
+            Error::new(
+                ErrorKind::InvalidJson,
+                format!("The message stops being JSON at {place}, or repeats a field there."),
+            )
         };
         let began = Instant::now();
         let mut message = match read(text).await.map_err(invalid) {

@@ -1,0 +1,69 @@
+//! Number 11: an upstream's message on a WebSocket may be as large as an event over HTTP. The limit
+//! of clients' messages stays.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+use super::two;
+use crate::world::cluster::ALICE;
+use crate::world::socket::{Socket, Upstream, session, turn};
+use crate::world::waiting::{ANSWER, within};
+
+const MIB: usize = 1 << 20;
+
+/// The same connection, without limits of the test's own.
+async fn unlimited(socket: Socket) -> Socket {
+    let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+    let stream = socket.0.into_inner();
+    Socket(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_message_of_an_upstream_passes_whole() {
+    let upstream = Upstream::start().await;
+    let cluster = two().upstream_at(&upstream.url()).start().await;
+    let (client, mut there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    let mut client = unlimited(client).await;
+    for size in [20 * MIB, 65 * MIB] {
+        let filler: String = (0..size / 8).map(|number| format!("{number:08}")).collect();
+        let event = format!(r#"{{"type":"response.image","b64":"{filler}"}}"#);
+        let ((), come) = tokio::join!(there.send(&event), within(ANSWER, "it", client.text()));
+        assert!(come == event, "{} of {} bytes", come.len(), event.len());
+    }
+    turn(&mut client, &mut there, "resp_1").await;
+}
+
+/// Beyond 256 MiB, the sender breaks the limit, whatever it announces: 1009, and no memory for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endless_message_of_an_upstream_is_refused() {
+    let upstream = Upstream::start().await;
+    let cluster = two().upstream_at(&upstream.url()).start().await;
+    let (mut client, mut there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    let mut head = vec![0x81, 127];
+    head.extend((257_u64 << 20).to_be_bytes());
+    there.0.get_mut().write_all(&head).await.expect("it is taken");
+    assert_eq!(within(ANSWER, "a close", there.closed()).await, 1009);
+    assert_eq!(within(ANSWER, "a close", client.closed()).await, 1001);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_message_of_a_client_is_refused() {
+    let upstream = Upstream::start().await;
+    let cluster = two().upstream_at(&upstream.url()).start().await;
+    let (mut client, mut there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    let stream = client.0.get_mut();
+    // A masked frame of 17 MiB is announced.
+    let mut head = vec![0x81, 0x80 | 127];
+    head.extend((17_u64 << 20).to_be_bytes());
+    head.extend([0; 4]);
+    stream.write_all(&head).await.expect("it is taken");
+    assert_eq!(within(ANSWER, "a close", client.closed()).await, 1009);
+    let mut rest = [0; 1024];
+    // The upstream gets a close, and no byte of the message.
+    let come = within(ANSWER, "an end", there.0.get_mut().read(&mut rest)).await.unwrap_or(0);
+    assert!(come < 200 && rest[0] != 0x81, "{come} bytes");
+}
