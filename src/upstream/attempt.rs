@@ -73,7 +73,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
     }
 }
 
-/// Whether an answer's length is stated once (RFC 9112, section 6.3): a coding besides `chunked`
+/// Whether an answer's length is stated once (RFC 9112, section 6.3). A coding besides `chunked`
 /// would reach the client undecoded, and a `content-length` beside it would cut the answer.
 fn is_framed_once(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();

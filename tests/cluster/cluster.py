@@ -62,8 +62,8 @@ class Cluster:
         self.tested()
 
     def tested(self):
-        told = helm("test", "warmkey", "--timeout", "120s", seconds=150)
-        check("Succeeded" in told, told)
+        printed = helm("test", "warmkey", "--timeout", "120s", seconds=150)
+        check("Succeeded" in printed, printed)
         wait_for("end of the test pod", lambda: not found("pods", "-l", "app.kubernetes.io/component=test")["items"], 60)
 
     def played(self):

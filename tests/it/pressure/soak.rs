@@ -1,6 +1,6 @@
 //! Everything at once, and for long with `WARMKEY_LONG=1` (`make test-long`): a log that blocks, a
-//! stranger's flood, a heavy body each second, a socket that never ends its message, and a newer
-//! version beside it. No turn is lost, others are not held up, and everything comes back.
+//! stranger's flood, a heavy body each second. A socket never ends its message, and a newer version
+//! runs beside. No turn is lost, others are not held up, and everything comes back.
 
 #![expect(clippy::print_stdout, reason = "with --nocapture, the soak prints its figures")]
 
@@ -94,7 +94,7 @@ async fn soak_under_pressure_costs_others_nothing() {
         (cluster.replica().process().resident(), cluster.replica().process().descriptors());
 
     for (hash, field) in [("board", "x:new"), ("generations", "x:new"), ("board", "r:odd")] {
-        cluster.redis().tell(&["HSET", &format!("warmkey:{hash}"), field, "newer"]).await;
+        cluster.redis().run(&["HSET", &format!("warmkey:{hash}"), field, "newer"]).await;
     }
     let mut pressure = JoinSet::new();
     pressure.spawn(flood(address, Arc::clone(&is_over)));
