@@ -62,7 +62,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
-    /// or its organization, all replicas are stated. `None`: a reload has replaced the key's secret
+    /// or its organization, all replicas learn it. `None`: a reload has replaced the key's secret
     /// since.
     async fn settle(&self, key: &Key, doubted: Scope) -> Option<Settled> {
         if self.registry.successor(key).is_some() {

@@ -3,7 +3,7 @@
 
     cluster.py [--sessions N] [STEP...]
 
-Judged by the simulated upstream and by the players: no turn is lost but those in flight on what was killed, no session meets
+The simulated upstream and the players judge. No turn is lost but those in flight on what was killed, no session meets
 a second key, no replica ends before its turns. Prints a line a step; exits 1 when one has failed.
 """
 

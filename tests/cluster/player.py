@@ -2,8 +2,7 @@
 
     player.py --url URL --token TOKEN --out FILE [--sessions N] [--long SECONDS]
 
-Of every four sessions one opens a connection for each turn, one keeps its connection, one plays on a WebSocket, and one has
-streams of LONG seconds. It ends on SIGTERM, after the turns in flight, and writes FILE. While it plays it writes the number
+Sessions are of four kinds: a connection for each turn, a kept connection, a WebSocket, and streams of LONG seconds. It ends on SIGTERM, after the turns in flight, and writes FILE. While it plays it writes the number
 of turns into FILE.turns, twice a second.
 
 A turn is lost if its client was told of a failure, or got no end. Closing a connection between two turns loses

@@ -3,7 +3,7 @@
 
     compose.py --codex FOLDER [--sessions N]
 
-Judged by the simulated upstream and by what the players saw: a turn is lost only if its replica was killed, and no session
+The simulated upstream and the players judge. A turn is lost only if its replica was killed, and no session
 meets a second key. Prints a line a step; exits 1 when one has failed.
 """
 
