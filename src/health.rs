@@ -12,5 +12,3 @@ pub mod membership;
 pub mod operator;
 #[cfg(test)]
 mod agreement;
-#[cfg(test)]
-mod heartbeat;

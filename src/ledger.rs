@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::tokens::Roster;
+use crate::clock::time_of_day;
 use crate::current::Current;
 use crate::database::read::By;
 use crate::database::row::TurnRow;
@@ -205,7 +206,7 @@ async fn first_connection(database: &Arc<Database>, roster: &Roster) -> Option<D
 
 /// Microseconds since 1970.
 pub fn now() -> i64 {
-    since_epoch(SystemTime::now())
+    since_epoch(time_of_day())
 }
 
 /// Microseconds since 1970.

@@ -25,6 +25,7 @@
 // Vocabulary, shared by all stages.
 pub(crate) mod error;
 pub mod setting;
+pub(crate) mod clock;
 pub(crate) mod current;
 pub mod metrics;
 pub mod telemetry;

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{Instrument, info_span};
 
@@ -73,7 +72,7 @@ impl Reload {
                 }
             }
             let file = file.clone();
-            let Ok((read, plan)) = spawn_blocking(move || source::read(file.as_deref())).await
+            let Some((read, plan)) = on_a_thread(move || source::read(file.as_deref())).await
             else {
                 continue;
             };
@@ -123,8 +122,14 @@ impl Reload {
     }
 }
 
-/// Looks at the files on another thread, because reading may wait for a disk or a network.
 async fn look(seen: &Seen) -> Seen {
     let before = seen.clone();
-    spawn_blocking(move || before.again()).await.unwrap_or_else(|_| seen.clone())
+    on_a_thread(move || before.again()).await.unwrap_or_else(|| seen.clone())
+}
+
+/// Reads files on another thread, because reading may wait for a disk or a network. `None`: the
+/// reading panicked.
+#[expect(clippy::disallowed_methods, reason = "the watch waits for each reading: one at a time")]
+async fn on_a_thread<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(read).await.ok()
 }

@@ -40,56 +40,85 @@ pub enum SessionKind {
     /// sends one value in all three.
     Session,
     Conversation,
-    /// A thread of a session, such as a sub-agent's. Forks name their parent by its thread.
-    Thread,
-    /// A response that its upstream stores.
-    Response,
     /// The hash of the body's stable prefix.
     Derived,
 }
 
-/// A stored session id: 128 bits of HMAC-SHA256, base64url, 22 characters.
+/// A hashed id: 128 bits of HMAC-SHA256, base64url, 22 characters.
 ///
-/// The hash covers the client and is keyed with `server.secret`. No raw id is stored, logged or
-/// traced, and no client can reach another client's session.
+/// The hash covers the client and what the id names, and is keyed with `server.secret`. No raw id
+/// is stored, logged or traced, and no client can reach what another client's ids name.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct SessionId(String);
+struct Hashed(String);
 
-impl SessionId {
-    pub const LENGTH: usize = 22;
+impl Hashed {
+    const LENGTH: usize = 22;
 
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Parses an id as it is stored.
-    pub fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         let is_one = text.len() == Self::LENGTH
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
         is_one.then(|| Self(text.to_owned()))
     }
 }
 
-impl fmt::Display for SessionId {
+impl fmt::Debug for Hashed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The stored id of a session.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct SessionId(Hashed);
+
+impl SessionId {
+    pub const LENGTH: usize = Hashed::LENGTH;
+
+    pub fn as_str(&self) -> &str {
+        &self.0.0
+    }
+
+    /// Parses an id as it is stored.
+    pub fn parse(text: &str) -> Option<Self> {
+        Hashed::parse(text).map(Self)
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        fmt::Debug::fmt(&self.0, f)
     }
 }
 
-/// A stored response id, hashed like a session id: no client can find, reuse or tell apart another
-/// client's responses.
+/// The stored id of a thread of a session, such as a sub-agent's. Forks name their parent by its
+/// thread.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ResponseId(SessionId);
+pub struct ThreadId(Hashed);
+
+impl ThreadId {
+    pub fn as_str(&self) -> &str {
+        &self.0.0
+    }
+
+    #[cfg(test)]
+    pub fn parse(text: &str) -> Option<Self> {
+        Hashed::parse(text).map(Self)
+    }
+}
+
+/// The stored id of a response that its upstream stores.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ResponseId(Hashed);
 
 impl ResponseId {
     pub fn as_str(&self) -> &str {
-        self.0.as_str()
+        &self.0.0
     }
 }
 
@@ -108,27 +137,48 @@ impl Hasher {
         }
     }
 
-    /// Prefixes every part with its length, so that no two different lists of parts hash alike.
-    pub fn id<'a>(
+    /// The id of the session that `parts` name to `client` as a `kind`.
+    pub fn session<'a>(
         &self,
-        client: &'a ClientId,
+        client: &ClientId,
         kind: SessionKind,
         parts: impl IntoIterator<Item = &'a [u8]>,
     ) -> SessionId {
-        let mut mac = self.keyed.clone();
         let kind: &[u8] = match kind {
             SessionKind::Hop => b"hop",
             SessionKind::Session => b"session",
             SessionKind::Conversation => b"conversation",
-            SessionKind::Thread => b"thread",
-            SessionKind::Response => b"response",
             SessionKind::Derived => b"derived",
         };
-        for part in [client.as_str().as_bytes(), kind].into_iter().chain(parts) {
+        SessionId(self.hash(client, kind, parts))
+    }
+
+    /// The id of the thread that `client` calls `id`.
+    pub fn thread(&self, client: &ClientId, id: &[u8]) -> ThreadId {
+        ThreadId(self.hash(client, b"thread", [id]))
+    }
+
+    /// The id of the response that `client` calls `id`.
+    pub fn response(&self, client: &ClientId, id: &[u8]) -> ResponseId {
+        ResponseId(self.hash(client, b"response", [id]))
+    }
+
+    /// Prefixes every part with its length, so that no two different lists of parts hash alike.
+    fn hash<'a>(
+        &self,
+        client: &ClientId,
+        kind: &[u8],
+        parts: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Hashed {
+        let mut mac = self.keyed.clone();
+        let mut update = |part: &[u8]| {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part);
-        }
-        SessionId(URL_SAFE_NO_PAD.encode(&mac.finalize().into_bytes()[..16]))
+        };
+        update(client.as_str().as_bytes());
+        update(kind);
+        parts.into_iter().for_each(update);
+        Hashed(URL_SAFE_NO_PAD.encode(&mac.finalize().into_bytes()[..16]))
     }
 }
 
@@ -136,10 +186,13 @@ impl Hasher {
 mod tests {
     use super::*;
 
+    fn hasher() -> Hasher {
+        Hasher::new(&Secret::new("0123456789abcdef0123456789abcdef"))
+    }
+
     fn id(client: &str, kind: SessionKind, parts: &[&str]) -> String {
-        let hasher = Hasher::new(&Secret::new("0123456789abcdef0123456789abcdef"));
-        hasher
-            .id(&ClientId::new(client), kind, parts.iter().map(|part| part.as_bytes()))
+        hasher()
+            .session(&ClientId::new(client), kind, parts.iter().map(|part| part.as_bytes()))
             .to_string()
     }
 
@@ -150,12 +203,13 @@ mod tests {
             (SessionKind::Hop, &["s"][..], "Z1Wk5TxRjG3wASFGDE6auw"),
             (SessionKind::Session, &["s"], "FVm43fzVIvXqRQ8foYWpvg"),
             (SessionKind::Conversation, &["s"], "wYsctSuA3_leLHT3rZBc_Q"),
-            (SessionKind::Thread, &["s"], "GfTqcVSQB01POE104UhG-g"),
-            (SessionKind::Response, &["s"], "1Me4-Oae4L6HLjLtezCjWQ"),
             (SessionKind::Derived, &["a", "bc"], "02bMG73IUnAJm4ML6FesLw"),
         ] {
             assert_eq!(id("alice", kind, parts), expected, "{kind:?}");
         }
+        let (hasher, alice) = (hasher(), ClientId::new("alice"));
+        assert_eq!(hasher.thread(&alice, b"s").as_str(), "GfTqcVSQB01POE104UhG-g");
+        assert_eq!(hasher.response(&alice, b"s").as_str(), "1Me4-Oae4L6HLjLtezCjWQ");
     }
 
     /// Without the length before each part, each pair would hash the same text.
@@ -183,7 +237,7 @@ mod tests {
     fn stored_id_follows_from_the_secret() {
         let of = |secret: &str| {
             Hasher::new(&Secret::new(secret))
-                .id(&ClientId::new("alice"), SessionKind::Session, [&b"s"[..]])
+                .session(&ClientId::new("alice"), SessionKind::Session, [&b"s"[..]])
                 .to_string()
         };
         assert_ne!(of("0123456789abcdef0123456789abcdef"), of("0123456789abcdef0123456789abcdeg"));

@@ -1,15 +1,15 @@
-//! An OpenAI to test against: organizations, projects, keys and regions, a prompt cache stricter
-//! than the real one, sealed reasoning, rate limits and every error on request. A judge records
-//! each turn.
+//! An OpenAI to test against: organizations, projects, keys, regions, sealed reasoning and rate
+//! limits. Its prompt cache is stricter than the real one, and it answers with every error on
+//! request. A judge records each turn.
 //!
 //! The simulator serves `POST /responses`, WebSocket mode on the same path, the requests about
 //! stored responses, `POST /chat/completions` and `GET /models`, with and without `/v1`. Its own
 //! paths begin with `/_sim/`.
 //! It connects to nothing and keeps nothing on disk.
 //!
-//! The simulator reads, decides and counts with code of its own, since it judges the gateway: a
-//! parser that both shared would hide the gateway's faults. `simulator/directive.rs` lists what the
-//! last user text of a request may ask of the simulator.
+//! The simulator judges the gateway, so it reads, decides and counts with code of its own. A parser
+//! that both shared would hide the gateway's faults. `simulator/directive.rs` lists what the last
+//! user text of a request may ask of the simulator.
 
 mod clock;
 mod date;
@@ -88,7 +88,7 @@ pub use sockets::Order;
 
 use form::Form;
 use refusal::Refusal;
-use websocket::Home;
+use websocket::Lifecycle;
 use world::World;
 
 /// Bytes of a request to the judge.
@@ -116,7 +116,7 @@ impl Simulator {
         ))
     }
 
-    fn router(self: &Arc<Self>, home: Home) -> Router {
+    fn router(self: &Arc<Self>, lifecycle: Lifecycle) -> Router {
         let mut router = Router::new()
             .route("/livez", get(async || "alive\n"))
             .route("/_sim/sockets", get(async |State(simulator): Sim| json(&simulator.sockets())))
@@ -129,7 +129,7 @@ impl Simulator {
             .route("/_sim/clock", post(set_clock))
             .route("/_sim/reset", post(reset));
         for base in ["", "/v1"] {
-            let home = home.clone();
+            let lifecycle = lifecycle.clone();
             router = router
                 .route(
                     &format!("{base}/responses"),
@@ -137,7 +137,7 @@ impl Simulator {
                         http::serve(&simulator.world, Form::Response, request).await
                     })
                     .get(move |State(simulator): Sim, request: Request| {
-                        upgrade(simulator, home, request)
+                        upgrade(simulator, lifecycle, request)
                     }),
                 )
                 .route(
@@ -183,8 +183,8 @@ impl Simulator {
             .and_then(|address| self.admits(address))
         {
             Ok(()) => {
-                let home = Home { tasks: tasks.clone(), closing: closing.clone() };
-                listener.serve(self.router(home), tasks, closing).await;
+                let lifecycle = Lifecycle { tasks: tasks.clone(), closing: closing.clone() };
+                listener.serve(self.router(lifecycle), tasks, closing).await;
             }
             Err(error) => tracing::error!(%error, "simulated upstream not served"),
         }
@@ -245,9 +245,13 @@ async fn call(State(simulator): Sim, request: Request) -> Response<Body> {
     recall::serve(&simulator.world, request).await
 }
 
-async fn upgrade(simulator: Arc<Simulator>, home: Home, request: Request) -> Response<Body> {
+async fn upgrade(
+    simulator: Arc<Simulator>,
+    lifecycle: Lifecycle,
+    request: Request,
+) -> Response<Body> {
     if simulator.world.config.websocket && websocket::is_upgrade(request.headers()) {
-        return websocket::serve(&simulator.world, home, request).await;
+        return websocket::serve(&simulator.world, lifecycle, request).await;
     }
     unknown(request).await
 }

@@ -96,8 +96,8 @@ impl fmt::Display for CollectorAddress {
     }
 }
 
-/// A share of all traces. Whether a trace is in the share depends on its id alone, so that all
-/// turns of a client's trace are traced, or none of them, on every replica.
+/// A share of all traces. Whether a trace is in the share depends on its id alone. On every
+/// replica, all turns of a client's trace are therefore traced, or none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share(u64);
 

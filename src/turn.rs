@@ -1,19 +1,20 @@
 //! A turn: one request and its answer, from authenticating the client to recording the result.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use crate::binding::Binding;
 use crate::binding::bind::{Bindings, Found};
-use crate::binding::demand::{Demand, Tried};
+use crate::binding::demand::{Demand, Placing, Tried};
+use crate::binding::select::Reach;
 use crate::binding::trail::Step;
+use crate::clock::time_of_day;
 use crate::error::Error;
-use crate::health::diagnose::{Ailment, Met, Scope};
+use crate::health::diagnose::{Ailment, Scope};
 use crate::health::registry::Registry;
 use crate::key::{Key, Tag};
-use crate::limit::{chance, jittered};
 use crate::metrics::{Decision, Reason};
 use crate::outcome::{Answer, Outcome};
 use crate::session::SessionId;
@@ -39,7 +40,7 @@ pub mod websocket;
 use account::Account;
 use doubt::Settled;
 use entry::Entry;
-use failover::{ATTEMPTS, Failover, back_off, pause};
+use failover::{ATTEMPTS, Failover, pause};
 use verdict::{Verdict, decide, forbidden, last_word};
 
 /// A binding that takes no longer than this has only asked the store.
@@ -61,7 +62,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
-    /// or its organization, all replicas are stated. `None`: a reload has replaced the key's secret
+    /// or its organization, all replicas learn it. `None`: a reload has replaced the key's secret
     /// since.
     async fn settle(&self, key: &Key, doubted: Scope) -> Option<Settled> {
         if self.registry.successor(key).is_some() {
@@ -114,6 +115,8 @@ pub struct Attempts<'t, A> {
     upstream: &'t A,
     demand: &'t Demand<'t>,
     tried: Tried,
+    /// The keys that the turn may use, as far as this is known.
+    within: Reach,
     /// The time that is left for store operations.
     budget: &'t mut Budget,
     /// The key to which the turn was bound first.
@@ -130,7 +133,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
         gateway: &'t Gateway,
         account: &'t mut Account,
         upstream: &'t A,
-        (demand, tried): (&'t Demand<'t>, Tried),
+        (demand, tried, within): (&'t Demand<'t>, Tried, Reach),
         budget: &'t mut Budget,
     ) -> Self {
         let (first, retries_left, limits, waited_for) = (None, ATTEMPTS - 1, 0, None);
@@ -140,12 +143,17 @@ impl<'t, A: Ask> Attempts<'t, A> {
             upstream,
             demand,
             tried,
+            within,
             budget,
             first,
             retries_left,
             limits,
             waited_for,
         }
+    }
+
+    fn placing(&self) -> Placing<'_> {
+        self.demand.after(&self.tried, self.within)
     }
 
     /// The spine: binds the turn and tries until there is an answer. Only before an answer may a
@@ -156,22 +164,19 @@ impl<'t, A: Ask> Attempts<'t, A> {
         found: Found,
         complete: Instant,
     ) -> Result<(Binding, Answer), Error> {
-        let bindings = &self.gateway.bindings;
-        let began = Instant::now();
-        let mut binding = bindings.bind(self.demand, &mut self.tried, found, self.budget).await?;
-        self.count_wait(began);
-        self.account.note_overhead(complete);
-        self.gateway.failover.begin_turn();
+        let mut binding = self.begin(found, complete).await?;
         loop {
             binding = self.wait(binding).await?;
-            let has_foreign_state =
-                self.demand.turn_state.is_some_and(|state| binding.is_foreign_state(state));
             let began = Instant::now();
-            match self.attempt(&binding, has_foreign_state).await {
+            binding = match self.attempt(&binding, self.has_foreign_state(&binding)).await {
                 Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, began).await),
                 Verdict::Denied(answer) => {
                     let Gateway { failover, registry, .. } = self.gateway;
                     failover.corroboration.report(registry, &binding.key, self.demand);
+                    return Ok((binding, answer));
+                }
+                Verdict::TooSteep(answer) => {
+                    self.refuse(&binding, Reason::TooSteep);
                     return Ok((binding, answer));
                 }
                 Verdict::GiveUp(error, reason) => {
@@ -183,38 +188,37 @@ impl<'t, A: Ask> Attempts<'t, A> {
                 }
                 Verdict::Foreign(answer) => return Ok((binding, answer)),
                 Verdict::Again(last) => match self.retry(binding).await {
-                    Ok(next) => binding = next,
+                    Ok(next) => next,
                     Err(binding) => return last.map(|answer| (binding, answer)),
                 },
-                Verdict::Limited(stated) => binding = self.limited(&binding, stated).await?,
-                Verdict::Crowded(stated) => binding = self.crowded(binding, stated).await?,
-                // The key was accepted again meanwhile, and refuses this turn once more.
-                Verdict::Doubted(answer, _) if self.tried.refused.contains(&binding.key.tag) => {
-                    return Ok((binding, forbidden(answer)));
+                Verdict::Limited(stated) => self.limited(&binding, stated).await?,
+                Verdict::TransportLimited(stated) => {
+                    self.transport_limited(binding, stated).await?
                 }
-                Verdict::TooSteep(answer) => {
-                    self.refuse(&binding, Reason::TooSteep);
-                    return Ok((binding, answer));
-                }
-                Verdict::Doubted(answer, scope) => {
-                    match self.gateway.settle(&binding.key, scope).await {
-                        Some(Settled::Accepted) => return Ok((binding, forbidden(answer))),
-                        Some(_) => binding = self.leave(&binding, Reason::Rejected).await?,
-                        None => binding = self.replaced(binding),
-                    }
-                }
-                Verdict::Exhausted(scope) => {
-                    binding = match self.gateway.registry.successor(&binding.key) {
-                        Some(_) => self.replaced(binding),
-                        None => {
-                            let ailment = Ailment::Exhausted(scope);
-                            self.gateway.registry.observe(&binding.key, ailment);
-                            self.leave(&binding, Reason::Exhausted).await?
-                        }
-                    }
-                }
-            }
+                Verdict::Doubted(answer, scope) => match self.doubted(&binding, scope).await? {
+                    Some(next) => next,
+                    None => return Ok((binding, forbidden(answer))),
+                },
+                Verdict::Exhausted(scope) => self.exhausted(&binding, scope).await?,
+            };
         }
+    }
+
+    /// Binds the turn before its first attempt.
+    async fn begin(&mut self, found: Found, complete: Instant) -> Result<Binding, Error> {
+        let (bindings, began) = (&self.gateway.bindings, Instant::now());
+        let placing = self.demand.after(&self.tried, self.within);
+        let (binding, within) = bindings.bind(placing, found, self.budget).await?;
+        self.within = within;
+        self.count_wait(began);
+        self.account.note_overhead(complete);
+        self.gateway.failover.begin_turn();
+        Ok(binding)
+    }
+
+    /// Whether another key than the binding's issued the turn's `x-codex-turn-state`.
+    fn has_foreign_state(&self, binding: &Binding) -> bool {
+        self.demand.turn_state.is_some_and(|state| binding.is_foreign_state(state))
     }
 
     /// Makes one attempt: notes the key, sends the turn, and decides what the outcome means.
@@ -222,8 +226,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         self.note(binding);
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
         self.account.attempted(&outcome);
-        let met = if self.demand.by_websocket { Met::Handshake } else { Met::Turn };
-        let (case, resends) = ((met, self.demand.asked()), self.gateway.failover.options.resends);
+        let case = (self.demand.met(), self.demand.asked());
+        let resends = self.gateway.failover.options.resends;
         let outcome = if binding.key.upstream.host.is_gateway() {
             // What a gateway says of a turn is about the keys behind it, and is its last word.
             last_word(outcome)
@@ -231,7 +235,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
             self.observe(&binding.key, &outcome);
             outcome
         };
-        let verdict = decide(outcome, case, resends, SystemTime::now());
+        let verdict = decide(outcome, case, resends, time_of_day());
         self.account.leaves(verdict.reason());
         verdict
     }
@@ -261,60 +265,40 @@ impl<'t, A: Ask> Attempts<'t, A> {
             if !self.demand.is_free {
                 self.gateway.registry.has_served(&binding.key, began);
             }
-            let seals = !self.demand.by_chat;
-            self.gateway.bindings.confirm(&binding, seals, self.budget).await;
+            self.gateway.bindings.confirm(&binding, self.demand.seals(), self.budget).await;
         }
         (binding, answer)
     }
 
-    /// Handles a rate limit of the key's project for the model: the turn waits, or another key
-    /// serves.
-    async fn limited(&mut self, binding: &Binding, stated: Duration) -> Result<Binding, Error> {
-        let wait = stated.max(back_off(self.limits));
-        let asked = self.demand.asked();
-        self.gateway.registry.limit(&binding.key, asked, wait);
-        if self.waited_for == Some(binding.key.tag) {
-            self.gateway.registry.strain(&binding.key, asked);
+    /// Handles a 401. Returns the turn's next binding, or `None` if the upstream accepts the key
+    /// and refuses only this turn.
+    async fn doubted(&mut self, binding: &Binding, scope: Scope) -> Result<Option<Binding>, Error> {
+        if self.tried.refused.contains(&binding.key.tag) {
+            // The key was accepted again meanwhile, and refuses this turn once more.
+            return Ok(None);
         }
-        if self.retries_left == 0 {
-            self.refuse(binding, Reason::Limited);
-            return Err(Error::limited(
-                "The upstream keys that may serve this session are cooling.",
-                wait,
-            ));
-        }
-        (self.retries_left, self.limits) = (self.retries_left - 1, self.limits + 1);
-        self.stop_waiting(binding);
-        self.leave(binding, Reason::Limited).await
+        Ok(match self.gateway.settle(&binding.key, scope).await {
+            Some(Settled::Accepted) => None,
+            Some(_) => Some(self.leave(binding, Reason::Rejected).await?),
+            None => Some(self.replaced(binding)),
+        })
     }
 
-    /// Handles an upstream that limits handshakes, which says nothing about its turns: this turn
-    /// waits once, or another key serves it. Nothing is remembered.
-    async fn crowded(&mut self, binding: Binding, stated: Duration) -> Result<Binding, Error> {
-        let pause = jittered(stated, chance());
-        if self.limits == 0 && pause <= self.tried.wait_left {
-            self.limits = 1;
-            self.record_decision(&binding, Decision::Wait, Reason::Limited);
-            self.tried.wait_left -= pause;
-            sleep(pause).await;
-            return Ok(binding);
+    /// Handles a key, a project or an organization without credit.
+    async fn exhausted(&mut self, binding: &Binding, scope: Scope) -> Result<Binding, Error> {
+        if self.gateway.registry.successor(&binding.key).is_some() {
+            return Ok(self.replaced(binding));
         }
-        self.tried.failed.push(binding.key.tag);
-        match self.rebind(&binding).await {
-            Ok(next) if !self.tried.failed.contains(&next.key.tag) => Ok(next),
-            _ => {
-                self.refuse(&binding, Reason::Limited);
-                let text = "The upstream is limiting its WebSockets at the moment.";
-                Err(Error::limited(text, stated))
-            }
-        }
+        self.gateway.registry.observe(&binding.key, Ailment::Exhausted(scope));
+        self.leave(binding, Reason::Exhausted).await
     }
 
     /// Returns the binding with the key that a reload has put in place of its own: the upstream
     /// refused the old one.
-    fn replaced(&self, binding: Binding) -> Binding {
+    fn replaced(&self, binding: &Binding) -> Binding {
         let successor = self.gateway.registry.successor(&binding.key);
-        Binding { key: successor.unwrap_or_else(|| Arc::clone(&binding.key)), ..binding }
+        let key = successor.unwrap_or_else(|| Arc::clone(&binding.key));
+        Binding { key, ..binding.clone() }
     }
 
     /// Returns the turn's next binding after the binding's key refused the turn for `reason`.
@@ -332,9 +316,12 @@ impl<'t, A: Ask> Attempts<'t, A> {
     async fn rebind(&mut self, binding: &Binding) -> Result<Binding, Error> {
         let began = Instant::now();
         let bindings = &self.gateway.bindings;
-        let next = bindings.rebind(self.demand, &mut self.tried, binding, self.budget).await;
+        let placing = self.demand.after(&self.tried, self.within);
+        let next = bindings.rebind(placing, binding, self.budget).await;
         self.count_wait(began);
-        next
+        let (next, within) = next?;
+        self.within = within;
+        Ok(next)
     }
 
     /// Takes from the turn's waits what a binding has waited for its turn at a key since `began`.

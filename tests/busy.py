@@ -22,7 +22,7 @@ SECONDS = 60
 EACH_SECOND = COUNT * 7 // 5 // SECONDS
 # One pair of addresses has 28,000 ports, and tested servers need some of the first pair.
 ADDRESSES = [f"127.0.0.{number}" for number in range(1, 7)]
-PATIENCE = 120
+TIMEOUT = 120
 
 
 def own_network():
@@ -90,10 +90,10 @@ def main():
     busy = [multiprocessing.Process(target=part, daemon=True) for part in work]
     for process in busy:
         process.start()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while waiting() < COUNT:
         if time.monotonic() > deadline:
-            sys.exit(f"only {waiting()} connections in TIME-WAIT after {PATIENCE} s")
+            sys.exit(f"only {waiting()} connections in TIME-WAIT after {TIMEOUT} s")
         time.sleep(0.1)
     sys.exit(run(sys.argv[1:]))
 

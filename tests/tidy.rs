@@ -4,7 +4,7 @@
 
 use content::{commands, leaks, metrics_elsewhere, silenced};
 use modules::{circles, out_of_order};
-use names::repeated_types;
+use names::{repeated_types, tests_without_noun};
 use shape::{empty_names, impure, too_long, too_wide, unopened};
 use source::{file, listed, repository};
 
@@ -95,6 +95,25 @@ fn public_type_has_a_name_of_its_own() {
         ["src/turn.rs:2: `Key` is the name of a type in src/key.rs:1, too"]
     );
     assert_none(repeated_types(&repository()));
+}
+
+#[test]
+fn name_of_a_test_begins_with_its_noun() {
+    let wrong = [
+        file("src/a.rs", "#[test]\n#[ignore]\nfn every_key_opens() {}\nfn a_key() {}"),
+        file("tests/it/b.rs", "#[tokio::test(start_paused = true)]\nasync fn one_key_opens() {}"),
+        file("tests/it/c.rs", "#[test]\nfn key_opens() {}\n#[test]\nfn only_one_opens() {}"),
+    ];
+    let fault = "does not begin with its noun";
+    assert_eq!(
+        tests_without_noun(&wrong),
+        [
+            format!("src/a.rs:3: `every_key_opens` {fault}"),
+            format!("tests/it/b.rs:2: `one_key_opens` {fault}"),
+            format!("tests/it/c.rs:4: `only_one_opens` {fault}"),
+        ]
+    );
+    assert_none(tests_without_noun(&repository()));
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl Bindings {
         session: &SessionId,
         record: &BindingRecord,
     ) -> Result<Binding, Error> {
-        let key = self.places.choose(placing, session, placing.tried.within)?;
+        let key = self.places.choose(placing, session, placing.within)?;
         self.record_decision(session, Decision::Spill, Reason::Stored, record, &key);
         let is_sibling = key.organization_tag == record.organization;
         let written = if is_sibling { Written::Beside(record.clone()) } else { Written::Nowhere };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::binding::demand::{Demand, Placing, Tried};
+use crate::binding::demand::Placing;
 use crate::binding::local::{Belief, Known, Local};
 use crate::binding::place::{Places, Standing};
 use crate::binding::record::BindingRecord;
@@ -65,17 +65,18 @@ impl Bindings {
         self.store.get(Name::Binding(session.as_str()), budget).await
     }
 
+    /// Binds a turn. Returns its binding and the keys that it may use from now on.
     pub async fn bind(
         &self,
-        demand: &Demand<'_>,
-        tried: &mut Tried,
+        placing: Placing<'_>,
         found: Found,
         budget: &mut Budget,
-    ) -> Result<Binding, Error> {
-        let restricted = self.restrict(demand, tried, &found, budget).await;
-        let placing = demand.after(tried);
+    ) -> Result<(Binding, Reach), Error> {
+        let restricted = self.restrict(placing, &found, budget).await;
+        let within = restricted.as_ref().map_or(placing.within, |within| *within);
+        let placing = Placing { within, ..placing };
         let bound = match restricted {
-            Ok(()) => self.find(placing, found, budget).await,
+            Ok(_) => self.find(placing, found, budget).await,
             Err(error) => Err(error),
         };
         if let Err(error) = &bound {
@@ -96,7 +97,7 @@ impl Bindings {
                 to: None,
             });
         }
-        bound
+        bound.map(|binding| (binding, within))
     }
 
     async fn find(
@@ -118,16 +119,15 @@ impl Bindings {
     }
 
     /// Decides again after an attempt with `binding`'s key: the turn stays, a sibling serves it, or
-    /// its session moves.
+    /// its session moves. Returns the next binding and the keys that the turn may use from now on.
     pub async fn rebind(
         &self,
-        demand: &Demand<'_>,
-        tried: &mut Tried,
+        placing: Placing<'_>,
         binding: &Binding,
         budget: &mut Budget,
-    ) -> Result<Binding, Error> {
-        self.restrict_again(demand, tried);
-        let placing = demand.after(tried);
+    ) -> Result<(Binding, Reach), Error> {
+        let within = self.restrict_again(placing);
+        let placing = Placing { within, ..placing };
         // Another turn of the session may have moved it since, and a stored binding replaces a
         // provisional one.
         let known = binding.session.as_ref().and_then(|session| self.local.recall(session));
@@ -162,9 +162,9 @@ impl Bindings {
             (None, _) => self.by_load(placing)?,
         };
         if next.key.tag == binding.key.tag && next.written == binding.written {
-            return Ok(Binding { key: next.key, ..binding.clone() });
+            return Ok((Binding { key: next.key, ..binding.clone() }, within));
         }
-        Ok(next.moved())
+        Ok((next.moved(), within))
     }
 
     /// Whether another connection of the session would use another key than `binding`'s.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::binding::record::BindingRecord;
 use crate::binding::select::Reach;
 use crate::client::Client;
-use crate::health::diagnose::ModelUse;
+use crate::health::diagnose::{Met, ModelUse};
 use crate::key::Tag;
 use crate::metrics::Reason;
 use crate::session::SessionId;
@@ -26,7 +26,7 @@ pub struct Demand<'t> {
     /// WebSocket.
     pub by_websocket: bool,
     /// The turn speaks chat. A new session then begins on a key whose upstream speaks chat, if
-    /// there is one, and its answers seal nothing: no chat client carries sealed content.
+    /// there is one. Its answers seal nothing, because no chat client carries sealed content.
     pub by_chat: bool,
     /// The model that the turn asks for; empty if the turn names none.
     pub model: &'t str,
@@ -47,9 +47,6 @@ pub struct Tried {
     pub failed: Vec<Tag>,
     /// How much longer the turn may wait for limited keys, all waits together.
     pub wait_left: Duration,
-    /// The keys that the turn may use, whatever its session is bound to. A turn that continues or
-    /// refers to stored content must use the project that stores the content.
-    pub within: Reach,
 }
 
 /// A turn whose key is being chosen.
@@ -57,6 +54,9 @@ pub struct Tried {
 pub struct Placing<'t> {
     pub demand: &'t Demand<'t>,
     pub tried: &'t Tried,
+    /// The keys that the turn may use, whatever its session is bound to. A turn that continues or
+    /// refers to stored content must use the project that stores the content.
+    pub within: Reach,
 }
 
 /// Says where to search for content that only its organization can open.
@@ -103,9 +103,19 @@ impl<'t> Demand<'t> {
         ModelUse::new(self.model, self.tier)
     }
 
-    /// Returns the turn together with the attempts so far.
-    pub fn after(&'t self, tried: &'t Tried) -> Placing<'t> {
-        Placing { demand: self, tried }
+    /// Returns how the turn meets its upstream: on a WebSocket, keys are chosen by a handshake.
+    pub fn met(&self) -> Met {
+        if self.by_websocket { Met::Handshake } else { Met::Turn }
+    }
+
+    /// Whether an answer seals the session. No chat client carries sealed content.
+    pub fn seals(&self) -> bool {
+        !self.by_chat
+    }
+
+    /// Returns the turn together with the attempts so far, restricted to the keys `within`.
+    pub fn after(&'t self, tried: &'t Tried, within: Reach) -> Placing<'t> {
+        Placing { demand: self, tried, within }
     }
 
     /// Returns the session whose order of keys the turn's `session` follows. A fork that cannot
@@ -118,19 +128,19 @@ impl<'t> Demand<'t> {
 impl Tried {
     /// No attempt so far. `wait` limits the total time of all waits for limited keys.
     pub fn nothing(wait: Duration) -> Self {
-        Self { refused: Vec::new(), failed: Vec::new(), wait_left: wait, within: Reach::Anywhere }
+        Self { refused: Vec::new(), failed: Vec::new(), wait_left: wait }
     }
 }
 
 impl Placing<'_> {
     /// Whether the turn must stay in a project that is not known yet.
     pub fn needs_unknown_project(self) -> bool {
-        self.demand.needs_project && self.tried.within == Reach::Anywhere
+        self.demand.needs_project && self.within == Reach::Anywhere
     }
 
     /// Returns the keys that the turn may reach, given its session's binding `record`.
     pub fn reach(self, record: &BindingRecord) -> Reach {
-        match self.tried.within {
+        match self.within {
             Reach::Anywhere if record.sealed || self.demand.carries_sealed.is_sealed() => {
                 Reach::Organization(record.organization)
             }
@@ -141,7 +151,7 @@ impl Placing<'_> {
     /// Returns the keys that the turn may reach once `record`'s organization can serve no more. An
     /// unsealed binding gives up its organization then.
     pub fn last_reach(self, record: &BindingRecord) -> Reach {
-        match self.tried.within {
+        match self.within {
             Reach::Anywhere if record.sealed => Reach::Organization(record.organization),
             within => within,
         }
@@ -163,13 +173,15 @@ impl Placing<'_> {
 pub struct Turn<'t> {
     pub demand: Demand<'t>,
     pub tried: Tried,
+    pub within: Reach,
 }
 
 #[cfg(test)]
 impl<'t> Turn<'t> {
     /// A turn of `client` that may not wait and has had no attempt.
     pub fn of(client: &'t Client) -> Self {
-        Self { demand: Demand::of(client), tried: Tried::nothing(Duration::ZERO) }
+        let (tried, within) = (Tried::nothing(Duration::ZERO), Reach::Anywhere);
+        Self { demand: Demand::of(client), tried, within }
     }
 
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
@@ -178,6 +190,6 @@ impl<'t> Turn<'t> {
     }
 
     pub fn placing(&self) -> Placing<'_> {
-        self.demand.after(&self.tried)
+        self.demand.after(&self.tried, self.within)
     }
 }

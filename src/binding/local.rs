@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::binding::record::BindingRecord;
 use crate::key::Tag;
-use crate::session::SessionId;
+use crate::session::{SessionId, ThreadId};
 use crate::store::expiring::Expiring;
 
 /// Time for which this replica does not ask an organization again that could not open a session's
@@ -142,7 +142,7 @@ impl Local {
     }
 
     /// Notes `session` as the session of `thread`. Returns whether it was noted already.
-    pub fn note_thread(&self, thread: &SessionId, session: &SessionId) -> bool {
+    pub fn note_thread(&self, thread: &ThreadId, session: &SessionId) -> bool {
         let mut entries = self.lock();
         let is_noted =
             entries.threads.get(thread.as_str()).is_some_and(|(known, _)| known == session);
@@ -153,12 +153,12 @@ impl Local {
     }
 
     /// Removes the note about `thread`, because the store could not be reached.
-    pub fn forget_thread(&self, thread: &SessionId) {
+    pub fn forget_thread(&self, thread: &ThreadId) {
         self.lock().threads.remove(thread.as_str());
     }
 
     /// Returns the session that `thread` belongs to.
-    pub fn session_of(&self, thread: &SessionId) -> Option<SessionId> {
+    pub fn session_of(&self, thread: &ThreadId) -> Option<SessionId> {
         self.lock().threads.get(thread.as_str()).map(|(session, _)| session.clone())
     }
 

@@ -118,13 +118,13 @@ impl Places {
         self.is_ready(placing, key) && !self.registry.is_strained(key, placing.demand.asked())
     }
 
-    /// Whether a sibling that reads the same cache must serve in place of `own`: a turn has waited
-    /// for `own` in vain, and the sibling is free.
+    /// Whether a sibling that reads the same cache must serve in place of `own`. The sibling is
+    /// free, and a turn has waited for `own` in vain.
     pub fn is_relieved(&self, placing: Placing<'_>, own: &Key) -> bool {
         let is_sibling = |key: &&Arc<Key>| {
             key.tag != own.tag
                 && key.shares_cache_with(own)
-                && placing.tried.within.includes(key)
+                && placing.within.includes(key)
                 && is_allowed(placing, key)
                 && speaks(placing, key)
                 && self.is_free(placing, key)
@@ -258,7 +258,7 @@ impl Places {
         }
         if let Some(key) = allowed
             .iter()
-            .find(|key| placing.tried.within != Reach::Anywhere && self.can_serve(placing, key))
+            .find(|key| placing.within != Reach::Anywhere && self.can_serve(placing, key))
         {
             // A weightless key takes no new sessions, but it may serve turns that refer to content
             // of its project.
@@ -348,7 +348,7 @@ impl Places {
     pub fn by_load(&self, placing: Placing<'_>) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let takes = |key: &Key| {
-            (key.weight > 0 || placing.tried.within != Reach::Anywhere) && is_allowed(placing, key)
+            (key.weight > 0 || placing.within != Reach::Anywhere) && is_allowed(placing, key)
         };
         let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| takes(key)).collect();
         let candidates = allowed.iter().copied().filter(|key| self.can_serve(placing, key));
@@ -389,8 +389,7 @@ fn suits<'t>(placing: Placing<'t>, allowed: &[&Arc<Key>]) -> impl Fn(&Key) -> bo
 }
 
 fn is_allowed(placing: Placing<'_>, key: &Key) -> bool {
-    placing.demand.client.may_use_organization(&key.organization)
-        && placing.tried.within.includes(key)
+    placing.demand.client.may_use_organization(&key.organization) && placing.within.includes(key)
 }
 
 #[cfg(test)]

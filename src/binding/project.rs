@@ -5,29 +5,29 @@
 //! own project there.
 
 use crate::binding::bind::{Bindings, Found};
-use crate::binding::demand::{Demand, Tried};
+use crate::binding::demand::Placing;
 use crate::binding::local::Known;
 use crate::binding::place::unknown_project;
 use crate::binding::record::BindingRecord;
+use crate::binding::select::Reach;
 use crate::binding::{Binding, Written};
 use crate::error::Error;
 use crate::store::Budget;
 
 impl Bindings {
-    /// Restricts a turn that refers to a project's content to the project of its session, or of its
-    /// session's parent. Before a session's first answer, no project is known. If the store cannot
-    /// say whether one is known, the client must retry.
+    /// Returns the keys that a turn may use. A turn that refers to a project's content may use
+    /// those of its session's project, or of the project of its session's parent. Before a
+    /// session's first answer, no project is known. If the store cannot say whether one is known,
+    /// the client must retry.
     pub(super) async fn restrict(
         &self,
-        demand: &Demand<'_>,
-        tried: &mut Tried,
+        placing: Placing<'_>,
         found: &Found,
         budget: &mut Budget,
-    ) -> Result<(), Error> {
-        let placing = demand.after(tried);
-        let Some(session) = demand.session.as_ref().filter(|_| placing.needs_unknown_project())
-        else {
-            return Ok(());
+    ) -> Result<Reach, Error> {
+        let session = placing.demand.session.as_ref();
+        let Some(session) = session.filter(|_| placing.needs_unknown_project()) else {
+            return Ok(placing.within);
         };
         let entry = found.as_ref().ok().and_then(Option::as_ref);
         let stored = entry.and_then(|entry| BindingRecord::parse(&entry.value));
@@ -43,21 +43,20 @@ impl Bindings {
             own => own,
         };
         match own.filter(|record| record.sealed) {
-            Some(record) => tried.within = self.places.project_of(&record),
-            None if is_store_unsure => return Err(unknown_project()),
-            None => {}
+            Some(record) => Ok(self.places.project_of(&record)),
+            None if is_store_unsure => Err(unknown_project()),
+            None => Ok(placing.within),
         }
-        Ok(())
     }
 
-    /// Restricts the turn once more before its next attempt: another turn of its session may have
-    /// been answered since.
-    pub(super) fn restrict_again(&self, demand: &Demand<'_>, tried: &mut Tried) {
-        let session =
-            demand.session.as_ref().filter(|_| demand.after(tried).needs_unknown_project());
+    /// Returns the keys that a turn may use in its next attempt: another turn of its session may
+    /// have been answered since.
+    pub(super) fn restrict_again(&self, placing: Placing<'_>) -> Reach {
+        let session = placing.demand.session.as_ref().filter(|_| placing.needs_unknown_project());
         let known = session.and_then(|session| self.local.recall(session));
-        if let Some(Known { record, .. }) = known.filter(|known| known.record.sealed) {
-            tried.within = self.places.project_of(&record);
+        match known {
+            Some(Known { record, .. }) if record.sealed => self.places.project_of(&record),
+            _ => placing.within,
         }
     }
 

@@ -201,13 +201,16 @@ impl Replica {
             Some(session) => self.bindings.look_up(session, &mut budget).await,
             None => Ok(None),
         };
-        self.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await
+        let (binding, within) = self.bindings.bind(turn.placing(), found, &mut budget).await?;
+        turn.within = within;
+        Ok(binding)
     }
 
     async fn rebind(&self, turn: &mut Turn<'_>, binding: &Binding) -> Result<Binding, Error> {
-        self.bindings
-            .rebind(&turn.demand, &mut turn.tried, binding, &mut self.bindings.budget())
-            .await
+        let (bindings, placing) = (&self.bindings, turn.placing());
+        let (next, within) = bindings.rebind(placing, binding, &mut bindings.budget()).await?;
+        turn.within = within;
+        Ok(next)
     }
 
     /// Returns the key that serves `turn`, or the error's kind.

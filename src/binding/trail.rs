@@ -1,17 +1,18 @@
-//! Records each decision about a turn that its key could not simply serve: as a log line, a metric,
-//! and a line in the session's trail.
+//! Records each decision about a turn that its key could not simply serve. A decision is a log
+//! line, a metric, and a line in the session's trail.
 //!
 //! A session that is only ever served has no trail. Lines are written in the background. While the
 //! store is away, a bounded queue keeps them; lines that do not fit are only in the log.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use crate::clock::time_of_day;
 use crate::key::Key;
 use crate::metrics::{Decision, Metrics, Reason};
 use crate::session::SessionId;
@@ -43,6 +44,15 @@ pub struct Step<'s> {
     pub to: Option<&'s Key>,
 }
 
+impl Step<'_> {
+    /// The line of a trail about a decision `at` so many milliseconds since 1970.
+    fn line(&self, at: u128) -> String {
+        let id = |key: Option<&Key>| key.map_or("", |key| &key.id).to_owned();
+        let (decision, reason) = (self.decision.name(), self.reason.name());
+        format!("{at} {decision} {reason} {} {}", id(self.from), id(self.to))
+    }
+}
+
 impl Trail {
     pub fn new(metrics: Arc<Metrics>) -> (Self, Unwritten) {
         let (written, unwritten) = mpsc::channel(UNWRITTEN);
@@ -62,11 +72,8 @@ impl Trail {
             "decision"
         );
         if let Some(session) = session {
-            let at =
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_millis());
-            let id = |key: &Option<&Key>| id(key).unwrap_or_default();
-            let line =
-                format!("{at} {} {} {} {}", decision.name(), reason.name(), id(from), id(to));
+            let at = time_of_day().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_millis());
+            let line = step.line(at);
             // The queue is full: the store has been away for long, or never accepts the lines.
             let _ = self.written.try_send(((*session).clone(), line));
         }
@@ -132,6 +139,31 @@ mod tests {
     use super::*;
     use crate::key::table::Table;
     use crate::store::memory::Memory;
+
+    /// Pins the format that other versions and replicas read.
+    #[test]
+    fn line_is_written_as_it_always_was() {
+        let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
+        let (a, b) = (Some(&*table.keys()[0]), Some(&*table.keys()[1]));
+        let at = 1_764_511_200_123;
+        for (decision, reason, from, to, text) in [
+            (Decision::Spill, Reason::NoAccess, a, b, "1764511200123 spill no_access a b"),
+            (Decision::Refuse, Reason::Exhausted, a, None, "1764511200123 refuse exhausted a "),
+            (Decision::Refuse, Reason::NoneInUse, None, None, "1764511200123 refuse none_in_use  "),
+        ] {
+            let line = Step { session: None, decision, reason, from, to }.line(at);
+            assert_eq!(line, text);
+            let id = |key: Option<&Key>| key.map(|key| key.id.clone());
+            let expected = Mark {
+                at: 1_764_511_200_123,
+                decision: decision.name().into(),
+                reason: reason.name().into(),
+                from: id(from),
+                to: id(to),
+            };
+            assert_eq!(Mark::parse(text), Some(expected));
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn decisions_about_a_session_are_written_to_its_trail() {

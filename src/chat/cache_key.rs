@@ -1,5 +1,5 @@
-//! The `prompt_cache_key` of a chat body without one: derived from its session, so that it is the
-//! same on every turn, every replica and after every restart.
+//! The `prompt_cache_key` of a chat body without one: derived from its session. It is the same on
+//! every turn, every replica and after every restart.
 //!
 //! An upstream reads the key as the name of a conversation. It must not change when the
 //! conversation grows, and two conversations must not share it.

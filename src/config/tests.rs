@@ -14,7 +14,7 @@ fn fault(text: &str) -> Option<String> {
 }
 
 #[test]
-fn one_key_is_all_that_a_laptop_needs() {
+fn configuration_of_a_laptop_is_one_key() {
     let plan = Config::parse(KEY).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap();
     assert!(matches!(plan.fixed.store, StoreChoice::Memory));
     let [key] = plan.table.keys() else { panic!("one key: {:?}", plan.table.keys()) };
@@ -29,7 +29,7 @@ fn one_key_is_all_that_a_laptop_needs() {
 
 /// Options behind a bare `#` in the reference are real: uncommented, they are accepted.
 #[test]
-fn every_option_of_the_reference_is_one() {
+fn options_of_the_reference_exist() {
     let uncommented = |line: &str| {
         line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned()
     };
@@ -40,7 +40,7 @@ fn every_option_of_the_reference_is_one() {
 }
 
 #[test]
-fn some_key_takes_new_sessions() {
+fn keys_without_any_weight_are_refused() {
     let weightless = KEY.replace("id", "weight = 0\nid");
     let other = KEY.replace("a-1", "a-2");
     let plan = |text: &str| {

@@ -1,7 +1,7 @@
 //! The sessions that every way of routing plays, in the shape of Codex's.
 //!
-//! A body of about 40 KB (tools, developer message, environment) grows by what a coding turn
-//! appends: reasoning that only its organization can open, a tool call, the tool's output. A few
+//! A body begins with about 40 KB: tools, developer message, environment. Each coding turn appends
+//! reasoning that only its organization can open, a tool call, and the tool's output. A few
 //! sessions spawn a sub-agent, which shares their session id. A few switch their model, are forked,
 //! or are resumed after a restart. Over a WebSocket, each session loses its connection once.
 

@@ -17,10 +17,10 @@ const PROMISED: f64 = 0.99;
 ///
 /// Over a WebSocket, Codex prewarms: the upstream reads a turn's beginning into the cache before
 /// Codex asks for the turn. The record holds a prewarm as a turn of its own, which would flatter
-/// the result twice: the input asks for no answer, and the first turn then finds it cached. So a
-/// prewarm and its turn count as one: the input is the turn's, and computed tokens are those that
-/// either of them computed. That equals the same turn over HTTP, which prepares nothing. The price
-/// includes both.
+/// the result twice. Its input asks for no answer, and the first turn then finds that input cached.
+/// So a prewarm and its turn count as one: the input is the turn's, and computed tokens are those
+/// that either of them computed. That equals the same turn over HTTP, which prepares nothing. The
+/// price includes both.
 pub struct Row {
     name: &'static str,
     /// Cached part of the input tokens.
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn each_warmkey_row_has_to_keep_the_promise() {
+    fn row_of_warmkey_has_to_keep_the_promise() {
         let mut table = table(&[turn("s", "a", 800)]);
         table.add(Row::new("warmkey websocket", &[turn("s", "a", 700)], Duration::from_millis(10)));
         assert!(!table.is_pass());

@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_condition_excludes_those_of_its_own_kind_and_holds_for_its_time() {
+    fn condition_excludes_its_own_kind_and_holds_for_its_time() {
         use Condition::{
             Disabled, Drained, Enabled, Exhausted, Limited, NoAccess, Recovering, Rejected,
             Strained, Suspected,
@@ -288,6 +288,29 @@ mod tests {
         .map(Subject::name);
         names.sort();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    }
+
+    /// Pins the notes that other versions and replicas read, and the names of probes' leases.
+    #[test]
+    fn notes_are_written_as_they_always_were() {
+        let tag = |text: &str| Tag::parse(text).unwrap();
+        let (key, other) = (tag("keykeyke"), tag("otherott"));
+        for (subject, class, text) in [
+            (Subject::Key(key), Class::Illness, "ikkeykeyke"),
+            (Subject::Project(key), Class::Recovery, "rpkeykeyke"),
+            (Subject::Organization(key), Class::Operator, "ogkeykeyke"),
+            (Subject::Model(key, other), Class::Illness, "imkeykeykeotherott"),
+            (Subject::Tier(key, other), Class::Illness, "itkeykeykeotherott"),
+        ] {
+            assert_eq!(Place(subject, class).to_string(), text);
+            assert_eq!(Place::parse(text), Some(Place(subject, class)));
+        }
+        assert_eq!(Subject::Project(key).name(), "ipkeykeyke");
+        assert_eq!(
+            Condition::ALL.map(Condition::name).join(" "),
+            "suspected rejected exhausted limited no_access recovering strained disabled drained \
+             enabled"
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::peers::replicas::Replicas;
 
 /// Window over which the usual rate of new sessions is measured.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Minimum rate of new sessions a second, over all replicas, that counts as usual: a key takes at
+/// Minimum rate of new sessions a second, over all replicas, that counts as usual. A key takes at
 /// least as many moved sessions as if this were its rate.
 const LEAST: f64 = 5.0;
 /// Moved sessions come at most at `TIMES` the usual rate, and at once at most `AT_ONCE` seconds'

@@ -141,6 +141,18 @@ mod tests {
         assert_eq!((one.report().as_str(), two.of(a), two.of(b)), ("", 0, 0));
     }
 
+    /// Pins the format that other versions and replicas read.
+    #[test]
+    fn load_is_reported_as_it_always_was() {
+        let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
+        let [a, b] = table.keys() else { panic!("two keys") };
+        let (one, two) = (Loads::default(), Loads::default());
+        let turns: Vec<_> = (0..12).map(|_| one.enter(a)).collect();
+        assert_eq!(one.report(), "LvuVKDJr=12");
+        two.replace_others(&["fq-xkaPX=3 LvuVKDJr=12 newer".into()]);
+        assert_eq!((two.of(a), two.of(b), turns.len()), (12, 3, 12));
+    }
+
     #[test]
     fn share_is_exceeded_by_a_quarter_and_by_more_than_a_few() {
         let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");

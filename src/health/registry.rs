@@ -339,4 +339,6 @@ impl Topic for Registry {
 
 mod limits;
 #[cfg(test)]
+mod heartbeat;
+#[cfg(test)]
 mod tests;

@@ -18,12 +18,12 @@ use crate::database::tokens::Stored;
 use crate::setting::Secret;
 
 /// Interval between two reads. Replicas must know a revoked token within 5 s.
-const BEAT: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Follows the tokens in the database for as long as the replica lives.
 pub async fn follow(database: Arc<Database>, roster: Arc<Roster>) {
     loop {
-        sleep(BEAT).await;
+        sleep(INTERVAL).await;
         if let Ok(valid) = database.valid_tokens().await {
             publish(&roster, &valid);
         }

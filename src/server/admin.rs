@@ -54,7 +54,7 @@ pub fn admin_routes(
             let caller = slowing.caller(&request);
             async move {
                 let response = next.run(request).await;
-                caller.hears(response.extensions()).await;
+                caller.receives(response.extensions()).await;
                 response
             }
         }))

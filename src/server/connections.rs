@@ -1,8 +1,9 @@
 //! The open connections of one listener: how many there may be, and which one gives way.
 //!
-//! A connection is *silent* while no request is in flight on it: before its first request, between
-//! two requests, and while the rest of a refused body comes. At the limit, the longest silent
-//! connection is ended for a new one. Connections with requests in flight are never ended.
+//! A connection is *silent* while no request is in flight on it. This is so before its first
+//! request, between two requests, and while the rest of a refused body comes. At the limit, the
+//! longest silent connection is ended for a new one. Connections with requests in flight are never
+//! ended.
 
 use std::collections::BTreeMap;
 use std::io;

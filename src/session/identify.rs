@@ -8,7 +8,9 @@ use crate::client::ClientId;
 use crate::session::lineage::{
     Lineage, OWN_THREAD, PARENT, PARENT_THREAD, Parent, forked_from, said_by_hop, thread,
 };
-use crate::session::{Hasher, ResponseId, SESSION_HEADERS, SessionId, SessionKind, is_well_formed};
+use crate::session::{
+    Hasher, ResponseId, SESSION_HEADERS, SessionId, SessionKind, ThreadId, is_well_formed,
+};
 use crate::setting::Secret;
 use crate::wire::peek::{Field, Peek, stable_prefix};
 
@@ -70,7 +72,7 @@ impl Identifier {
 
     /// Identifies by the stable prefix of the body, if no signal names a session: signal 7.
     pub fn derived(&self, client: &ClientId, body: &[u8]) -> Option<SessionId> {
-        stable_prefix(body).map(|parts| self.hasher.id(client, SessionKind::Derived, parts))
+        stable_prefix(body).map(|parts| self.hasher.session(client, SessionKind::Derived, parts))
     }
 
     /// The sessions that `value` may name, for an operator who knows only what the client sent.
@@ -79,34 +81,35 @@ impl Identifier {
         kinds
             .into_iter()
             .filter(|_| is_well_formed(value.as_bytes()))
-            .map(|kind| self.hasher.id(client, kind, [value.as_bytes()]))
+            .map(|kind| self.hasher.session(client, kind, [value.as_bytes()]))
             .collect()
     }
 
     /// The stored id of the response that `client` calls `id`.
     pub fn response(&self, client: &ClientId, id: &str) -> ResponseId {
-        ResponseId(self.hasher.id(client, SessionKind::Response, [id.as_bytes()]))
+        self.hasher.response(client, id.as_bytes())
     }
 
     /// The parent of the turn's session, if it is a fork, and the turn's thread.
     pub fn lineage(&self, client: &ClientId, headers: &HeaderMap) -> Lineage {
-        let stored = |kind, value: &[u8]| self.hasher.id(client, kind, [value]);
+        let session = |kind, id: &[u8]| self.hasher.session(client, kind, [id]);
+        let stored_thread = |id: &[u8]| self.hasher.thread(client, id);
         if let Some(sticky) = headers.get(STICKY).filter(|_| self.is_hop(headers)) {
             // An edge speaks for many clients, whose threads must not meet here. So only its own
             // words count.
             let said = |name| said_by_hop(sticky.as_bytes(), name);
             let parent = said(PARENT).map(|parent| Parent {
-                root: stored(SessionKind::Hop, parent),
-                thread: stored(SessionKind::Thread, said(PARENT_THREAD).unwrap_or(parent)),
+                root: session(SessionKind::Hop, parent),
+                thread: stored_thread(said(PARENT_THREAD).unwrap_or(parent)),
             });
-            let thread = said(OWN_THREAD).map(|id| stored(SessionKind::Thread, id));
+            let thread = said(OWN_THREAD).map(stored_thread);
             return Lineage { parent, thread };
         }
         let parent = forked_from(headers).map(|id| Parent {
-            root: stored(SessionKind::Session, id.as_bytes()),
-            thread: stored(SessionKind::Thread, id.as_bytes()),
+            root: session(SessionKind::Session, id.as_bytes()),
+            thread: stored_thread(id.as_bytes()),
         });
-        Lineage { parent, thread: thread(headers).map(|id| stored(SessionKind::Thread, id)) }
+        Lineage { parent, thread: thread(headers).map(stored_thread) }
     }
 
     /// What this gateway, as an edge, tells the Warmkey behind it about a turn. `None`: the turn
@@ -114,9 +117,9 @@ impl Identifier {
     pub fn hop(&self, session: Option<&SessionId>, lineage: &Lineage) -> Option<Hop<'_>> {
         let (session, secret) = (session?, self.hop.as_ref()?);
         let parts = [
-            (PARENT, lineage.parent.as_ref().map(|parent| &parent.root)),
-            (PARENT_THREAD, lineage.parent.as_ref().map(|parent| &parent.thread)),
-            (OWN_THREAD, lineage.thread.as_ref()),
+            (PARENT, lineage.parent.as_ref().map(|parent| parent.root.as_str())),
+            (PARENT_THREAD, lineage.parent.as_ref().map(|parent| parent.thread.as_str())),
+            (OWN_THREAD, lineage.thread.as_ref().map(ThreadId::as_str)),
         ];
         let mut session = session.to_string();
         for (name, id) in parts {
@@ -135,7 +138,7 @@ impl Identifier {
     }
 
     fn name(&self, client: &ClientId, search: Search<'_>) -> Identity {
-        let session = search.found.map(|(kind, value)| self.hasher.id(client, kind, [value]));
+        let session = search.found.map(|(kind, value)| self.hasher.session(client, kind, [value]));
         Identity { session, skipped: search.skipped }
     }
 }

@@ -8,7 +8,7 @@ use http::HeaderMap;
 use serde::Deserialize;
 
 use crate::session::purpose::METADATA;
-use crate::session::{SESSION_HEADERS, SessionId, is_well_formed};
+use crate::session::{SESSION_HEADERS, SessionId, ThreadId, is_well_formed};
 
 const FORKED_FROM: &[u8] = b"forked_from_thread_id";
 const THREAD: &str = "thread-id";
@@ -24,7 +24,7 @@ pub struct Lineage {
     /// The parent of a fork.
     pub parent: Option<Parent>,
     /// The turn's thread, unless it is the root thread. Forks name it.
-    pub thread: Option<SessionId>,
+    pub thread: Option<ThreadId>,
 }
 
 /// A fork's parent, which is named by its thread. The thread is the parent's session, or leads to
@@ -34,7 +34,7 @@ pub struct Parent {
     /// The parent's session, if the thread is a root thread.
     pub root: SessionId,
     /// The id under which the parent's session is stored otherwise.
-    pub thread: SessionId,
+    pub thread: ThreadId,
 }
 
 /// The thread that this turn's session was forked from.

@@ -159,17 +159,17 @@ impl Answer {
     /// One event of an answer that succeeds.
     pub fn event(&self, step: Step, number: u64) -> Event {
         match step {
-            Step::Created => self.tell(
+            Step::Created => self.of_kind(
                 "response.created",
                 number,
                 format_args!(r#""response":{}"#, self.begun()),
             ),
-            Step::InProgress => self.tell(
+            Step::InProgress => self.of_kind(
                 "response.in_progress",
                 number,
                 format_args!(r#""response":{}"#, self.begun()),
             ),
-            Step::Completed => self.tell(
+            Step::Completed => self.of_kind(
                 "response.completed",
                 number,
                 format_args!(r#""response":{}"#, self.object()),
@@ -228,7 +228,7 @@ impl Answer {
     /// The event that ends a stream in failure. `error` is the inner object of a refusal.
     pub fn failed(&self, error: &Value, number: u64) -> Event {
         let error = format!(r#"{{"code":{},"message":{}}}"#, error["code"], error["message"]);
-        self.tell(
+        self.of_kind(
             "response.failed",
             number,
             format_args!(r#""response":{}"#, self.response("failed", &error, "null", None)),
@@ -239,7 +239,7 @@ impl Answer {
     pub fn incomplete(&self, reason: &str, items: usize, number: u64) -> Event {
         let details = format!(r#"{{"reason":"{reason}"}}"#);
         let response = self.response("incomplete", "null", &details, Some(&self.items[..items]));
-        self.tell("response.incomplete", number, format_args!(r#""response":{response}"#))
+        self.of_kind("response.incomplete", number, format_args!(r#""response":{response}"#))
     }
 
     fn begun(&self) -> String {
@@ -253,7 +253,7 @@ impl Answer {
             error["code"], error["message"], error["param"]
         )
         .to_string();
-        self.tell("error", number, format_args!("{fields}"))
+        self.of_kind("error", number, format_args!("{fields}"))
     }
 
     fn text(&self, index: usize, event: Option<u64>) -> String {
@@ -265,7 +265,7 @@ impl Answer {
     }
 
     fn item_event(&self, kind: &'static str, index: usize, done: bool, number: u64) -> Event {
-        self.tell(
+        self.of_kind(
             kind,
             number,
             format_args!(r#""output_index":{index},"item":{}"#, self.items[index].spelled(done)),
@@ -280,7 +280,7 @@ impl Answer {
         number: u64,
     ) -> Event {
         let id = self.items[index].id();
-        self.tell(
+        self.of_kind(
             kind,
             number,
             format_args!(r#""item_id":"{id}","output_index":{index},"content_index":0,{fields}"#),
@@ -294,14 +294,14 @@ impl Answer {
             "\"\"".into()
         };
         let id = self.items[index].id();
-        self.tell(
+        self.of_kind(
             kind,
             number,
             format_args!(r#""item_id":"{id}","output_index":{index},"{field}":{arguments}"#),
         )
     }
 
-    fn tell(&self, kind: &'static str, number: u64, fields: Arguments<'_>) -> Event {
+    fn of_kind(&self, kind: &'static str, number: u64, fields: Arguments<'_>) -> Event {
         let lane = self
             .lane
             .as_ref()

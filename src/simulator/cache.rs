@@ -2,7 +2,7 @@
 //!
 //! Pure: state, time and a prefix go in; token counts come out. *Steps* regime: every step of the
 //! prefix is kept and matched in order, from 1,024 tokens on. *Breakpoints* regime: only exact ends
-//! are kept, one request writes at most four, and a read takes the longest remembered end; nothing
+//! are kept, and one request writes at most four. A read takes the longest remembered end; nothing
 //! between two ends matches. No rounding favors the client.
 
 use std::collections::HashMap;

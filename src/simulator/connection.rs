@@ -83,7 +83,7 @@ impl Connection {
     }
 
     /// Takes in one frame. A request goes to its lane.
-    pub async fn hear(&self, lanes: &mut Lanes<Arrived>, text: String) {
+    pub async fn receive(&self, lanes: &mut Lanes<Arrived>, text: String) {
         let (kind, frame) = frame::read(&text);
         self.line.frame(kind.as_deref());
         let sha256 = hex(&Sha256::digest(&text));
@@ -125,10 +125,10 @@ impl Connection {
         });
         entry.became(Outcome::Refused);
         drop(entry);
-        self.tell(&refusal, lane).await;
+        self.send_refusal(&refusal, lane).await;
     }
 
-    async fn tell(&self, refusal: &Refusal, lane: &Lane) {
+    async fn send_refusal(&self, refusal: &Refusal, lane: &Lane) {
         self.say(Out::Text(refusal.frame(lane.as_deref()))).await;
         if let Some(code) = refusal.close {
             self.say(Out::Close(code)).await;
@@ -146,7 +146,7 @@ impl Connection {
         };
         let code = Some("websocket_connection_limit_reached");
         let refusal = Refusal::scripted(StatusCode::BAD_REQUEST, code, caller, None);
-        self.tell(&Refusal { close: Some(NORMAL), ..refusal }, &None).await;
+        self.send_refusal(&Refusal { close: Some(NORMAL), ..refusal }, &None).await;
     }
 
     async fn cancel(&self, response: Option<&str>, lane: Lane) {
@@ -158,7 +158,7 @@ impl Connection {
             Some(active) => active.control.cancel(),
             None => {
                 let message = "Cancellation failed: no active response found.";
-                self.tell(
+                self.send_refusal(
                     &Refusal::invalid(Some("response_cancel_not_active"), None, message),
                     &lane,
                 )

@@ -4,7 +4,7 @@
 //! headers are sent as they stand, whatever they mean.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Deserializer};
@@ -13,6 +13,7 @@ use super::date::http_text;
 use super::key::Key;
 use super::refusal::{Besides, Caller, Refusal, usual_code};
 use crate::setting::Span;
+use crate::simulator::judge::now_millis;
 
 /// One scripted fault: which requests it strikes, and what happens. `POST /_sim/fault` takes it as
 /// JSON.
@@ -204,7 +205,7 @@ impl Fault {
             }
         };
         let mut refusal = Refusal::scripted(status, self.code.as_deref(), caller, wait);
-        let headers = self.told(wait);
+        let headers = self.answer_headers(wait);
         if headers.contains_key(header::RETRY_AFTER) {
             refusal.retry_after = None;
         }
@@ -218,12 +219,12 @@ impl Fault {
     }
 
     /// The scripted headers. `wait` is the time to come back, if the fault names one.
-    pub fn told(&self, wait: Option<Duration>) -> HeaderMap {
+    pub fn answer_headers(&self, wait: Option<Duration>) -> HeaderMap {
         let mut headers = self.headers().unwrap_or_default();
         if let Some(wait) =
             wait.filter(|_| self.retry_after_date && !headers.contains_key(header::RETRY_AFTER))
         {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = Duration::from_millis(now_millis());
             // Rounded up: a client that comes back early is refused again.
             let then = (now + wait).as_millis().div_ceil(1000) as u64;
             headers.extend(
@@ -266,7 +267,7 @@ mod tests {
     }
 
     /// `retry-after`, `retry-after-ms`, and whether the message names the time, too.
-    fn told(json: &str) -> (Option<String>, Option<String>, bool) {
+    fn stated(json: &str) -> (Option<String>, Option<String>, bool) {
         let refusal = refusal(json);
         let response = refusal.response();
         let text = |name: &str| {
@@ -278,23 +279,24 @@ mod tests {
     #[test]
     fn limit_says_when_to_come_back_unless_scripted_silent() {
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(told(r#"{"status":429}"#), (some("1"), some("1000"), true));
-        assert_eq!(told(r#"{"status":429,"retry_after":2}"#), (some("2"), some("2000"), true));
+        assert_eq!(stated(r#"{"status":429}"#), (some("1"), some("1000"), true));
+        assert_eq!(stated(r#"{"status":429,"retry_after":2}"#), (some("2"), some("2000"), true));
         assert_eq!(
-            told(r#"{"status":429,"retry_after":"1500ms"}"#),
+            stated(r#"{"status":429,"retry_after":"1500ms"}"#),
             (some("2"), some("1500"), true)
         );
-        assert_eq!(told(r#"{"status":429,"retry_after":false}"#), (None, None, false));
+        assert_eq!(stated(r#"{"status":429,"retry_after":false}"#), (None, None, false));
         assert_eq!(
-            told(r#"{"status":429,"code":"credit_balance_exhausted"}"#),
+            stated(r#"{"status":429,"code":"credit_balance_exhausted"}"#),
             (None, None, false)
         );
-        assert_eq!(told(r#"{"status":503,"retry_after":3}"#), (some("3"), some("3000"), false));
+        assert_eq!(stated(r#"{"status":503,"retry_after":3}"#), (some("3"), some("3000"), false));
         for verbatim in ["soon", "-5", "1.5", "", "99999999999999999999"] {
             let fault = format!(r#"{{"status":429,"retry_after_text":"{verbatim}"}}"#);
-            assert_eq!(told(&fault), (some(verbatim), None, false));
+            assert_eq!(stated(&fault), (some(verbatim), None, false));
         }
-        let (date, millis, _) = told(r#"{"status":429,"retry_after":30,"retry_after_date":true}"#);
+        let (date, millis, _) =
+            stated(r#"{"status":429,"retry_after":30,"retry_after_date":true}"#);
         assert!(date.is_some_and(|date| date.ends_with(" GMT")) && millis.is_none());
     }
 

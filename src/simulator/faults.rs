@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn one_key_can_be_healed_and_another_stay_ill() {
+    fn key_can_be_healed_and_another_stay_ill() {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"key":"a-1","status":401}"#)).expect("added");
         faults.add(fault(r#"{"model":"gpt-5.4","status":429}"#)).expect("added");

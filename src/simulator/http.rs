@@ -1,6 +1,6 @@
 //! A turn over HTTP: read, recognized, and answered with a stream or in one piece.
 //!
-//! The order is the real service's, with the judge's checks before it: headers that must never
+//! The order is the real service's, with the judge's checks before it. Headers that must never
 //! reach an upstream are refused even without a known key. The turn is on record from its first
 //! header on. Whichever part holds the record's entry notices a client that leaves.
 

@@ -1,8 +1,8 @@
 //! The judge: a record of every turn that reached the upstream, however the turn ended.
 //!
-//! The judge records and adds up the facts of a test: which key a session met, which bytes arrived,
-//! what was cached, and what could have been. It decides nothing about a turn, and keeps no body
-//! and no secret.
+//! The judge records and adds up the facts of a test. It knows which key a session met, which bytes
+//! arrived, what was cached, and what could have been. It decides nothing about a turn, and keeps
+//! no body and no secret.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -284,6 +284,8 @@ impl Drop for Entry {
     }
 }
 
+/// Milliseconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "the one place where the simulator reads the time")]
 pub fn now_millis() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_millis() as u64)
 }

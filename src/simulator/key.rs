@@ -55,8 +55,8 @@ impl Key {
     pub fn check_version(&self, query: Option<&str>) -> Result<(), Refusal> {
         let Some(version) = &self.api_version else { return Ok(()) };
         let pairs = query.unwrap_or_default().split('&');
-        let told: Vec<_> = pairs.filter_map(|pair| pair.strip_prefix("api-version=")).collect();
-        if told == [version.as_str()] {
+        let versions: Vec<_> = pairs.filter_map(|pair| pair.strip_prefix("api-version=")).collect();
+        if versions == [version.as_str()] {
             return Ok(());
         }
         let message = format!("The query must have api-version={version} once.");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_may_not_have_one_secret() {
+    fn keys_may_not_share_a_secret() {
         assert!(
             Keys::new(&[configured("sk-one", "org-a"), configured("sk-one", "org-b")]).is_err()
         );

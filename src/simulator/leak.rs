@@ -1,8 +1,8 @@
 //! Headers that a real upstream must never see, and how a request must be framed.
 //!
-//! The simulator is stricter here than the real service, which would accept most of this: a
-//! gateway's own headers, foreign credentials, a body of unknown length. A refusal with one of
-//! these codes is a fault of the gateway.
+//! The simulator is stricter here than the real service, which would accept most of this. It
+//! refuses a gateway's own headers, foreign credentials, and a body of unknown length. A refusal
+//! with one of these codes is a fault of the gateway.
 
 use http::{HeaderMap, HeaderName, header};
 
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_not_meant_for_an_upstream_are_named() {
+    fn headers_that_no_upstream_should_get_are_named() {
         for name in [
             "yai-sticky-session",
             "x-warmkey-hop",

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_lane_remembers_its_latest_and_loses_it_by_its_own_failure_only() {
+    fn lane_keeps_its_latest_until_its_own_failure() {
         let mut local = Local::default();
         let (main, side) = (None, Some("side".to_owned()));
         local.keep(&main, "r1", Past::default());

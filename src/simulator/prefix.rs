@@ -1,5 +1,5 @@
-//! The prefix of a request: its context, rendered in the order in which a model reads it, and the
-//! ends at which a cache can match.
+//! The prefix of a request: its context in the order in which a model reads it, and the ends at
+//! which a cache can match.
 //!
 //! The order is settings (which cost no tokens and yet change the prefix), tools, instructions,
 //! then the items of the history. Four rendered bytes are a token.
@@ -112,8 +112,8 @@ impl History {
         self.bytes.len()
     }
 
-    /// Ends that the service may mark by itself: user messages, the last tool output of a run, and
-    /// the end of the first run of developer messages.
+    /// Ends that the service may mark by itself: user messages, a run's last tool output, and the
+    /// end of the first run of developer messages.
     fn eligible(&self) -> impl Iterator<Item = (usize, Stop)> {
         let developers = self.items.iter().take_while(|item| item.role == Role::Developer).count();
         self.items.iter().enumerate().filter_map(move |(index, item)| {

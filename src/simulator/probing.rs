@@ -69,7 +69,9 @@ async fn answer(world: &World, key: &Key, query: Option<&str>) -> Option<Respons
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            response.headers_mut().extend(fault.map(|fault| fault.told(None)).unwrap_or_default());
+            response
+                .headers_mut()
+                .extend(fault.map(|fault| fault.answer_headers(None)).unwrap_or_default());
             Some(response)
         }
     }

@@ -112,10 +112,14 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
         form => Ask::read(body, transport, form),
     };
     let mut reply = asked.and_then(|ask| read(request, &ask, entry)).map_err(|refusal| {
-        if refusal.besides.is_none() { told(refusal, request, model.as_deref()) } else { refusal }
+        if refusal.besides.is_none() {
+            with_limits(refusal, request, model.as_deref())
+        } else {
+            refusal
+        }
     })?;
     reply.cut = cut;
-    reply.headers.extend(fault.map(|fault| fault.told(None)).unwrap_or_default());
+    reply.headers.extend(fault.map(|fault| fault.answer_headers(None)).unwrap_or_default());
     let usage = &reply.answer.usage;
     let prefill = world.config.prefill.0.mul_f64((usage.input - usage.cached) as f64 / 1000.0);
     if !prefill.is_zero() {
@@ -295,7 +299,7 @@ fn count(request: &Request<'_>, model: Option<&str>) -> Option<Standing> {
 }
 
 /// Adds what is left for the request's project, where that is known.
-fn told(refusal: Refusal, request: &Request<'_>, model: Option<&str>) -> Refusal {
+fn with_limits(refusal: Refusal, request: &Request<'_>, model: Option<&str>) -> Refusal {
     let besides = count(request, model).map(|standing| besides(request.world, &standing));
     Refusal { besides, ..refusal }
 }

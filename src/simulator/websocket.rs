@@ -55,7 +55,7 @@ type Wire = WebSocketStream<TokioIo<Upgraded>>;
 
 /// The owner of sockets once they are no requests any more.
 #[derive(Clone)]
-pub struct Home {
+pub struct Lifecycle {
     pub tasks: Tasks,
     pub closing: CancellationToken,
 }
@@ -70,7 +70,11 @@ fn has(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|own| own.trim().eq_ignore_ascii_case(token))
 }
 
-pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -> Response<Body> {
+pub async fn serve(
+    world: &Arc<World>,
+    lifecycle: Lifecycle,
+    mut request: Request<Body>,
+) -> Response<Body> {
     let began = Instant::now();
     let headers = request.headers().clone();
     let text = |name: &str| {
@@ -141,8 +145,8 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
         local: Default::default(),
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    let closing = home.closing;
-    home.tasks.spawn(async move {
+    let closing = lifecycle.closing;
+    lifecycle.tasks.spawn(async move {
         if let Ok(upgraded) = upgrade.await {
             let config = WebSocketConfig::default()
                 .read_buffer_size(8192)
@@ -208,7 +212,7 @@ async fn enter(
             Err(Entrance::Refused(fault.refusal(status, key, "this model")))
         }
         _ if fault.reset => Err(Entrance::Broken),
-        _ => Ok(Accepted { proof, headers: fault.told(None), farewell: fault.close }),
+        _ => Ok(Accepted { proof, headers: fault.answer_headers(None), farewell: fault.close }),
     }
 }
 
@@ -278,7 +282,7 @@ async fn talk(
         tokio::select! {
             message = stream.next(), if lanes.waiting() < MOST_WAITING => match message {
                 Some(Ok(Message::Text(text))) => {
-                    connection.hear(&mut lanes, text.as_str().to_owned()).await
+                    connection.receive(&mut lanes, text.as_str().to_owned()).await
                 }
                 Some(Ok(Message::Ping(_))) => connection.line.note(|socket| socket.pings += 1),
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
@@ -305,8 +309,8 @@ async fn talk(
                 connection.expire().await;
                 return Ended::ByUs;
             }
-            Some(told) = order.recv() => {
-                connection.say(told.map_or(Out::Break, Out::Close)).await;
+            Some(ordered) = order.recv() => {
+                connection.say(ordered.map_or(Out::Break, Out::Close)).await;
                 return Ended::ByUs;
             }
             () = closing.cancelled(), if !is_closing => is_closing = true,

@@ -12,7 +12,6 @@ use redis::{
     RedisResult, TlsCertificates,
 };
 use tokio::runtime::Handle;
-use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
@@ -114,6 +113,7 @@ impl Dialer {
         self.reach(&address, async move { client.get_async_pubsub().await }).await
     }
 
+    #[expect(clippy::disallowed_methods, reason = "ends with its caller, whose timeout is short")]
     async fn reach<T: Send + 'static>(
         &self,
         address: &Address,
@@ -126,7 +126,7 @@ impl Dialer {
         // turns must not do this.
         let (runtime, given_up) = (Handle::current(), CancellationToken::new());
         let _guard = given_up.clone().drop_guard();
-        let blocking = spawn_blocking(move || {
+        let blocking = tokio::task::spawn_blocking(move || {
             runtime.block_on(async {
                 tokio::select! {
                     result = connecting => result.map_err(StoreFault::from),

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::clock::time_of_day;
+
 /// Most bytes that wait: some ten thousand lines.
 const MOST: usize = 4 * 1024 * 1024;
 /// Pause after a write that failed. A disk does not get free space any sooner.
@@ -182,7 +184,7 @@ impl<W: Write> Writer<W> {
 
     /// Logs how many lines were dropped, once in a while.
     fn tell(&mut self, dropped: u64) {
-        let now = SystemTime::now();
+        let now = time_of_day();
         let is_due = now.duration_since(self.told_at).map_or(true, |since| since >= TELL);
         if dropped > self.told && is_due {
             let lines = dropped - std::mem::replace(&mut self.told, dropped);

@@ -106,6 +106,7 @@ impl TracePipe {
     }
 
     /// Exports what waits, within a short timeout, and ends the thread.
+    #[expect(clippy::disallowed_methods, reason = "runs once, at the end, for `FAREWELL`")]
     pub async fn close(self: Arc<Self>) {
         let pipe = Arc::clone(&self);
         // Both wait on a thread: this one must not.
@@ -206,18 +207,18 @@ mod tests {
 
     use super::*;
 
-    /// An exporter that waits for a word before each export, and then does as told.
+    /// An exporter that waits for an order before each export, and obeys it.
     #[derive(Debug)]
     struct Puppet {
-        words: Mutex<Receiver<OTelSdkResult>>,
+        orders: Mutex<Receiver<OTelSdkResult>>,
         exported: Arc<AtomicUsize>,
     }
 
     impl SpanExporter for Puppet {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-            let word = self.words.lock().expect("no panic").recv();
+            let order = self.orders.lock().expect("no panic").recv();
             // Nobody speaks any more: all is well.
-            let result = word.unwrap_or(Ok(()));
+            let result = order.unwrap_or(Ok(()));
             self.exported
                 .fetch_add(if result.is_ok() { batch.len() } else { 0 }, Ordering::Relaxed);
             result
@@ -227,17 +228,17 @@ mod tests {
     struct Stage {
         pipe: Arc<TracePipe>,
         metrics: Arc<Metrics>,
-        words: Sender<OTelSdkResult>,
+        orders: Sender<OTelSdkResult>,
         exported: Arc<AtomicUsize>,
     }
 
     impl Stage {
         fn new() -> Self {
-            let (words, heard) = channel();
+            let (orders, ordered) = channel();
             let (metrics, exported) = (Arc::new(Metrics::new()), Arc::default());
-            let puppet = Puppet { words: Mutex::new(heard), exported: Arc::clone(&exported) };
+            let puppet = Puppet { orders: Mutex::new(ordered), exported: Arc::clone(&exported) };
             let pipe = Arc::new(TracePipe::over(puppet, Arc::clone(&metrics)));
-            Self { pipe, metrics, words, exported }
+            Self { pipe, metrics, orders, exported }
         }
 
         fn dropped(&self) -> u64 {
@@ -281,7 +282,7 @@ mod tests {
     #[tokio::test]
     async fn trace_that_the_collector_does_not_take_is_counted() {
         let stage = Stage::new();
-        stage.words.send(failed()).unwrap();
+        stage.orders.send(failed()).unwrap();
         (0..3).for_each(|_| stage.pipe.send(trace()));
         Arc::clone(&stage.pipe).close().await;
         assert_eq!((stage.dropped(), stage.exported.load(Ordering::Relaxed)), (3, 0));
@@ -296,8 +297,8 @@ mod tests {
         // The thread may have taken one batch by now, or none.
         let fewest = 10;
         assert!((fewest..=fewest + BATCH as u64 / 2).contains(&dropped), "{dropped}");
-        let Stage { pipe, exported, words, .. } = stage;
-        drop(words);
+        let Stage { pipe, exported, orders, .. } = stage;
+        drop(orders);
         pipe.close().await;
         let kept = 2 * (sent + 10 - usize::try_from(dropped).unwrap());
         assert_eq!(exported.load(Ordering::Relaxed), kept, "everything else arrives");

@@ -11,8 +11,8 @@ pub const TRACEPARENT: &str = "traceparent";
 /// The step between the inputs of two draws (splitmix64).
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A turn's place in its trace. The client gets it as `x-warmkey-turn`: the trace id, and for a
-/// trace of the client's own, which several turns may share, the turn's span id behind it.
+/// A turn's place in its trace. The client gets it as `x-warmkey-turn`: the trace id. If the trace
+/// is the client's own, several turns may share it, so that the turn's span id follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnId {
     /// 16 bytes, never 0.

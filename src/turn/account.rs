@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::binding::Binding;
 use crate::client::ClientId;
+use crate::clock::time_of_day;
 use crate::error::{Error, ErrorKind, Fault};
 use crate::health::diagnose::ModelUse;
 use crate::health::load::{InFlight, Loads};
@@ -291,7 +292,7 @@ impl Account {
             terminal: self.reading.terminal,
             usage: self.reading.usage.take(),
             warmth: Warmth::default(),
-            at: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+            at: time_of_day().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
             duration,
             timeline,
         }

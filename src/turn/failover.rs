@@ -15,8 +15,6 @@ use crate::turn::waiting::Waiters;
 pub const ATTEMPTS: u32 = 3;
 /// Pause before a retry, in which a random failure may pass.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The step of [`back_off`].
-const BACK_OFF: Duration = Duration::from_secs(1);
 
 /// The options under `[failover]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -74,10 +72,4 @@ impl Failover {
 /// Returns the pause before a retry.
 pub fn pause() -> Duration {
     PAUSE + PAUSE.mul_f64(chance())
-}
-
-/// Minimum back-off for a key that has already rate-limited this turn `limits` times: the wait that
-/// the upstream named was too short.
-pub fn back_off(limits: u32) -> Duration {
-    BACK_OFF * limits
 }

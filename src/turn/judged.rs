@@ -1,10 +1,9 @@
-//! The property of judgements: no sequence of answers to the requests of one client changes what
-//! another client gets, unless the table names the key or its place as the subject.
+//! The property of judgements. No sequence of answers to one client's requests changes what another
+//! client gets, unless the table names the key or its place as the subject.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use ::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
@@ -12,7 +11,9 @@ use proptest::prelude::*;
 
 use crate::binding::Binding;
 use crate::binding::demand::{Demand, Tried};
+use crate::binding::select::Reach;
 use crate::client::Client;
+use crate::clock::time_of_day;
 use crate::health::condition::Subject;
 use crate::health::diagnose::{Judgement, Met, ModelUse, judge};
 use crate::key::Key;
@@ -99,7 +100,7 @@ impl Ask for Script<'_> {
             (name.parse::<::http::HeaderName>().unwrap(), value.parse().unwrap())
         });
         let (headers, error) = (pairs.collect::<HeaderMap>(), ErrorBody::parse(body.as_bytes()));
-        let (status_code, now) = (StatusCode::from_u16(status).unwrap(), SystemTime::now());
+        let (status_code, now) = (StatusCode::from_u16(status).unwrap(), time_of_day());
         let judgement = judge(self.case, status_code, &error, &headers, now);
         self.judged.borrow_mut().push((Arc::clone(&binding.key), judgement));
         Outcome::Refused(Refusal { answer: answer(status, headers), error })
@@ -145,7 +146,13 @@ async fn play(
         let mut account = Account::open(books, Transport::Http, &HeaderMap::new());
         let mut budget: Budget = gateway.bindings.budget();
         let tried = Tried::nothing(std::time::Duration::from_secs(5));
-        let attempts = Attempts::new(gateway, &mut account, &script, (&demand, tried), &mut budget);
+        let attempts = Attempts::new(
+            gateway,
+            &mut account,
+            &script,
+            (&demand, tried, Reach::Anywhere),
+            &mut budget,
+        );
         // However the turn ends.
         let _ = attempts.run(Ok(None), tokio::time::Instant::now()).await;
         for (key, judgement) in script.judged.into_inner() {

@@ -3,6 +3,9 @@
 //!
 //! The judge is the upstream's record, together with the store's record of its writes. The judge
 //! must also catch each wrong variant of a script: a machine that misses one proves nothing.
+//!
+//! The machine drives the gateway's own loop, [`Attempts::run`](super::Attempts::run), which
+//! `binding` must not use. It therefore stands beside the loop and not beside the binding.
 
 use std::future::Future;
 use std::pin::Pin;

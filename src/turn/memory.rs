@@ -1,5 +1,5 @@
-//! The memory for what clients send: one count for all request bodies and WebSocket messages of a
-//! replica, and the least rate at which they must come.
+//! The memory for what clients send. One count covers all request bodies and WebSocket messages of
+//! a replica, which must come at a least rate.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -32,14 +32,14 @@ impl<A: Ask> Attempts<'_, A> {
         // answer of an organization that can open the history but found another fault.
         let (mut later, mut other) = (None, None);
         loop {
-            let placing = self.demand.after(&self.tried);
-            let Some(next) = gateway.bindings.next_untried(placing, &provisional, &tried) else {
+            let Some(next) = gateway.bindings.next_untried(self.placing(), &provisional, &tried)
+            else {
                 break;
             };
             let began = Instant::now();
             match self.attempt(&next, true).await {
                 Verdict::Deliver(answer) if answer.status.is_success() => {
-                    let placing = self.demand.after(&self.tried);
+                    let placing = self.demand.after(&self.tried, self.within);
                     let found = gateway.bindings.correct(placing, next, self.budget).await;
                     return Ok(self.deliver(found, answer, began).await);
                 }
@@ -56,7 +56,7 @@ impl<A: Ask> Attempts<'_, A> {
                     Some(Settled::Refused(_)) => continue,
                     Some(Settled::Undecided) | None => {}
                 },
-                Verdict::Crowded(wait) => {
+                Verdict::TransportLimited(wait) => {
                     later = later.or(Some(Err(limited(wait))));
                 }
                 Verdict::Again(Ok(answer)) => later = later.or(Some(Ok((next.clone(), answer)))),
@@ -89,7 +89,7 @@ impl<A: Ask> Attempts<'_, A> {
                 match later {
                     Some(later) => later?,
                     None => {
-                        gateway.bindings.give_up(self.demand.after(&self.tried), &tried)?;
+                        gateway.bindings.give_up(self.placing(), &tried)?;
                         (provisional, refused)
                     }
                 }

@@ -63,8 +63,8 @@ pub async fn bound<'c>(gateway: &Gateway, client: &'c Client) -> (Turn<'c>, Bind
     turn.demand.session = SessionId::parse(&"s".repeat(SessionId::LENGTH));
     (turn.demand.model, turn.tried.wait_left) = ("m", WAIT);
     let mut budget = gateway.bindings.budget();
-    let Turn { demand, tried } = &mut turn;
-    let binding = gateway.bindings.bind(demand, tried, Ok(None), &mut budget).await.unwrap();
+    let bound = gateway.bindings.bind(turn.placing(), Ok(None), &mut budget).await;
+    let (binding, _) = bound.unwrap();
     (turn, binding, budget)
 }
 
@@ -83,8 +83,8 @@ fn attempts<'t>(
     turn: &'t Turn<'t>,
     budget: &'t mut Budget,
 ) -> Attempts<'t, Nowhere> {
-    let Turn { demand, tried } = turn;
-    Attempts::new(gateway, account, &Nowhere, (demand, tried.clone()), budget)
+    let Turn { demand, tried, within } = turn;
+    Attempts::new(gateway, account, &Nowhere, (demand, tried.clone(), *within), budget)
 }
 
 fn account(gateway: &Gateway) -> Account {

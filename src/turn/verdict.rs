@@ -31,7 +31,7 @@ pub enum Verdict {
     Limited(Duration),
     /// The upstream limits handshakes for this time. If no other key opens a WebSocket, the client
     /// receives an error.
-    Crowded(Duration),
+    TransportLimited(Duration),
     /// The organization's traffic grows too fast. The client receives this answer.
     TooSteep(Answer),
     /// The upstream says that the key's project may not use this model. The client receives this
@@ -54,7 +54,7 @@ impl Verdict {
             Self::Deliver(_) => None,
             Self::Doubted(..) => Some(Reason::Rejected),
             Self::Exhausted(_) => Some(Reason::Exhausted),
-            Self::Limited(_) | Self::Crowded(_) => Some(Reason::Limited),
+            Self::Limited(_) | Self::TransportLimited(_) => Some(Reason::Limited),
             Self::TooSteep(_) => Some(Reason::TooSteep),
             Self::Denied(_) => Some(Reason::NoAccess),
             Self::Again(_) => Some(Reason::Failed),
@@ -90,7 +90,7 @@ pub fn decide(
                     Verdict::Limited(limit::wait_or_usual(wait))
                 }
                 Judgement::Model(Shortage::Denied) => Verdict::Denied(answer),
-                Judgement::Transport(wait) => Verdict::Crowded(limit::wait_or_usual(wait)),
+                Judgement::Transport(wait) => Verdict::TransportLimited(limit::wait_or_usual(wait)),
                 Judgement::Host => Verdict::Again(Ok(passing(answer, SOON))),
             }
         }

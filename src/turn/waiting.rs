@@ -19,6 +19,8 @@ use crate::turn::{Ask, Attempts};
 
 /// Most turns that wait for one key on this replica.
 const WAITERS: usize = 64;
+/// The step of [`back_off`].
+const BACK_OFF: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub struct Waiters {
@@ -42,8 +44,7 @@ impl<A: Ask> Attempts<'_, A> {
         let gateway = self.gateway;
         let asked = self.demand.asked();
         while let Fitness::Limited(wait) = gateway.registry.fitness(&binding.key, asked) {
-            let placing = self.demand.after(&self.tried);
-            let permit = match gateway.bindings.is_relieved(placing, &binding) {
+            let permit = match gateway.bindings.is_relieved(self.placing(), &binding) {
                 // Another turn has waited in vain: a free sibling serves at once.
                 true => None,
                 false => gateway.failover.waiters.enter(&binding.key),
@@ -63,13 +64,70 @@ impl<A: Ask> Attempts<'_, A> {
         Ok(binding)
     }
 
+    /// Handles a rate limit of the key's project for the model: the turn waits, or another key
+    /// serves.
+    pub(super) async fn limited(
+        &mut self,
+        binding: &Binding,
+        stated: Duration,
+    ) -> Result<Binding, Error> {
+        let wait = stated.max(back_off(self.limits));
+        let asked = self.demand.asked();
+        self.gateway.registry.limit(&binding.key, asked, wait);
+        if self.waited_for == Some(binding.key.tag) {
+            self.gateway.registry.strain(&binding.key, asked);
+        }
+        if self.retries_left == 0 {
+            self.refuse(binding, Reason::Limited);
+            return Err(Error::limited(
+                "The upstream keys that may serve this session are cooling.",
+                wait,
+            ));
+        }
+        (self.retries_left, self.limits) = (self.retries_left - 1, self.limits + 1);
+        self.stop_waiting(binding);
+        self.leave(binding, Reason::Limited).await
+    }
+
+    /// Handles an upstream that limits handshakes, which says nothing about its turns: this turn
+    /// waits once, or another key serves it. Nothing is remembered.
+    pub(super) async fn transport_limited(
+        &mut self,
+        binding: Binding,
+        stated: Duration,
+    ) -> Result<Binding, Error> {
+        let pause = jittered(stated, chance());
+        if self.limits == 0 && pause <= self.tried.wait_left {
+            self.limits = 1;
+            self.record_decision(&binding, Decision::Wait, Reason::Limited);
+            self.tried.wait_left -= pause;
+            sleep(pause).await;
+            return Ok(binding);
+        }
+        self.tried.failed.push(binding.key.tag);
+        match self.rebind(&binding).await {
+            Ok(next) if !self.tried.failed.contains(&next.key.tag) => Ok(next),
+            _ => {
+                self.refuse(&binding, Reason::Limited);
+                let text = "The upstream is limiting its WebSockets at the moment.";
+                Err(Error::limited(text, stated))
+            }
+        }
+    }
+
     /// Ends the waits of a turn whose key is limited again after a wait, if a sibling can serve at
     /// once.
     pub(super) fn stop_waiting(&mut self, binding: &Binding) {
         let spent = Tried { wait_left: Duration::ZERO, ..self.tried.clone() };
-        let placing = self.demand.after(&spent);
+        let placing = self.demand.after(&spent, self.within);
         if self.limits > 1 && self.gateway.bindings.has_sibling(placing, binding) {
             self.tried = spent;
         }
     }
+}
+
+/// Minimum back-off for a key that has already rate-limited this turn `limits` times: the wait that
+/// the upstream named was too short.
+fn back_off(limits: u32) -> Duration {
+    BACK_OFF * limits
 }

@@ -5,13 +5,14 @@
 //! whether a quota is back: one replica at a time lets one turn try.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::{Method, StatusCode};
 use tokio::time::MissedTickBehavior;
 use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
+use crate::clock::time_of_day;
 use crate::health::condition::{Condition, Subject};
 use crate::health::diagnose::{Ailment, Judgement, Met, ModelUse, Scope, Trouble, judge};
 use crate::health::registry::Registry;
@@ -191,7 +192,7 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
     let scope = match &outcome {
         Outcome::Refused(Refusal { answer, error }) => {
             let case = (Met::Probe, ModelUse::default());
-            match judge(case, answer.status, error, &answer.headers, SystemTime::now()) {
+            match judge(case, answer.status, error, &answer.headers, time_of_day()) {
                 Judgement::Key => Some(Scope::Key),
                 Judgement::Organization(Trouble::Refused) => Some(Scope::Organization),
                 _ => None,

@@ -12,14 +12,32 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::future::join_all;
 
 use crate::metrics::Metrics;
-use crate::session::SessionId;
 use crate::session::lineage::Parent;
 use crate::session::purpose::TurnKind;
+use crate::session::{SessionId, ThreadId};
 use crate::store::name::Name;
 use crate::store::{Store, Unavailable};
 use crate::usage::cold::{Last, assess};
 use crate::usage::promise::Promise;
 use crate::usage::record::{Record, Warmth};
+
+/// Whose turns share a prefix.
+#[derive(PartialEq, Eq, Hash)]
+enum Thread {
+    /// The root thread of a session, which has the session's id.
+    Root(SessionId),
+    /// A thread with an id of its own.
+    Own(ThreadId),
+}
+
+impl Thread {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Root(session) => session.as_str(),
+            Self::Own(thread) => thread.as_str(),
+        }
+    }
+}
 
 /// What is stored of one thread.
 enum Stored {
@@ -56,7 +74,7 @@ impl Assessor {
     /// Fills in the warmth of each record, and counts it. The records of a session keep their
     /// order.
     pub async fn assess(&self, records: Vec<Record>) -> Vec<Record> {
-        let (mut threads, mut assessed) = (HashMap::<SessionId, Vec<Record>>::new(), Vec::new());
+        let (mut threads, mut assessed) = (HashMap::<Thread, Vec<Record>>::new(), Vec::new());
         for record in records {
             match thread(&record) {
                 Some(thread) => threads.entry(thread).or_default().push(record),
@@ -68,7 +86,7 @@ impl Assessor {
         assessed
     }
 
-    async fn assess_thread(&self, thread: SessionId, mut records: Vec<Record>) -> Vec<Record> {
+    async fn assess_thread(&self, thread: Thread, mut records: Vec<Record>) -> Vec<Record> {
         let parent = records.first().and_then(|record| record.lineage.parent.as_ref());
         let (mut last, mut unwritten) = (self.stored(&thread, parent).await, None);
         for record in &mut records {
@@ -88,13 +106,13 @@ impl Assessor {
         records
     }
 
-    async fn stored(&self, thread: &SessionId, parent: Option<&Parent>) -> Stored {
+    async fn stored(&self, thread: &Thread, parent: Option<&Parent>) -> Stored {
         let found = async {
-            if let Some(promise) = self.promise_of(thread).await? {
+            if let Some(promise) = self.promise_of(thread.as_str()).await? {
                 return Ok(Stored::Own(promise));
             }
             let Some(Parent { root, thread }) = parent else { return Ok(Stored::Nothing) };
-            for id in [root, thread] {
+            for id in [root.as_str(), thread.as_str()] {
                 if let Some(promise) = self.promise_of(id).await? {
                     return Ok(Stored::Parents(promise));
                 }
@@ -104,9 +122,9 @@ impl Assessor {
         found.await.unwrap_or(Stored::Unknown)
     }
 
-    async fn promise_of(&self, id: &SessionId) -> Result<Option<Promise>, Unavailable> {
+    async fn promise_of(&self, id: &str) -> Result<Option<Promise>, Unavailable> {
         let mut budget = self.store.budget();
-        let held = self.store.get(Name::Promise(id.as_str()), &mut budget).await?;
+        let held = self.store.get(Name::Promise(id), &mut budget).await?;
         match held {
             None => Ok(None),
             // A newer version's promise says nothing to this one.
@@ -129,13 +147,14 @@ impl Assessor {
 
 /// Whose last turn a record is compared with. Threads of a session have prefixes of their own.
 /// `None`: nothing can be said of this turn, or it says nothing of the next one.
-fn thread(record: &Record) -> Option<SessionId> {
+fn thread(record: &Record) -> Option<Thread> {
     record.service.as_ref()?;
     record.usage.as_ref()?;
     if record.kind == TurnKind::Title {
         return None;
     }
-    record.lineage.thread.clone().or_else(|| record.session.clone())
+    let thread = record.lineage.thread.clone().map(Thread::Own);
+    thread.or_else(|| record.session.clone().map(Thread::Root))
 }
 
 /// What the turn leaves for the next one. `None`: what is stored stays.

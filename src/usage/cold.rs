@@ -1,8 +1,8 @@
 //! Decides whether a turn was cold, and why. Pure.
 //!
-//! A turn is cold if it reads less than nine tenths of what its session's last turn had left in the
-//! cache, and at least 1,024 tokens fewer. New input is no loss: a turn is never expected to read
-//! more than the last turn left, nor more than its own input.
+//! A turn is cold if it reads less than nine tenths of what its session's last turn had left, and
+//! at least 1,024 tokens fewer. New input is no loss: a turn is never expected to read more than
+//! the last turn left, nor more than its own input.
 
 use crate::metrics::ColdReason;
 use crate::session::purpose::TurnKind;
@@ -124,8 +124,8 @@ impl Change<'_> {
             || is_other_input
     }
 
-    /// Whether the cache may have forgotten the prefix by now: it was not read for longer than a
-    /// model keeps it at least, or it is older than a model keeps it at most.
+    /// Whether the cache may have forgotten the prefix by now. It was not read for longer than a
+    /// model keeps it at least, or is older than a model keeps it at most.
     fn is_expired(&self) -> bool {
         let life = Life::of(self.record.answering_model(), self.promise.is_long);
         let since = |time: u64| self.began.saturating_sub(time);

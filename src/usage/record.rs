@@ -103,7 +103,7 @@ impl Record {
             terminal: None,
             usage,
             warmth: Warmth::default(),
-            at: SystemTime::now(),
+            at: crate::clock::time_of_day(),
             duration: Duration::from_millis(1_500),
             timeline: Timeline::from(tokio::time::Instant::now()),
         }

@@ -145,7 +145,7 @@ pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
     Some(look(raw, [name]).map_or(Field::Malformed, |([field], _)| Field::of(field)))
 }
 
-/// The parts of a body that stay the same for a whole conversation, as written: the model,
+/// The parts of a body that stay the same for a whole conversation, as written. They are the model,
 /// `instructions`, `tools`, the leading system and developer items, and the first user item. A chat
 /// body has the same parts in its `messages`. `None` if no user text distinguishes the
 /// conversation.

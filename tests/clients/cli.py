@@ -178,7 +178,7 @@ class Talk(Process):
         check("result" in answer, f"{method} was answered with {answer}")
         return answer["result"]
 
-    def told(self, method):
+    def notices(self, method):
         """The events of one kind so far, in order."""
         return [one["params"] for one in list(self._heard) if one.get("method") == method]
 
@@ -188,10 +188,10 @@ class Talk(Process):
 
     def end(self, turn, status="completed"):
         """Waits for the end of a turn, and returns the last message of the agent."""
-        ends = lambda: next((one["turn"] for one in self.told("turn/completed") if one["turn"]["id"] == turn), None)
+        ends = lambda: next((one["turn"] for one in self.notices("turn/completed") if one["turn"]["id"] == turn), None)
         ended = wait_for("end of a turn", ends, TURN_SECONDS)
         check(ended["status"] == status, f"a turn ended as {ended}")
-        items = [one["item"] for one in self.told("item/completed") if one["turnId"] == turn]
+        items = [one["item"] for one in self.notices("item/completed") if one["turnId"] == turn]
         said = [item["text"] for item in items if item["type"] == "agentMessage"]
         return said[-1] if said else None
 
@@ -200,16 +200,16 @@ class Talk(Process):
 
     def compact(self):
         """Makes Codex replace the history of the thread by a shorter one."""
-        before = len(self.told("turn/completed"))
+        before = len(self.notices("turn/completed"))
         self._ask("thread/compact/start", threadId=self.thread)
-        wait_for("shorter history", lambda: len(self.told("turn/completed")) > before, TURN_SECONDS)
+        wait_for("shorter history", lambda: len(self.notices("turn/completed")) > before, TURN_SECONDS)
 
     def interrupt(self, turn):
         self._ask("turn/interrupt", threadId=self.thread, turnId=turn)
 
     def errors(self):
         """The failures that the user saw, retries included."""
-        return [one["error"]["message"] for one in self.told("error")]
+        return [one["error"]["message"] for one in self.notices("error")]
 
     def finish(self):
         self._child.stdin.close()

@@ -39,8 +39,8 @@ def judge(world, session, exchanges, served, warm=True, broken=()):
     turns = arrived(world, session, exchanges, broken)
     keys = {turn["key"] for turn in turns} | {socket["key"] for socket in world.sockets(session)}
     check(len(keys) == 1, f"one key for session {session}, not {keys}")
-    told = [f"{turn['transport']} {turn['outcome']}" for turn in turns]
-    check(len(answers(turns)) == served, f"{served} answers and not {told}")
+    ended = [f"{turn['transport']} {turn['outcome']}" for turn in turns]
+    check(len(answers(turns)) == served, f"{served} answers and not {ended}")
     if warm:
         read, ideal = (sum(turn[column] for turn in turns) for column in ("cached_tokens", "ideal_cached_tokens"))
         check(ideal > 0 and read >= 0.99 * ideal, f"{read} tokens read from the cache, of {ideal} that one key would have read")
@@ -59,8 +59,8 @@ def unaltered(world, session, exchanges, broken=()):
         came = inner[0].said.texts
         upward = lambda: came == outer.said.texts[: len(came) if outer in broken else None]
         wait_for("hearing upstream of all that the client said", upward)
-        heard = lambda: [text for text in outer.heard.texts if not is_our_own(text)]
-        downward = lambda: inner[0].heard.texts[: len(heard()) if outer in broken else None] == heard()
+        received = lambda: [text for text in outer.received.texts if not is_our_own(text)]
+        downward = lambda: inner[0].received.texts[: len(received()) if outer in broken else None] == received()
         wait_for("hearing at the client of what the upstream said", downward)
 
 

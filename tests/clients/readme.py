@@ -42,8 +42,8 @@ def commands(text):
 
 
 def play(parts, program, warmkey):
-    told = section("Codex in three minutes")
-    ours, codexs = blocks(told, "toml")
+    part = section("Codex in three minutes")
+    ours, codexs = blocks(part, "toml")
     keys = "".join(f'[[sim.key]]\nid = "{k}"\nsecret = "simulated-{k}"\norganization = "org-{k[0]}"\n' for k in ("a-1", "b-1"))
     parts.start("simulator", [warmkey, "simulate", "--config", parts.path("sim.toml", keys), "--listen", "127.0.0.1:0"])
     (upstream,) = parts.announced("simulator", r"simulating on http://(\S+)")
@@ -51,7 +51,7 @@ def play(parts, program, warmkey):
     own = {"WARMKEY__SERVER__LISTEN": "127.0.0.1:0", "WARMKEY__SERVER__ADMIN_LISTEN": "127.0.0.1:0"}
     environment = os.environ | SECRETS | own
 
-    build, *rest = commands(told)
+    build, *rest = commands(part)
     check(build == ["cargo", "build", "--release"], f"the first command is {build}")
     check([words[0] for words in rest] == ["target/release/warmkey"] * 2, f"the commands are {rest}")
     (_, *checks), (_, *serves) = rest
@@ -65,7 +65,7 @@ def play(parts, program, warmkey):
     os.makedirs(parts.path("home"))
     parts.path("home/config.toml", more + codexs.replace(USUAL, address) + "\n[analytics]\nenabled = false\n")
     home = {"HOME": parts.path("home"), "CODEX_HOME": parts.path("home"), "NO_PROXY": "127.0.0.1", "PATH": os.environ["PATH"]}
-    (said,) = re.findall(r"`(codex exec [^`]+)`", told)
+    (said,) = re.findall(r"`(codex exec [^`]+)`", part)
     _, *words = shlex.split(said)
     command = [program, words[0], "--skip-git-repo-check", *words[1:]]
     done = subprocess.run(command, cwd=parts.path("home"), env=home | SECRETS, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)

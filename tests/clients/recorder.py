@@ -74,12 +74,12 @@ class Exchange:
         self.answer = b""
         # Whether the whole head of an answer has come.
         self.is_answered = threading.Event()
-        self.said, self.heard = Messages(), Messages()
+        self.said, self.received = Messages(), Messages()
 
     def take(self, data):
         """Adds bytes of the answer."""
         if self.is_answered.is_set() and self.is_socket:
-            self.heard.feed(data)
+            self.received.feed(data)
             return
         self.answer += data
         if self.is_answered.is_set() or b"\r\n\r\n" not in self.answer:
@@ -87,7 +87,7 @@ class Exchange:
         if self.is_socket:
             head, end, rest = self.answer.partition(b"\r\n\r\n")
             self.answer = head + end
-            self.heard.feed(rest)
+            self.received.feed(rest)
         self.is_answered.set()
 
     @property
@@ -126,7 +126,7 @@ class Exchange:
     def events(self, kind):
         """The payloads of the events of one kind that have come so far."""
         if self.is_socket:
-            events = (json.loads(text) for text in list(self.heard.texts))
+            events = (json.loads(text) for text in list(self.received.texts))
             return [event for event in events if event.get("type") == kind]
         found = re.findall(rb"^event: *" + kind.encode() + rb"\r?\ndata: *(.*)\r?\n", self.text, re.M)
         return [json.loads(payload) for payload in found]

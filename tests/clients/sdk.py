@@ -53,7 +53,7 @@ def two_lanes_of_one_websocket(sdk):
         own = [one["id"] for one in answers if one["lane"] == lane]
         went_on = [turn["previous_response_id"] for turn in turns if turn["lane"] == lane]
         check(len(own) == 2 and went_on == [None, own[0]], f"lane {lane} goes on from {went_on}, having been answered {own}")
-    events = [json.loads(text).get("stream_id") for text in scene.exchanges[0].heard.texts]
+    events = [json.loads(text).get("stream_id") for text in scene.exchanges[0].received.texts]
     changes = sum(one != other for one, other in zip(events, events[1:]))
     check(changes > 4, f"lanes interleave, and do not follow each other: {events}")
 
@@ -64,7 +64,7 @@ def connection_that_is_closed_as_a_replica_leaves(sdk):
     leaving = scene.exchanges[0]
     world.signal(leaving.served_by, signal.SIGTERM)
     scene.answers(2)
-    check(leaving.heard.close == 1001, f"going away is 1001, not {leaving.heard.close}")
+    check(leaving.received.close == 1001, f"going away is 1001, not {leaving.received.close}")
     check(world.ended(leaving.served_by) == 0, "a replica that was told to leave ends well")
     check({one.served_by for one in scene.exchanges} == set(REPLICAS) and len(scene.exchanges) == 2, "the other replica goes on")
     judge(world, scene.session, scene.exchanges, served=2)

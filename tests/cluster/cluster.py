@@ -3,7 +3,7 @@
 
     cluster.py [--sessions N] [STEP...]
 
-Judged by the simulated upstream and by the players: no turn is lost but those in flight on what was killed, no session meets
+The simulated upstream and the players judge. No turn is lost but those in flight on what was killed, no session meets
 a second key, no replica ends before its turns. Prints a line a step; exits 1 when one has failed.
 """
 
@@ -62,8 +62,8 @@ class Cluster:
         self.tested()
 
     def tested(self):
-        told = helm("test", "warmkey", "--timeout", "120s", seconds=150)
-        check("Succeeded" in told, told)
+        printed = helm("test", "warmkey", "--timeout", "120s", seconds=150)
+        check("Succeeded" in printed, printed)
         wait_for("end of the test pod", lambda: not found("pods", "-l", "app.kubernetes.io/component=test")["items"], 60)
 
     def played(self):

@@ -2,11 +2,10 @@
 
     player.py --url URL --token TOKEN --out FILE [--sessions N] [--long SECONDS]
 
-Of every four sessions one opens a connection for each turn, one keeps its connection, one plays on a WebSocket, and one has
-streams of LONG seconds. It ends on SIGTERM, after the turns in flight, and writes FILE. While it plays it writes the number
+Sessions are of four kinds: a connection for each turn, a kept connection, a WebSocket, and streams of LONG seconds. It ends on SIGTERM, after the turns in flight, and writes FILE. While it plays it writes the number
 of turns into FILE.turns, twice a second.
 
-A turn is lost if its client was told of a failure, or heard nothing to the end. Closing a connection between two turns loses
+A turn is lost if its client was told of a failure, or got no end. Closing a connection between two turns loses
 nothing: clients open another. A request that meets the end of a kept connection before any byte of an answer is sent once
 more, as every HTTP client does.
 """
@@ -115,10 +114,10 @@ class Session:
             if is_new:
                 self.socket = await WebSocket.open(self.options.host, self.options.port, self.headers())
                 self.socket.previous = None
-            told = [item] if self.socket.previous else [*self.history, item]
+            items = [item] if self.socket.previous else [*self.history, item]
             more = {"previous_response_id": self.socket.previous} if self.socket.previous else {}
             try:
-                response = await self.socket.turn(self.body(told, type="response.create", **more))
+                response = await self.socket.turn(self.body(items, type="response.create", **more))
             except Closed as closed:
                 # It closed between two turns, while this one was on its way: Codex opens another with its full input.
                 if attempt == 2 or not closed.is_silent:

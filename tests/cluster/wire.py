@@ -67,11 +67,11 @@ class Http:
         try:
             self._writer.write(f"POST /v1/responses HTTP/1.1\r\n{text}\r\n{body}".encode())
             await self._writer.drain()
-            status, told = await head(self._reader)
+            status, answered = await head(self._reader)
             is_silent = False
-            self.is_over = told.get("connection", "").lower() == "close"
-            self.named = told.get("x-warmkey-turn")
-            content = await self._content(told)
+            self.is_over = answered.get("connection", "").lower() == "close"
+            self.named = answered.get("x-warmkey-turn")
+            content = await self._content(answered)
         except (asyncio.IncompleteReadError, OSError) as why:
             self.is_over = True
             begun = isinstance(why, asyncio.IncompleteReadError) and why.partial
@@ -80,9 +80,9 @@ class Http:
             raise Refused(f"{status} {content[:300].decode(errors='replace')}")
         return completed(content)["output"]
 
-    async def _content(self, told):
-        if "content-length" in told:
-            return await self._reader.readexactly(int(told["content-length"]))
+    async def _content(self, answered):
+        if "content-length" in answered:
+            return await self._reader.readexactly(int(answered["content-length"]))
         content = b""
         while size := int(await self._reader.readuntil(b"\r\n"), 16):
             content += await self._reader.readexactly(size)
@@ -118,7 +118,7 @@ class WebSocket:
             try:
                 async with asyncio.timeout(30):
                     await writer.drain()
-                    status, told = await head(reader)
+                    status, answered = await head(reader)
             except (asyncio.IncompleteReadError, OSError) as why:
                 await end(writer)
                 if attempt == 7:

@@ -3,7 +3,7 @@
 
     compose.py --codex FOLDER [--sessions N]
 
-Judged by the simulated upstream and by what the players saw: a turn is lost only if its replica was killed, and no session
+The simulated upstream and the players judge. A turn is lost only if its replica was killed, and no session
 meets a second key. Prints a line a step; exits 1 when one has failed.
 """
 
@@ -32,16 +32,16 @@ MOST_BYTES = 100 * 1000 * 1000
 def image(stack):
     """The image is small, runs as nobody, and has no shell."""
     stack.compose("build", "warmkey", seconds=3600)
-    told = json.loads(docker("image", "inspect", IMAGE))[0]
-    check(told["Size"] < MOST_BYTES, f"{told['Size']} bytes")
-    check(told["Config"]["User"] == "65532:65532", f"user {told['Config']['User']}")
-    check(told["Config"]["Entrypoint"] == ["/usr/local/bin/warmkey"], f"entrypoint {told['Config']['Entrypoint']}")
+    image = json.loads(docker("image", "inspect", IMAGE))[0]
+    check(image["Size"] < MOST_BYTES, f"{image['Size']} bytes")
+    check(image["Config"]["User"] == "65532:65532", f"user {image['Config']['User']}")
+    check(image["Config"]["Entrypoint"] == ["/usr/local/bin/warmkey"], f"entrypoint {image['Config']['Entrypoint']}")
     version = docker("run", "--rm", "--read-only", IMAGE, "--version")
     check(version.startswith("warmkey "), version)
     for shell in ("/bin/sh", "/bin/bash", "/bin/busybox"):
         started = subprocess.run(["docker", "run", "--rm", "--entrypoint", shell, IMAGE, "-c", "true"], capture_output=True, check=False)
         check(started.returncode == 127, f"{shell} in the image: {started.returncode}")
-    return f"{told['Size'] / 1e6:.0f} MB"
+    return f"{image['Size'] / 1e6:.0f} MB"
 
 
 class Load:

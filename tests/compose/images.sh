@@ -1,6 +1,6 @@
 #!/bin/bash
-# Stand-ins for the images that Dockerfile and docker-compose.yml name, from Debian's packages and this machine's Rust, for a
-# machine that reaches no registry of images. `images.sh` makes those that are missing, and prints the lines to eval.
+# Stand-ins for the images that Dockerfile and docker-compose.yml name, for a machine that reaches no registry of images.
+# They are made of Debian's packages and this machine's Rust. `images.sh` makes those that are missing, and prints the lines to eval.
 #
 # There is none of Grafana, and one of Jaeger only where JAEGER names its program.
 set -euo pipefail

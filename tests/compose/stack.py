@@ -65,17 +65,17 @@ class Stack:
     def healthy(self, replicas, seconds=120):
         """Waits until all containers are healthy, and the balancer and Prometheus know just these replicas."""
 
-        told = {}
+        states = {}
 
         def states():
             found = [json.loads(docker("inspect", one))[0] for name in self.services for one in self.ids(name)]
-            told.update({one["Name"]: one["State"].get("Health", {}).get("Status") for one in found})
+            states.update({one["Name"]: one["State"].get("Health", {}).get("Status") for one in found})
             return all(one["State"]["Health"]["Status"] == "healthy" for one in found)
 
         try:
             wait_for("health of all containers", states, seconds)
         except Failure as failure:
-            raise Failure(f"{failure}: {told}") from failure
+            raise Failure(f"{failure}: {states}") from failure
         wait_for(f"{replicas} replicas in Prometheus", lambda: self.up_targets() == replicas, 60)
 
     def up_targets(self):

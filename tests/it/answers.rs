@@ -75,10 +75,10 @@ async fn pieces(connection: &mut Connection, length: usize) -> (Vec<u8>, usize) 
 
 #[tokio::test]
 async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_are_joined() {
-    const CROWD: usize = 60;
+    const BURST: usize = 60;
     let alone = b"data: {\"alone\":true}\n\n";
-    let crowd = b"data: {}\n\n".repeat(CROWD);
-    let written: Vec<u8> = (0..CROWD).flat_map(|_| chunk(b"data: {}\n\n")).collect();
+    let burst = b"data: {}\n\n".repeat(BURST);
+    let written: Vec<u8> = (0..BURST).flat_map(|_| chunk(b"data: {}\n\n")).collect();
     let mut steps = vec![Step::Send(stream_head(""))];
     for _ in 0..4 {
         // The upstream sends no more until the client has these bytes.
@@ -96,8 +96,8 @@ async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_
             assert_eq!(pieces(&mut connection, alone.len()).await.0, alone);
             upstream.release(1);
         }
-        let (bytes, count) = pieces(&mut connection, crowd.len()).await;
-        assert!(bytes == crowd && count <= CROWD / 4, "{count} pieces");
+        let (bytes, count) = pieces(&mut connection, burst.len()).await;
+        assert!(bytes == burst && count <= BURST / 4, "{count} pieces");
         upstream.release(1);
     }
     connection.finish(&mut answer).await;
@@ -299,16 +299,16 @@ async fn secret_in_a_body_is_counted_and_passes() {
             )
             .await;
     }
-    let is_told = |line: &&str| line.contains("holds the secret");
+    let is_warning = |line: &&str| line.contains("holds the secret");
     eventually(SOON, "the log has all lines", async || {
-        (cluster.logs().lines().filter(is_told).count() == 4).then_some(())
+        (cluster.logs().lines().filter(is_warning).count() == 4).then_some(())
     })
     .await;
     let log = cluster.logs();
-    let told: Vec<_> = log.lines().filter(is_told).collect();
+    let warnings: Vec<_> = log.lines().filter(is_warning).collect();
     assert!(
-        told.len() == 4
-            && told.iter().all(|line| line.contains("org-a-1") && line.contains("WARN")),
+        warnings.len() == 4
+            && warnings.iter().all(|line| line.contains("org-a-1") && line.contains("WARN")),
         "{log}"
     );
     let page = cluster.replica().probe("/metrics").await.text();

@@ -164,7 +164,7 @@ async fn b3_single_winner_rebind(shape: Shape) {
         );
         // The next round begins with all keys and an empty store.
         cluster.upstream().heal().await;
-        cluster.store().tell(&["FLUSHALL"]).await;
+        cluster.store().run(&["FLUSHALL"]).await;
         for number in 0..3 {
             cluster.change(|cluster| cluster.keys(weights(number)));
             cluster.replace(number).await;
@@ -339,11 +339,11 @@ async fn b16_sliding_ttl(shape: Shape) {
             (left < 2_900).then_some(())
         })
         .await;
-        redis.tell(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
+        redis.run(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
         let paused = Instant::now();
         turn(0).await;
         waited.push(paused.elapsed());
-        redis.tell(&["CLIENT", "UNPAUSE"]).await;
+        redis.run(&["CLIENT", "UNPAUSE"]).await;
     }
     assert!(
         waited.last().is_some_and(|took| *took < ms(1_000)),

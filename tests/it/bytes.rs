@@ -10,7 +10,7 @@ use crate::world::recorder::{Recorder, completed};
 use crate::world::wire::{Request, ask};
 
 #[tokio::test]
-async fn every_recorded_request_arrives_as_it_was_sent() {
+async fn recorded_request_arrives_as_it_was_sent() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for (number, shape) in shapes().iter().enumerate() {
@@ -225,7 +225,7 @@ fn encoded(coding: Coding, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn any_json_arrives_as_it_was_spelled() {
+fn json_arrives_as_it_was_spelled() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

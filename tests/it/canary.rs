@@ -46,7 +46,7 @@ fn canaries(sessions: &[String]) -> Vec<(String, String)> {
 }
 
 /// The forms in which a canary would be noticed: plain, its first 8 characters, in a URL, in JSON,
-/// and in base64 at any place of a longer text.
+/// in base64. The base64 may begin at any place of a longer text.
 fn forms(canary: &str) -> Vec<String> {
     let first: String = canary.chars().take(8).collect();
     let in_url: String = canary
@@ -86,7 +86,7 @@ async fn sinks(cluster: &Running, errors: String, codex: &Codex) -> Vec<(&'stati
         out + &errors
     };
     vec![
-        // A panic of a replica is told here, too.
+        // A panic of a replica is reported here, too.
         ("the log", cluster.logs()),
         ("errors", errors),
         ("/metrics", page("/metrics").await),

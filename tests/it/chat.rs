@@ -108,8 +108,8 @@ async fn stays_warm(upstream: &str, path: &str) {
         sums[0] += metrics.sum("warmkey_input_tokens_total");
         sums[1] += metrics.get("warmkey_usage_missing_total");
     }
-    let told = turns.iter().map(|turn| turn.input_tokens).sum::<u64>() as f64;
-    assert_eq!(sums, [told, 0.0], "each turn's usage is known");
+    let recorded = turns.iter().map(|turn| turn.input_tokens).sum::<u64>() as f64;
+    assert_eq!(sums, [recorded, 0.0], "each turn's usage is known");
 }
 
 #[tokio::test]

@@ -236,9 +236,9 @@ async fn client_has_the_rights_of_now_on_an_open_connection() {
     turn(&mut client, &mut there, "resp_3").await;
 }
 
-/// A connection ends if its client could not open it now: the token is another client's, or the key
-/// belongs to an organization that the client lost. Another token of the same client, or another
-/// right, ends nothing.
+/// A connection ends if its client could not open it now. The token is another client's, or the
+/// client lost the organization of the key. Another token of the same client, or another right,
+/// ends nothing.
 #[tokio::test]
 async fn connection_that_its_client_could_not_open_now_ends() {
     let clients = |sections: &[(&str, &str, &str)]| -> String {

@@ -15,7 +15,7 @@ use crate::world::wire::{Request, ask};
 const OPTIONS: &str = include_str!("contract/options.toml");
 const METRICS: &str = include_str!("contract/metrics.txt");
 /// The commands of `warmkey`, each with those below it.
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 20] = [
     "serve",
     "demo",
     "simulate",
@@ -26,6 +26,16 @@ const COMMANDS: [&str; 10] = [
     "key enable",
     "key drain",
     "key probe",
+    "probe",
+    "probe live",
+    "probe ready",
+    "probe session",
+    "token",
+    "token add",
+    "token list",
+    "token revoke",
+    "usage",
+    "session",
 ];
 /// The fields that every turn's log line has if its client, session, key and usage are known.
 const FIELDS: [&str; 13] = [
@@ -71,6 +81,21 @@ async fn command_keeps_its_name() {
         assert!(help.as_ref().is_ok_and(|help| help.contains("Usage")), "{command}: {help:?}");
     }
     assert!(said(&["keys", "--help"]).await.is_err(), "an unknown command is refused");
+    // A command that the list lacks could be renamed unseen.
+    let mut found = Vec::new();
+    for group in ["", "key", "probe", "token"] {
+        let arguments: Vec<_> = group.split_whitespace().chain(["--help"]).collect();
+        let help = said(&arguments).await.expect("its help");
+        let listed = help.split("Commands:\n").nth(1).expect("it has commands");
+        let listed = listed.lines().take_while(|line| !line.is_empty());
+        let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let names = names.filter_map(|line| line.split_whitespace().next());
+        found.extend(names.filter(|name| *name != "help").map(|name| match group {
+            "" => name.to_owned(),
+            group => format!("{group} {name}"),
+        }));
+    }
+    assert_eq!(BTreeSet::from_iter(found.iter().map(String::as_str)), BTreeSet::from(COMMANDS));
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ fn attempts(turns: &[Turn], codex: &Codex) -> Vec<Turn> {
 #[tokio::test]
 async fn sealed_sessions_survive_a_flush_and_a_restart() {
     let (mut cluster, mut sessions) = sealed(Cluster::new()).await;
-    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.redis().run(&["FLUSHALL"]).await;
     for number in 0..2 {
         cluster.replace(number).await;
         cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
@@ -109,7 +109,7 @@ async fn sealed_sessions_survive_a_flush_and_a_restart() {
 }
 
 /// Only a forgotten organization is searched for. A known organization is the only one asked, even
-/// if it cannot open the history; its answer goes to the client, and the stored binding stays.
+/// if it cannot open the history. Its answer goes to the client, and the stored binding stays.
 #[tokio::test]
 async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
     let mut cluster = Cluster::new().keys(keys()).replicas(2).redis().start().await;
@@ -204,7 +204,7 @@ async fn sealed_sessions_survive_a_restart_while_redis_is_away() {
 #[tokio::test]
 async fn search_goes_past_an_organization_that_is_unwell() {
     let (mut cluster, sessions) = so_many_sealed(Cluster::new(), 3 * SESSIONS).await;
-    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.redis().run(&["FLUSHALL"]).await;
     for number in 0..2 {
         cluster.replace(number).await;
         cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
@@ -240,7 +240,7 @@ async fn search_goes_past_an_organization_that_is_unwell() {
 async fn provisional_binding_that_is_exhausted_is_given_up() {
     let (mut cluster, sessions) = sealed(Cluster::new()).await;
     let turns = cluster.turns().await;
-    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.redis().run(&["FLUSHALL"]).await;
     for number in 0..2 {
         cluster.replace(number).await;
         cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
@@ -277,8 +277,8 @@ async fn provisional_binding_that_is_exhausted_is_given_up() {
     assert!(asked > 0, "no session met the exhausted organization: this test shows nothing");
 }
 
-/// If no organization accepts, their answers decide what the client gets: first the answer of one
-/// that could open the history, else that of one that may accept at another time.
+/// If no organization accepts, their answers decide what the client gets. An organization that
+/// could open the history comes first, then one that may accept at another time.
 #[tokio::test]
 async fn other_organizations_answers_decide_a_search_in_vain() {
     let foreign = ("400 No", "invalid_encrypted_content");

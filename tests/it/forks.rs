@@ -81,7 +81,7 @@ async fn fork_of_a_sub_agent_begins_on_the_key_of_its_session() {
 #[tokio::test]
 async fn fork_whose_parent_is_forgotten_finds_its_organization() {
     let (mut cluster, sessions) = displaced().await;
-    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.redis().run(&["FLUSHALL"]).await;
     for number in 0..2 {
         cluster.replace(number).await;
     }

@@ -101,7 +101,7 @@ async fn new_key_takes_sessions_once_every_replica_has_it() {
 }
 
 #[tokio::test]
-async fn only_sessions_of_a_removed_key_move_and_each_of_them_once() {
+async fn sessions_of_a_removed_key_alone_move_and_each_once() {
     let keys = siblings("org-a", 3);
     let mut cluster = three(keys.clone(), Vec::new()).await;
     let players = Players::start(&cluster, 15).await;

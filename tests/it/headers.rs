@@ -49,7 +49,7 @@ async fn headers_of_codex_pass_with_values_and_order() {
 }
 
 #[tokio::test]
-async fn no_credential_of_the_client_goes_upstream() {
+async fn credentials_of_the_client_do_not_go_upstream() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let slots = [
@@ -105,7 +105,7 @@ async fn credential_slot_other_than_authorization_is_no_token() {
 }
 
 #[tokio::test]
-async fn no_credential_of_the_upstream_reaches_the_client() {
+async fn credentials_of_the_upstream_do_not_reach_the_client() {
     let headers = "content-type: application/json\r\nset-cookie: a=sk-canary-1\r\nauthorization: Bearer sk-canary-org-a-1\r\n\
                    openai-organization: org-canary\r\nopenai-project: proj-canary\r\nx-api-key: sk-canary-2\r\nserver: canary\r\n\
                    x-echo-authorization: Bearer sk-canary-3\r\nwww-authenticate: canary\r\nproxy-authenticate: canary\r\n\
@@ -130,7 +130,7 @@ async fn no_credential_of_the_upstream_reaches_the_client() {
 }
 
 #[tokio::test]
-async fn every_answer_says_which_turn_it_is() {
+async fn answer_says_which_turn_it_is() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let mut turns = Vec::new();

@@ -59,7 +59,7 @@ async fn host_name_that_resolves_to_nothing_condemns_no_key() {
 struct Server {
     _openssl: Process,
     address: SocketAddr,
-    heard: Arc<Mutex<Vec<u8>>>,
+    received: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Server {
@@ -79,16 +79,16 @@ impl Server {
         })
         .await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
-        let (address, heard) =
+        let (address, received) =
             (listener.local_addr().expect("it is bound"), Arc::new(Mutex::new(Vec::new())));
-        let hearing = Arc::clone(&heard);
+        let receiving = Arc::clone(&received);
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 let mut first = [0];
-                let hearing = Arc::clone(&hearing);
+                let receiving = Arc::clone(&receiving);
                 tokio::spawn(async move {
                     if near.peek(&mut first).await.is_ok() {
-                        hearing.lock().expect("no holder panics").push(first[0]);
+                        receiving.lock().expect("no holder panics").push(first[0]);
                     }
                     if let Ok(mut far) = TcpStream::connect(behind).await {
                         let _ = copy_bidirectional(&mut near, &mut far).await;
@@ -97,11 +97,11 @@ impl Server {
                 });
             }
         });
-        Self { _openssl: openssl, address, heard }
+        Self { _openssl: openssl, address, received }
     }
 
-    fn heard(&self) -> Vec<u8> {
-        self.heard.lock().expect("no holder panics").clone()
+    fn received(&self) -> Vec<u8> {
+        self.received.lock().expect("no holder panics").clone()
     }
 }
 
@@ -122,11 +122,11 @@ async fn server_with_an_untrusted_certificate_is_sent_nothing() {
         let server = Server::start(&folder, certificates, name).await;
         let cluster = three(&format!("https://{}/v1", server.address), &options).await;
         is_unreachable(&cluster).await;
-        let heard = server.heard();
+        let received = server.received();
         // 22 is a TLS handshake: the first one, and one retry.
         assert!(
-            heard.len() == 2 * cluster.replicas.len() && heard.iter().all(|byte| *byte == 22),
-            "{name}: {heard:?}"
+            received.len() == 2 * cluster.replicas.len() && received.iter().all(|byte| *byte == 22),
+            "{name}: {received:?}"
         );
     }
     // A good certificate is trusted, so that the certificates were the reason for the refusals. The

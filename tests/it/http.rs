@@ -125,9 +125,9 @@ async fn head_is_answered_without_a_body() {
     for client in [http1, http2()] {
         for path in ["/responses", "/elsewhere"] {
             let url = format!("http://{}{path}", cluster.address());
-            let told =
+            let answer =
                 within(ANSWER, "an answer", client.get(&url).send()).await.expect("an answer");
-            let body = told.bytes().await.expect("a body");
+            let body = answer.bytes().await.expect("a body");
             // HEAD is a byte longer than GET, and the message names the method.
             let answer =
                 within(ANSWER, "a head", client.head(&url).send()).await.expect("an answer");

@@ -112,7 +112,7 @@ async fn b18_in_flight_counts() {
     agree(&cluster, &[0, 1, 2], &open, LIVE, "clients that have left").await;
 
     // The store is flushed, and replicas report again.
-    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.redis().run(&["FLUSHALL"]).await;
     agree(&cluster, &[0, 1, 2], &open, LIVE, "after a flush").await;
 
     // A leaving replica counts until its last turn has ended, and no longer.
@@ -150,7 +150,7 @@ async fn b18_in_flight_counts() {
         &[0, 1],
         &answering(&cluster, count).await,
         LIVE,
-        "a replica that was told twice",
+        "a replica that was stopped twice",
     )
     .await;
     drop(cut);

@@ -61,10 +61,10 @@ async fn trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
     let folder = Folder::new();
     let mut trio = Sentinel::start(folder.path()).await;
     let primary = trio.primary().await;
-    primary.tell(&["SET", "copied", "1"]).await;
+    primary.run(&["SET", "copied", "1"]).await;
     primary.is_copied().await;
     trio.cut_replicas_off().await;
-    trio.primary().await.tell(&["SET", "lost", "1"]).await;
+    trio.primary().await.run(&["SET", "lost", "1"]).await;
     let dead = trio.kill_primary().await;
     trio.failed_over(dead).await;
     let primary = trio.primary().await;
@@ -80,7 +80,7 @@ async fn sharded_redis_moves_its_slots_and_survives_its_primaries() {
     assert_eq!((slot_of("123456789"), slot_of("{123456789}.x")), (0x31c3, 0x31c3));
     let (from, slot) = (Shards::shard_of("name"), slot_of("name"));
     let to = (from + 1) % 3;
-    shards.node(from).tell(&["SET", "name", "1"]).await;
+    shards.node(from).run(&["SET", "name", "1"]).await;
     assert_eq!(
         shards.node(to).try_ask::<u8>(&["GET", "name"]).await,
         None,

@@ -24,7 +24,7 @@ async fn turn(upstream: SocketAddr, key: &Key) -> Answer {
 }
 
 #[tokio::test]
-async fn each_fault_is_met_as_scripted_and_stands_in_the_record() {
+async fn fault_is_met_as_scripted_and_stands_in_the_record() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 2));
     let upstream = Simulator::start(&folder, &keys, "").await;
     let faults = [
@@ -64,7 +64,7 @@ async fn each_fault_is_met_as_scripted_and_stands_in_the_record() {
 async fn retry_time_is_sent_in_every_form() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 1));
     let upstream = Simulator::start(&folder, &keys, "").await;
-    for (fault, told) in [
+    for (fault, stated) in [
         (Fault::limited(7), Some("7")),
         (Fault::limited_in_words("soon"), Some("soon")),
         (Fault::limited_in_silence(), None),
@@ -72,7 +72,7 @@ async fn retry_time_is_sent_in_every_form() {
     ] {
         upstream.fails_with(fault.model(MODEL).times(1)).await;
         let limited = turn(upstream.address(), &keys[0]).await;
-        assert_eq!((limited.status, limited.header("retry-after")), (429, told));
+        assert_eq!((limited.status, limited.header("retry-after")), (429, stated));
     }
     upstream.fails_with(Fault::limited_until(30).session("s").times(1)).await;
     let limited = turn(upstream.address(), &keys[0]).await;
@@ -96,7 +96,7 @@ async fn retry_time_is_sent_in_every_form() {
 }
 
 #[tokio::test]
-async fn one_project_is_limited_and_its_sibling_is_not() {
+async fn project_is_limited_and_its_sibling_is_not() {
     let folder = Folder::new();
     let short = Key::new("short", "org-a").limited(1, 100_000);
     let keys = [short, Key::new("long", "org-a").of_project("other")];

@@ -1,5 +1,5 @@
-//! What one client may take: bytes of a body, bytes of all bodies, time for its headers, memory for
-//! a stream that it does not read.
+//! What one client may take: bytes of one body and of all, time for its headers, memory for a
+//! stream that it does not read.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ async fn compressed_bomb_is_not_unpacked() {
 
 /// Many small bodies count with their decoded size, which is not kept while their upstream thinks.
 #[tokio::test]
-async fn many_compressed_bodies_share_the_memory_for_bodies() {
+async fn compressed_bodies_share_the_memory_for_bodies() {
     let mut script = vec![Step::Hold];
     script.extend(completed());
     let upstream = Recorder::answering(script).await;

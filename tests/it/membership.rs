@@ -1,6 +1,7 @@
 //! The membership of replicas in a real Redis: the ordinal of each set of keys, and the sets that
 //! replicas learn of.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use warmkey::store::MemberReport;
@@ -21,7 +22,7 @@ impl Membership {
 
     /// `replica` reports that it has loaded `set` and believes in `ordinal`; the report lives for
     /// `life`. Returns the ordinal and the other sets.
-    async fn tell(
+    async fn report(
         &self,
         replica: &str,
         set: &str,
@@ -56,7 +57,7 @@ impl Membership {
     }
 
     async fn ordinal(&self, replica: &str, set: &str, ordinal: u32) -> u32 {
-        self.tell(replica, set, ordinal, LONG).await.0
+        self.report(replica, set, ordinal, LONG).await.0
     }
 }
 
@@ -65,21 +66,21 @@ fn others(sets: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_new_set_is_one_more_than_the_newest() {
+async fn new_set_is_one_more_than_the_newest() {
     let membership = Membership::new().await;
-    assert_eq!(membership.tell("a", "first", 0, LONG).await, (1, Vec::new()));
-    assert_eq!(membership.tell("b", "first", 0, LONG).await, (1, Vec::new()));
-    assert_eq!(membership.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
-    assert_eq!(membership.tell("b", "first", 1, LONG).await, (1, others(&["second"])));
-    assert_eq!(membership.tell("b", "second", 0, LONG).await, (2, Vec::new()));
-    assert_eq!(membership.tell("a", "second", 2, LONG).await, (2, Vec::new()));
+    assert_eq!(membership.report("a", "first", 0, LONG).await, (1, Vec::new()));
+    assert_eq!(membership.report("b", "first", 0, LONG).await, (1, Vec::new()));
+    assert_eq!(membership.report("a", "second", 0, LONG).await, (2, others(&["first"])));
+    assert_eq!(membership.report("b", "first", 1, LONG).await, (1, others(&["second"])));
+    assert_eq!(membership.report("b", "second", 0, LONG).await, (2, Vec::new()));
+    assert_eq!(membership.report("a", "second", 2, LONG).await, (2, Vec::new()));
 }
 
 #[tokio::test]
 async fn set_that_all_have_gone_back_to_is_the_newest_again() {
     let membership = Membership::new().await;
     for replica in ["a", "b"] {
-        membership.tell(replica, "first", 0, LONG).await;
+        membership.report(replica, "first", 0, LONG).await;
     }
     for replica in ["a", "b"] {
         assert_eq!(membership.ordinal(replica, "second", 0).await, 2);
@@ -103,7 +104,7 @@ async fn set_that_all_have_gone_back_to_is_the_newest_again() {
 async fn early_exchange_renews_nothing() {
     let membership = Membership::new().await;
     for set in ["first", "second"] {
-        membership.tell("a", set, 0, LONG).await;
+        membership.report("a", set, 0, LONG).await;
     }
     for _ in 0..2 {
         assert_eq!(
@@ -125,7 +126,7 @@ async fn early_exchange_renews_nothing() {
 async fn store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
     let membership = Membership::new().await;
     for (replica, set) in [("a", "first"), ("a", "second"), ("a", "third"), ("b", "second")] {
-        membership.tell(replica, set, 0, LONG).await;
+        membership.report(replica, set, 0, LONG).await;
     }
     let _: () = membership.0.redis.ask(&["FLUSHALL"]).await;
     assert_eq!(membership.ordinal("b", "second", 2).await, 2);
@@ -137,10 +138,10 @@ async fn store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
 #[tokio::test]
 async fn dead_replica_is_not_waited_for_after_its_life() {
     let membership = Membership::new().await;
-    membership.tell("dead", "first", 0, ms(300)).await;
-    assert_eq!(membership.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
+    membership.report("dead", "first", 0, ms(300)).await;
+    assert_eq!(membership.report("a", "second", 0, LONG).await, (2, others(&["first"])));
     eventually(SOON, "the end of its life", async || {
-        membership.tell("a", "second", 2, LONG).await.1.is_empty().then_some(())
+        membership.report("a", "second", 2, LONG).await.1.is_empty().then_some(())
     })
     .await;
     // The replica's field is gone, too: a replica has another name after each start.
@@ -148,13 +149,27 @@ async fn dead_replica_is_not_waited_for_after_its_life() {
     assert_eq!(replicas.iter().filter(|name| name.starts_with("r:")).collect::<Vec<_>>(), ["r:a"]);
 }
 
+/// Pins the fields that other versions read.
+#[tokio::test]
+async fn fields_of_the_membership_are_written_as_they_always_were() {
+    let membership = Membership::new().await;
+    membership.report("a", "first", 0, LONG).await;
+    let fields: BTreeMap<String, String> =
+        membership.0.redis.ask(&["HGETALL", "w:generations"]).await;
+    assert_eq!(fields.keys().collect::<Vec<_>>(), ["r:a", "s:first"]);
+    assert_eq!(fields["s:first"], "1 tags of first");
+    let (expiry, fingerprint) = fields["r:a"].split_once(' ').expect("two words");
+    assert_eq!((expiry.len(), fingerprint), (13, "first"), "milliseconds since 1970");
+    assert!(expiry.parse::<u64>().is_ok(), "{expiry}");
+}
+
 #[tokio::test]
 async fn replica_that_leaves_is_not_waited_for_at_all() {
     let membership = Membership::new().await;
-    membership.tell("b", "first", 0, LONG).await;
-    assert_eq!(membership.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
-    membership.tell("b", "first", 1, Duration::ZERO).await;
-    assert_eq!(membership.tell("a", "second", 2, LONG).await, (2, Vec::new()));
+    membership.report("b", "first", 0, LONG).await;
+    assert_eq!(membership.report("a", "second", 0, LONG).await, (2, others(&["first"])));
+    membership.report("b", "first", 1, Duration::ZERO).await;
+    assert_eq!(membership.report("a", "second", 2, LONG).await, (2, Vec::new()));
 }
 
 #[tokio::test]
@@ -164,7 +179,7 @@ async fn kept_ordinals_do_not_grow_for_ever() {
     for number in 0..200 {
         let set = format!("set {number}");
         assert_eq!(
-            membership.tell("a", &set, 0, LONG).await,
+            membership.report("a", &set, 0, LONG).await,
             (number + 2, others(&["old"])),
             "the set of a live replica is kept"
         );

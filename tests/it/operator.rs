@@ -227,13 +227,13 @@ async fn command_outlives_replicas_and_the_store() {
     }
     // One replica was away during another command, and comes back to a store that has lost all
     // commands.
-    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.redis().run(&["FLUSHALL"]).await;
     cluster.replicas[0].kill().await;
     cluster.restart(0).await;
     holds(&cluster).await;
-    let told: Vec<String> = cluster.redis().ask(&["HVALS", "warmkey:board"]).await;
-    let count = |word: &str| told.iter().filter(|value| value.ends_with(word)).count();
-    assert_eq!((count(" disabled"), count(" drained"), count(" enabled")), (1, 1, 1), "{told:?}");
+    let notes: Vec<String> = cluster.redis().ask(&["HVALS", "warmkey:board"]).await;
+    let count = |word: &str| notes.iter().filter(|value| value.ends_with(word)).count();
+    assert_eq!((count(" disabled"), count(" drained"), count(" enabled")), (1, 1, 1), "{notes:?}");
     cluster.redis().kill().await;
     cluster.redis().restart().await;
     for replica in &cluster.replicas {

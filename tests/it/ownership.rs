@@ -145,7 +145,7 @@ async fn owners_that_a_flush_has_lost_come_back() {
     let mut cluster = Cluster::new().keys(keys(0)).replicas(2).redis().start().await;
     let mut chain = Chain::new(cluster.replicas[0].address());
     let first = chain.turn().await;
-    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.redis().run(&["FLUSHALL"]).await;
     chain.turn().await;
     // The other replica was asked, so that both find the id again.
     let elsewhere = Chain::new(cluster.replicas[1].address()).after(&first);

@@ -24,11 +24,11 @@ use crate::world::waiting::{SOON, eventually, ms, within};
 const SESSIONS: usize = 200;
 const TURNS: usize = 10;
 /// One session in so many begins with a root and its sub-agents at once.
-const CROWDED: usize = 25;
-const CROWD: usize = 32;
+const BUSY: usize = 25;
+const AGENTS: usize = 32;
 /// Sessions that are open at a time.
 const OPEN: usize = 16;
-const ALL_TURNS: usize = SESSIONS * TURNS + SESSIONS / CROWDED * (CROWD - 1);
+const ALL_TURNS: usize = SESSIONS * TURNS + SESSIONS / BUSY * (AGENTS - 1);
 /// One model of each cache regime: steps, and exact breakpoints.
 const MODELS: [&str; 2] = ["gpt-5.4", "gpt-5.6-sol"];
 const SIMULATOR: &str = "time_scale = 500\nevents = 4";
@@ -63,14 +63,14 @@ impl Work {
     /// growing history.
     async fn session(&self, number: usize, mut root: Codex) {
         let said = "the quick brown fox jumps over the lazy dog, and ".repeat(20);
-        if number.is_multiple_of(CROWDED) {
+        if number.is_multiple_of(BUSY) {
             // Slow enough that all of them are in flight at once, and a moment apart, as people and
             // tools are.
-            let mut crowd = JoinSet::new();
-            for _ in 1..CROWD {
+            let mut agents = JoinSet::new();
+            for _ in 1..AGENTS {
                 let (mut agent, begun) = (root.spawn(), Arc::new(Notify::new()));
                 let telling = Arc::clone(&begun);
-                crowd.spawn(async move {
+                agents.spawn(async move {
                     let turn = agent
                         .turn_telling("an agent begins SLOW:4x200ms", || telling.notify_one())
                         .await;
@@ -82,7 +82,7 @@ impl Work {
                 sleep(ms(6)).await;
             }
             self.turn(&mut root, &format!("{said} SLOW:4x200ms")).await;
-            while let Some(agent) = crowd.join_next().await {
+            while let Some(agent) = agents.join_next().await {
                 self.sent.lock().expect("no holder panics").insert(agent.expect("an agent ends"));
                 self.done.fetch_add(1, Ordering::Relaxed);
             }

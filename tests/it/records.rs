@@ -63,7 +63,7 @@ fn event(name: &str, rest: &str) -> String {
 }
 
 #[tokio::test]
-async fn every_end_of_a_turn_has_its_name() {
+async fn end_of_a_turn_has_its_name() {
     let turn = Request::turn(ALICE, BODY);
     let error = r#"{"error":{"message":"no","type":"invalid_request_error","param":null,"code":"some_code"}}"#;
     let limited =

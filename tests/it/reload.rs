@@ -141,7 +141,7 @@ async fn file_that_kubernetes_swaps_is_noticed() {
     );
     cluster.replica().shows(RELOADS, 2.0).await;
     Codex::new(cluster.address(), "token-canary-2").turn("third").await.served();
-    assert!(!cluster.logs().contains("canary"), "no secret is told");
+    assert!(!cluster.logs().contains("canary"), "no secret is shown");
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn configuration_that_cannot_be_used_is_logged_once_and_changes_nothing() 
     let replica = cluster.replica();
     let mut codex = Codex::new(cluster.address(), ALICE);
     let good = fs::read_to_string(replica.file()).expect("it is there");
-    let told =
+    let faults =
         || replica.process().log().lines().filter(|line| line.contains("cannot be used")).count();
     let keyless = good.split("[[key]]").next().expect("the part before");
     let unreadable = good.replacen(
@@ -172,12 +172,12 @@ async fn configuration_that_cannot_be_used_is_logged_once_and_changes_nothing() 
     for (number, text) in bad.iter().enumerate() {
         fs::write(replica.file(), text).expect("the temporary folder can be written");
         replica.shows(FAILURES, (number + 1) as f64).await;
-        assert_eq!(told(), number + 1, "one line each");
+        assert_eq!(faults(), number + 1, "one line each");
         codex.turn("as before").await.served();
     }
     replica.hang_up().await;
     replica.says("has not changed").await;
-    assert_eq!((told(), replica.metrics().await.get(RELOADS)), (bad.len(), 0.0));
+    assert_eq!((faults(), replica.metrics().await.get(RELOADS)), (bad.len(), 0.0));
     // A good configuration is taken, and options that only a start can change are named.
     cluster.change(|cluster| {
         let cluster =
@@ -197,7 +197,7 @@ async fn configuration_that_cannot_be_used_is_logged_once_and_changes_nothing() 
     assert_eq!((has_key("org-a-1"), has_key("org-a-2")), (true, false));
     codex.turn("and served").await.served();
     let log = cluster.logs();
-    assert!(!log.replace("/nowhere/canary", "").contains("canary"), "no secret is told: {log}");
+    assert!(!log.replace("/nowhere/canary", "").contains("canary"), "no secret is shown: {log}");
 }
 
 /// The start decides, by the listening address, whether a token is required. A reload cannot open a

@@ -280,7 +280,7 @@ async fn peer_that_does_not_answer_a_close_is_not_waited_for() {
         says(&mut here, 1001, "").await;
         assert_eq!(there.next().await, (CLOSE, 1001_u16.to_be_bytes().to_vec()), "{side:?}");
         let budget = Budget::begin(ms(5_000));
-        // The other end is not told, and goes on.
+        // The other end does not notice, and goes on.
         there.frame(TEXT, &json("after")).await;
         there.left().await;
         budget.holds("the end of a connection whose close is not answered");

@@ -173,7 +173,7 @@ async fn life_is_begun_anew_once_a_quarter_of_it_has_passed() {
         );
     }
     // A name stored without an end gets one, and so does a trail.
-    real.redis.tell(&["SET", "w:endless", "key 1 1"]).await;
+    real.redis.run(&["SET", "w:endless", "key 1 1"]).await;
     assert_eq!(real.stored("endless").await.left, Duration::ZERO, "it is due");
     store.extend(Name::Binding("endless"), "key 1 1", TTL, &mut store.budget()).await.unwrap();
     store.append("s", &["a line".into()], TTL, &mut store.budget()).await.unwrap();

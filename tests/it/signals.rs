@@ -37,7 +37,7 @@ const NEW: (f64, f64) = (1.0, 0.0);
 const KNOWN: (f64, f64) = (0.0, 1.0);
 
 #[tokio::test]
-async fn every_signal_names_a_session_and_the_strongest_wins() {
+async fn signals_name_a_session_and_the_strongest_wins() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("foreign_ids", "\"pass\"").start().await;

@@ -27,7 +27,7 @@ async fn store_does_the_same_in_every_shape() {
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
         let opened = Opened::at(&redis.url()).await;
         let store = &opened.store;
-        let mut heard = store.announcements();
+        let mut announcements = store.announcements();
         within(SOON, "the store subscribes", store.resubscribed().wait_for(|count| *count > 0))
             .await
             .expect("the store lives");
@@ -41,7 +41,7 @@ async fn store_does_the_same_in_every_shape() {
                     .unwrap(),
                 Some("key 1 1".into())
             );
-            redis.tell(&["SCRIPT", "FLUSH"]).await;
+            redis.run(&["SCRIPT", "FLUSH"]).await;
             let budget = &mut store.budget();
             assert_eq!(
                 store.rebind(Name::Binding(&id), "wrong", "x 2 1", LONG, budget).await.unwrap(),
@@ -105,15 +105,15 @@ async fn store_does_the_same_in_every_shape() {
             );
             // Announced is what was stored or prolonged: no claim, and no write that lost. The
             // announcements of one session keep their order.
-            let (mut told, mut told_next) = (Vec::new(), Vec::new());
+            let (mut values, mut next_values) = (Vec::new(), Vec::new());
             for _ in 0..5 {
                 let announcement =
-                    within(SOON, "a binding is announced", heard.recv()).await.unwrap();
-                if announcement.id == next { &mut told_next } else { &mut told }
+                    within(SOON, "a binding is announced", announcements.recv()).await.unwrap();
+                if announcement.id == next { &mut next_values } else { &mut values }
                     .push(announcement.value);
             }
-            assert_eq!(told, ["key 2 1", "key 2 1 s", "key 2 1 s", "key 3 1"], "{shape:?}");
-            assert_eq!(told_next, ["key 1 1"], "{shape:?}");
+            assert_eq!(values, ["key 2 1", "key 2 1 s", "key 2 1 s", "key 3 1"], "{shape:?}");
+            assert_eq!(next_values, ["key 1 1"], "{shape:?}");
         }
         assert_eq!(opened.series("warmkey_lagging_rebinds_total"), 0, "{shape:?}");
     }
@@ -232,7 +232,7 @@ async fn slots_that_move_are_followed() {
     assert!(opened.claims(id).await);
     shards.open_move(slot, 0, 1).await;
     assert_eq!(opened.finds(id).await, Some(true), "the name has not moved yet");
-    shards.node(0).tell(&["DEL", &format!("w:{id}")]).await;
+    shards.node(0).run(&["DEL", &format!("w:{id}")]).await;
     assert_eq!(opened.finds(id).await, Some(false), "asked for elsewhere");
     assert!(opened.claims(id).await);
     let (store, budget) = (&opened.store, &mut opened.store.budget());
@@ -323,8 +323,8 @@ async fn rotated_password_needs_no_restart() {
             "&w:*",
             "+@all",
         ];
-        redis.tell(&rules).await;
-        redis.tell(&["CLIENT", "KILL", "USER", "gateway"]).await;
+        redis.run(&rules).await;
+        redis.run(&["CLIENT", "KILL", "USER", "gateway"]).await;
     };
     let write = |password: &str| {
         folder.write("url", &format!("redis://gateway:{password}@{}\n", redis.address()))
@@ -357,11 +357,11 @@ async fn user_with_the_documented_rights_is_enough() {
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
         let rules: Vec<&str> =
             ["ACL", "SETUSER"].into_iter().chain(words.split_whitespace()).collect();
-        redis.tell(&rules).await;
+        redis.run(&rules).await;
         let name = words.split_whitespace().next().expect("a user");
         let opened = Opened::at(&redis.url().replace("://", &format!("://{name}:canary@"))).await;
         let store = &opened.store;
-        let mut heard = store.announcements();
+        let mut announcements = store.announcements();
         within(SOON, "the store subscribes", store.resubscribed().wait_for(|count| *count > 0))
             .await
             .expect("the store lives");
@@ -371,7 +371,7 @@ async fn user_with_the_documented_rights_is_enough() {
         store.merge(Name::Binding("s"), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap();
         store.append("s", &["a line".into()], LONG, &mut store.budget()).await.unwrap();
         assert_eq!(store.list("s", &mut store.budget()).await.unwrap(), ["a line"]);
-        within(SOON, "a binding is announced", heard.recv()).await.unwrap();
+        within(SOON, "a binding is announced", announcements.recv()).await.unwrap();
         assert!(store.scan().unwrap().step().await.is_some_and(|some| some.is_ok()), "{shape:?}");
         assert_eq!(
             (opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")),

@@ -1,5 +1,5 @@
-//! The rest of the Responses API: stored responses go to the project that owns them, for their own
-//! client alone; compaction and counts go to their session's key.
+//! The rest of the Responses API. Stored responses go to the project that owns them, for their own
+//! client alone. Compaction and counts go to their session's key.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

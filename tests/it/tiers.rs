@@ -89,8 +89,8 @@ async fn session_stays_on_one_key_end_to_end() {
             codex.turn("over HTTP").await.served();
         }
     }
-    // A client that names its session nowhere is told apart by the beginning of its conversation,
-    // which only the edge can do: the inner one is told.
+    // If a client names no session, the beginning of its conversation identifies it. Only the edge
+    // can do this, and it tells the inner gateway.
     let chains: Vec<_> = (0..SESSIONS).map(|_| Chain::new(tiers.edge.address())).collect();
     let mut pairs = Vec::new();
     for chain in &chains {

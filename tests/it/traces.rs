@@ -147,7 +147,7 @@ fn attempts(trace: &Trace) -> Vec<(&str, &str, bool)> {
 }
 
 #[tokio::test]
-async fn each_attempt_is_a_span_that_says_why_the_next_came() {
+async fn attempt_is_a_span_that_says_why_the_next_came() {
     let (collector, cluster) = traced(Cluster::new().keys(siblings("org-a", 2))).await;
     cluster.upstream().fails_with(Fault::down(502).times(1)).await;
     play(&cluster, &Request::turn(ALICE, body("a")), 200).await;
@@ -204,11 +204,11 @@ async fn failed_turn_is_one_trace_and_a_strangers_request_is_none() {
     play(&cluster, &Request::turn(ALICE, body("b")), 503).await;
 
     let traces = collector.traced(3).await;
-    let told: Vec<_> = traces
+    let outcomes: Vec<_> = traces
         .iter()
         .map(|trace| (trace.turn.said("warmkey.outcome"), trace.turn.said("error.type")))
         .collect();
-    assert_eq!(told, [("refused", "refused"), ("failed", "failed"), ("unserved", "unserved")]);
+    assert_eq!(outcomes, [("refused", "refused"), ("failed", "failed"), ("unserved", "unserved")]);
     assert!(traces.iter().all(|trace| trace.turn.is_error));
     assert_eq!(traces[0].names(), ["authenticate", "identify"]);
     assert_eq!(traces[1].names(), SERVED);

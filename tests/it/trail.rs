@@ -61,8 +61,8 @@ async fn trail_tells_what_happened_to_a_session() {
     let bound = json!({ "key": key, "organization": "org-a", "epoch": 1, "generation": 1, "sealed": true, "stored": true });
     for replica in &cluster.replicas {
         let view = replica.session(&id).await;
-        let told = json!({ "session": view["session"], "binding": view["binding"], "trail": view["trail"] });
-        assert_eq!(told, json!({ "session": id, "binding": bound, "trail": [] }));
+        let shown = json!({ "session": view["session"], "binding": view["binding"], "trail": view["trail"] });
+        assert_eq!(shown, json!({ "session": id, "binding": bound, "trail": [] }));
         assert_eq!(view["turns"], json!([]), "there is no ledger");
     }
     assert_eq!(

@@ -69,8 +69,8 @@ async fn body_that_cannot_be_read_never_passes() {
     let cluster =
         Cluster::new().server("foreign_ids", "\"pass\"").recorded_by(&upstream).start().await;
     for coding in ["br", "deflate", "gzip, zstd", "compress", "x-unknown"] {
-        let told = ask(cluster.address(), &turn(BODY).header("content-encoding", coding)).await;
-        assert_eq!((told.status, told.code().as_str()), (400, "invalid_request"), "{coding}");
+        let answer = ask(cluster.address(), &turn(BODY).header("content-encoding", coding)).await;
+        assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_request"), "{coding}");
     }
     assert!(upstream.seen().is_empty());
 }
@@ -78,7 +78,7 @@ async fn body_that_cannot_be_read_never_passes() {
 /// Number 8. Codings that nobody here reads are not asked for: over HTTP, stored or not, and in a
 /// handshake.
 #[tokio::test]
-async fn only_readable_codings_are_asked_for() {
+async fn codings_are_asked_for_only_if_readable() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = two().recorded_by(&upstream).start().await;
     for (asked, sent) in [
@@ -273,10 +273,10 @@ async fn date_of_a_wait_is_measured_by_the_upstreams_clock() {
         Recorder::answering(vec![Step::Send(answer("429 Too Many Requests", headers, error))])
             .await;
     let cluster = Cluster::new().keys(siblings("org-a", 1)).recorded_by(&upstream).start().await;
-    let told =
+    let answer =
         within(Duration::from_secs(5), "an answer", ask(cluster.address(), &turn(BODY))).await;
-    assert_eq!(told.status, 429);
-    assert!((590..=600).contains(&told.retry_after()), "{}", told.retry_after());
+    assert_eq!(answer.status, 429);
+    assert!((590..=600).contains(&answer.retry_after()), "{}", answer.retry_after());
     assert_eq!(upstream.seen().len(), 1);
 }
 
@@ -297,8 +297,8 @@ async fn slash_says_nothing_and_a_request_has_one_host() {
             BODY.len()
         );
         connection.send_raw(head.as_bytes()).await.expect("the head is taken");
-        let told = connection.head().await.expect("an answer");
-        assert_eq!(told.status, 400, "{hosts:?}");
+        let answer = connection.head().await.expect("an answer");
+        assert_eq!(answer.status, 400, "{hosts:?}");
     }
     assert_eq!(upstream.seen().len(), before);
 }

@@ -214,12 +214,12 @@ async fn other_refusals_pass_or_say_when_to_come_again() {
         let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[]), there);
         let expected = if own == code { status } else { 503 };
         assert_eq!((refusal.status, refusal.code().as_str()), (expected, own));
-        let told = refusal
+        let stated = refusal
             .headers
             .iter()
             .find(|(name, _)| name == "retry-after")
             .and_then(|(_, value)| value.parse::<u64>().ok());
-        assert_eq!(told, waits, "{code}");
+        assert_eq!(stated, waits, "{code}");
     }
 }
 

@@ -89,10 +89,10 @@ async fn model_goes_by_its_upstreams_name_and_the_log_says_so() {
     eventually(SOON, "each use is in the log", async || {
         let log = cluster.logs();
         let lines = log.lines().filter(|line| line.contains("model mapped for its upstream"));
-        let told = lines.filter(|line| {
+        let found = lines.filter(|line| {
             line.contains(r#""model":"gpt-5.4""#) && line.contains(r#""sent":"gpt-5.4-mini""#)
         });
-        (told.count() == 3).then_some(())
+        (found.count() == 3).then_some(())
     })
     .await;
     let listed =
@@ -102,7 +102,7 @@ async fn model_goes_by_its_upstreams_name_and_the_log_says_so() {
 
 /// The same organization at a regional host: its caches and seals are of that host.
 #[tokio::test]
-async fn nothing_sealed_crosses_hosts_of_one_organization() {
+async fn sealed_content_crosses_no_hosts_of_one_organization() {
     let folder = Folder::new();
     let far_key = Key::new("far-1", "org-a");
     let far = Simulator::start(&folder, std::slice::from_ref(&far_key), "seed = 7").await;

@@ -46,7 +46,7 @@ async fn text_passes_as_it_came_in_both_directions() {
 }
 
 #[tokio::test]
-async fn every_response_is_a_turn_of_its_own() {
+async fn response_is_a_turn_of_its_own() {
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
     let replica = cluster.replica();
     replica.shows("warmkey_active_websockets", 1.0).await;

@@ -1,4 +1,5 @@
-//! The names of public types: each means one thing in the gateway.
+//! Names: a public type means one thing in the gateway, and the name of a test begins with its
+//! noun.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,38 @@ const KINDS: [&str; 4] = ["struct", "enum", "trait", "type"];
 const SHARED: [&str; 2] = ["Settings", "Error"];
 /// Modules beside the gateway, with code of their own on purpose.
 const APART: [&str; 2] = ["simulator", "demo"];
+
+/// Words that say nothing about a test's subject.
+const NO_NOUNS: [&str; 20] = [
+    "a", "all", "an", "any", "both", "each", "every", "it", "many", "no", "nothing", "one", "only",
+    "same", "some", "the", "two", "what", "when", "who",
+];
+
+/// Finds tests whose names do not begin with a noun.
+pub fn tests_without_noun(files: &[File]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let is_checked =
+        |file: &&File| ["src/", "tests/"].iter().any(|folder| file.is_code_below(folder));
+    for file in files.iter().filter(is_checked) {
+        let mut is_test = false;
+        for (at, line) in file.text.lines().map(str::trim).enumerate() {
+            let is_attribute = line.starts_with("#[");
+            is_test |= is_attribute && (line == "#[test]" || line.starts_with("#[tokio::test"));
+            let Some((before, name)) = line.split_once("fn ").filter(|_| is_test && !is_attribute)
+            else {
+                continue;
+            };
+            is_test = false;
+            let name = name.split('(').next().unwrap_or_default();
+            let first = name.split('_').next().unwrap_or_default();
+            if ["", "async "].contains(&before) && NO_NOUNS.contains(&first) {
+                let place = format!("{}:{}", file.path, at + 1);
+                faults.push(format!("{place}: `{name}` does not begin with its noun"));
+            }
+        }
+    }
+    faults
+}
 
 pub fn repeated_types(files: &[File]) -> Vec<String> {
     let tests: Vec<Vec<String>> = files.iter().flat_map(test_modules).collect();

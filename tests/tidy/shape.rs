@@ -8,12 +8,13 @@ const LONGEST: usize = 400;
 const WIDEST: usize = 100;
 /// Words that a file must not contain if its opening says `Pure.`: waiting, clocks, the world
 /// outside.
-const IMPURE: [&str; 10] = [
+const IMPURE: [&str; 11] = [
     ".await",
     "async ",
     "tokio::",
     "Instant::now",
     "SystemTime::now",
+    "time_of_day",
     "std::fs",
     "std::net",
     "std::env",

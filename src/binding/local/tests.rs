@@ -18,6 +18,10 @@ fn record(epoch: u32) -> BindingRecord {
     }
 }
 
+fn thread(n: u32) -> ThreadId {
+    ThreadId::parse(session(n).as_str()).unwrap()
+}
+
 fn session(n: u32) -> SessionId {
     SessionId::parse(&format!("{n:022}")).unwrap()
 }
@@ -118,12 +122,12 @@ async fn served_session_keeps_its_place_before_announced_ones() {
 #[tokio::test(start_paused = true)]
 async fn thread_is_stored_once_in_a_while() {
     let local = Local::new(8, HOUR);
-    assert!(!local.note_thread(&session(9), &session(1)));
-    assert!(local.note_thread(&session(9), &session(1)));
-    assert_eq!(local.session_of(&session(9)), Some(session(1)));
-    assert!(!local.note_thread(&session(9), &session(2)));
+    assert!(!local.note_thread(&thread(9), &session(1)));
+    assert!(local.note_thread(&thread(9), &session(1)));
+    assert_eq!(local.session_of(&thread(9)), Some(session(1)));
+    assert!(!local.note_thread(&thread(9), &session(2)));
     tokio::time::advance(HOUR).await;
-    assert!(!local.note_thread(&session(9), &session(2)));
+    assert!(!local.note_thread(&thread(9), &session(2)));
 }
 
 /// A turn renews no entry that was confirmed a moment ago; a later turn does.
@@ -207,11 +211,11 @@ async fn organization_is_ruled_out_for_one_session_and_for_a_time() {
 #[tokio::test(start_paused = true)]
 async fn thread_that_was_not_stored_is_stored_again() {
     let local = Local::new(8, HOUR);
-    assert!(!local.note_thread(&session(9), &session(1)));
-    local.forget_thread(&session(9));
+    assert!(!local.note_thread(&thread(9), &session(1)));
+    local.forget_thread(&thread(9));
     assert!(
-        !local.note_thread(&session(9), &session(1)) && local.note_thread(&session(9), &session(1))
+        !local.note_thread(&thread(9), &session(1)) && local.note_thread(&thread(9), &session(1))
     );
     tokio::time::advance(HOUR / 2).await;
-    assert!(!local.note_thread(&session(9), &session(1)), "the stored lifetime is renewed");
+    assert!(!local.note_thread(&thread(9), &session(1)), "the stored lifetime is renewed");
 }

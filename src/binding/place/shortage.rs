@@ -20,7 +20,7 @@ impl Places {
     /// Returns the client's error if none of the `allowed` keys can serve.
     pub fn shortage(&self, placing: Placing<'_>, allowed: &[&Arc<Key>]) -> Error {
         let error = self.plain_shortage(placing, allowed);
-        match (placing.tried.within, allowed.first()) {
+        match (placing.within, allowed.first()) {
             (Reach::Project { .. } | Reach::Nowhere, None) => {
                 self.registry.wants_reload();
                 Error::new(

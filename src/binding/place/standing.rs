@@ -54,9 +54,10 @@ impl Places {
         tries: impl FnOnce(&Key) -> bool,
     ) -> Standing {
         let (generation, key) = (self.generation(), self.key_of(record));
-        if !key.as_ref().map_or(placing.tried.within.touches(record.organization), |key| {
-            placing.tried.within.includes(key)
-        }) {
+        if !key
+            .as_ref()
+            .map_or(placing.within.touches(record.organization), |key| placing.within.includes(key))
+        {
             return Standing::OtherProject;
         }
         match key {

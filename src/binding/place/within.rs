@@ -42,7 +42,7 @@ fn project(organization: &str, project: &str) -> Reach {
 }
 
 fn turn(client: &Client, within: Reach) -> Turn<'_> {
-    Turn::of(client).with(|turn| turn.tried.within = within)
+    Turn::of(client).with(|turn| turn.within = within)
 }
 
 fn session(number: u32) -> SessionId {

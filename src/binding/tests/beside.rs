@@ -106,7 +106,7 @@ async fn turn_beside_the_binding_keeps_it_and_seals_it_within_its_organization()
         let bound = replica.record("a-1", 4);
         replica.put(&bound).await;
         let within = Reach::project_of(&replica.key(to));
-        let mut turn = replica.turn().with(|turn| turn.tried.within = within);
+        let mut turn = replica.turn().with(|turn| turn.within = within);
         let beside = replica.bind(&mut turn).await.unwrap();
         assert_eq!(seen(&beside), (to, true, BindingResult::Spilled));
         replica.serves(&beside).await;

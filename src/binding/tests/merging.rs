@@ -91,11 +91,10 @@ async fn bindings_made_without_the_store_are_merged_at_once() {
 async fn store_that_goes_away_within_a_turn_costs_nothing() {
     let replica = one();
     let mut budget = replica.bindings.budget();
-    let mut turn = replica.turn();
+    let turn = replica.turn();
     let found = replica.bindings.look_up(&session(1), &mut budget).await;
     replica.weather(Weather::Away);
-    let begun =
-        replica.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
+    let (begun, _) = replica.bindings.bind(turn.placing(), found, &mut budget).await.unwrap();
     assert_eq!((begun.result, begun.is_provisional), (BindingResult::Degraded, true));
     assert!(known(&replica).is_provisional, "another turn may have been first");
 
@@ -104,9 +103,8 @@ async fn store_that_goes_away_within_a_turn_costs_nothing() {
     replica.rejects("a-1");
     let found = replica.bindings.look_up(&session(1), &mut budget).await;
     replica.weather(Weather::Mute);
-    let mut turn = replica.turn();
-    let moved =
-        replica.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
+    let turn = replica.turn();
+    let (moved, _) = replica.bindings.bind(turn.placing(), found, &mut budget).await.unwrap();
     assert_eq!(
         (seen(&moved), moved.is_provisional),
         (("a-2", true, BindingResult::Degraded), false)

@@ -295,9 +295,8 @@ async fn loser_of_a_move_uses_the_winners_binding() {
     let won = first.bind(&mut first.turn()).await.unwrap();
     let other = if won.key.id == "a-2" { "a-3" } else { "a-2" };
     second.limits(&won.key.id);
-    let mut turn = second.turn().with(|turn| turn.tried.wait_left = LONG);
-    let lost =
-        second.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
+    let turn = second.turn().with(|turn| turn.tried.wait_left = LONG);
+    let (lost, _) = second.bindings.bind(turn.placing(), found, &mut budget).await.unwrap();
     assert_eq!(seen(&lost), (won.key.id.as_str(), true, BindingResult::Existing));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
     // If the winner's key is limited for the loser, a sibling serves, and the session stays.
@@ -319,9 +318,8 @@ async fn loser_of_a_move_to_a_limited_key_is_served_beside_it() {
     let other = if won.key.id == "a-2" { "a-3" } else { "a-2" };
     second.limits(&won.key.id);
     let moved = second.record(&won.key.id, 2).sealed();
-    let mut turn = second.turn();
-    let lost =
-        second.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
+    let turn = second.turn();
+    let (lost, _) = second.bindings.bind(turn.placing(), found, &mut budget).await.unwrap();
     assert_eq!(seen(&lost), (other, true, BindingResult::Spilled));
     assert_eq!(lost.written, Written::Beside(moved.clone()));
     second.is_stored(&moved).await;

@@ -4,6 +4,7 @@
 use super::*;
 use crate::binding::record::state_tag;
 use crate::binding::select::Reach;
+use crate::session::ThreadId;
 use crate::session::lineage::{Lineage, Parent};
 use crate::store::name::Name;
 
@@ -11,9 +12,13 @@ const ROOT: u32 = 7;
 const PARENT: u32 = 8;
 const THREAD: u32 = 9;
 
+fn thread(number: u32) -> ThreadId {
+    ThreadId::parse(session(number).as_str()).unwrap()
+}
+
 /// A fork of thread [`THREAD`], which may be the root thread of session [`ROOT`].
 fn fork(replica: &Replica) -> Turn<'_> {
-    let parent = Some(Parent { root: session(ROOT), thread: session(THREAD) });
+    let parent = Some(Parent { root: session(ROOT), thread: thread(THREAD) });
     replica.turn().with(|turn| turn.demand.lineage = Lineage { parent, thread: None })
 }
 
@@ -34,8 +39,7 @@ async fn fork_inherits_its_parents_binding_as_its_first() {
             };
             let bound = session(if is_root { ROOT } else { PARENT });
             claims(&replica, Name::Binding(bound.as_str()), &parent.to_string()).await;
-            claims(&replica, Name::Thread(session(THREAD).as_str()), session(PARENT).as_str())
-                .await;
+            claims(&replica, Name::Thread(thread(THREAD).as_str()), session(PARENT).as_str()).await;
             let begun = replica.bind(&mut fork(&replica)).await.unwrap();
             assert_eq!(seen(&begun), ("b-1", false, BindingResult::Inherited));
             assert!(begun.is_provisional, "its parent may have been forgotten since it was forked");
@@ -70,7 +74,7 @@ async fn fork_inherits_from_memory_without_the_store() {
         let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1000");
         let parent = replica.record("b-1", 5).sealed();
         replica.local.confirm(&session(if is_root { ROOT } else { PARENT }), &parent);
-        replica.local.note_thread(&session(THREAD), &session(PARENT));
+        replica.local.note_thread(&thread(THREAD), &session(PARENT));
         replica.weather(Weather::Away);
         let begun = replica.bind(&mut fork(&replica)).await.unwrap();
         assert_eq!((begun.key.id.as_str(), begun.is_provisional), ("b-1", true));
@@ -88,7 +92,7 @@ async fn fork_of_a_forgotten_parent_follows_its_parents_order() {
     let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1");
     let mut differ = 0;
     for number in 0..40 {
-        let parent = Some(Parent { root: session(number + 100), thread: session(THREAD) });
+        let parent = Some(Parent { root: session(number + 100), thread: thread(THREAD) });
         let lineage = Lineage { parent, thread: None };
         let own = replica.turn().with(|turn| turn.demand.session = Some(session(number)));
         let fork = replica.turn().with(|turn| {
@@ -124,19 +128,19 @@ async fn thread_of_a_turn_leads_to_its_session() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        let thread = session(THREAD);
+        let thread = thread(THREAD);
         replica.store.get(Name::Thread(thread.as_str()), &mut replica.store.budget()).await.unwrap()
     };
     replica.goes(shows(None)).await.unwrap();
     assert_eq!(threads().await, None, "a root thread is its session");
-    replica.goes(shows(Some(session(THREAD)))).await.unwrap();
+    replica.goes(shows(Some(thread(THREAD)))).await.unwrap();
     let entry = threads().await.unwrap();
     assert_eq!((entry.value.as_str(), entry.left), (session(1).as_str(), TTL));
     // Use renews the stored entry.
     tokio::time::advance(TTL / 4).await;
-    replica.goes(shows(Some(session(THREAD)))).await.unwrap();
+    replica.goes(shows(Some(thread(THREAD)))).await.unwrap();
     assert_eq!(threads().await.map(|entry| entry.left), Some(TTL));
-    assert_eq!(replica.local.session_of(&session(THREAD)), Some(session(1)));
+    assert_eq!(replica.local.session_of(&thread(THREAD)), Some(session(1)));
     assert!(replica.tasks.join(LONG).await);
 }
 
@@ -153,7 +157,7 @@ async fn turn_is_restricted_to_the_project_of_its_session() {
     replica.put(&replica.record("a-1", 1)).await;
     let mut turn = referring(replica.turn());
     replica.bind(&mut turn).await.unwrap();
-    assert_eq!(turn.tried.within, Reach::Anywhere);
+    assert_eq!(turn.within, Reach::Anywhere);
     replica.put(&replica.record("a-1", 1).sealed()).await;
     replica.limits("a-1");
     let mut free = replica.turn();
@@ -161,19 +165,15 @@ async fn turn_is_restricted_to_the_project_of_its_session() {
         seen(&replica.bind(&mut free).await.unwrap()),
         ("a-2", true, BindingResult::Spilled)
     );
-    assert_eq!(free.tried.within, Reach::Anywhere, "it refers to nothing");
+    assert_eq!(free.within, Reach::Anywhere, "it refers to nothing");
     let mut turn = referring(replica.turn());
     let error = replica.bind(&mut turn).await.unwrap_err();
-    assert_eq!(
-        (error.kind, turn.tried.within),
-        (ErrorKind::RateLimitExceeded, project),
-        "no sibling has it"
-    );
+    assert_eq!(error.kind, ErrorKind::RateLimitExceeded, "no sibling has it");
     // Without the store, this replica's memory decides. If it has no entry, the client must retry.
     replica.weather(Weather::Away);
     let mut turn = referring(replica.turn()).with(|turn| turn.tried.wait_left = LONG);
     assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-1");
-    assert_eq!(turn.tried.within, project);
+    assert_eq!(turn.within, project);
     replica.local.forget(&session(1));
     let error = replica.bind(&mut referring(replica.turn())).await.unwrap_err();
     assert_eq!(
@@ -194,7 +194,7 @@ async fn turn_is_restricted_by_the_newest_binding_of_its_session() {
         replica.local.note(&session(1), &replica.record(known, newer).sealed(), false);
         let mut turn = referring(replica.turn());
         assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
-        assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-2")));
+        assert_eq!(turn.within, Reach::project_of(&replica.key("a-2")));
     }
     // At the same epoch, the sealed one counts.
     let replica = one();
@@ -205,7 +205,7 @@ async fn turn_is_restricted_by_the_newest_binding_of_its_session() {
         replica.local.note(&session(1), &known, false);
         let mut turn = referring(replica.turn());
         replica.bind(&mut turn).await.unwrap();
-        assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-1")));
+        assert_eq!(turn.within, Reach::project_of(&replica.key("a-1")));
     }
 }
 
@@ -220,7 +220,7 @@ async fn fork_is_restricted_to_the_project_of_its_parent() {
         replica.weather(weather);
         let mut turn = referring(fork(&replica));
         assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
-        assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-2")));
+        assert_eq!(turn.within, Reach::project_of(&replica.key("a-2")));
     }
 }
 
@@ -235,7 +235,7 @@ async fn turn_is_restricted_again_before_its_next_attempt() {
     replica.limits("a-1");
     let beside = replica.rebind(&mut turn, &early).await.unwrap();
     assert_eq!(
-        (seen(&beside), turn.tried.within),
+        (seen(&beside), turn.within),
         (("a-2", true, BindingResult::Spilled), Reach::Anywhere),
         "nothing was served"
     );
@@ -247,12 +247,11 @@ async fn turn_is_restricted_again_before_its_next_attempt() {
         replica.rebind(&mut turn, &early).await.unwrap_err().kind,
         ErrorKind::RateLimitExceeded
     );
-    assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-1")));
     // A turn that continues from a known response already has its project.
     let within = Reach::project_of(&replica.key("a-2"));
-    let mut turn = referring(replica.turn()).with(|turn| turn.tried.within = within);
+    let mut turn = referring(replica.turn()).with(|turn| turn.within = within);
     assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
-    assert_eq!(turn.tried.within, within);
+    assert_eq!(turn.within, within);
 }
 
 /// No key of the project is loaded, and no other key has the content.
@@ -264,10 +263,7 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     late.put(&BindingRecord { generation: 2, ..early.record("a-1", 1).sealed() }).await;
     let mut turn = referring(late.turn());
     let error = late.bind(&mut turn).await.unwrap_err();
-    assert_eq!(
-        (turn.tried.within, error.retry_after),
-        (Reach::Nowhere, Some(Duration::from_secs(1)))
-    );
+    assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
     assert!(error.message.contains("No upstream key of the project is known"), "{}", error.message);
     assert!(
         tokio::time::timeout(LONG, late.registry.reload_requested()).await.is_ok(),

@@ -95,7 +95,7 @@ async fn connection_restricted_to_a_project_is_left_for_no_key_outside() {
     let binding =
         Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
     let within = Reach::project_of(&replica.key("a-1"));
-    let turn = replica.turn().with(|turn| turn.tried.within = within);
+    let turn = replica.turn().with(|turn| turn.within = within);
     replica.rejects("a-1");
     assert!(replica.bindings.would_leave(turn.placing(), &binding), "a-3 has it too");
     replica.says("a-3", Condition::Disabled);

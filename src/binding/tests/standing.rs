@@ -105,8 +105,7 @@ async fn exhausted_project_is_left_by_sessions_that_may_leave_its_organization()
     let replica = one();
     let (free, sealed) = (replica.record("a-1", 1), replica.record("a-1", 1).sealed());
     replica.exhausts("a-1", Scope::Project);
-    let within =
-        replica.turn().with(|turn| turn.tried.within = Reach::project_of(&replica.key("a-1")));
+    let within = replica.turn().with(|turn| turn.within = Reach::project_of(&replica.key("a-1")));
     assert_eq!(replica.stands(&replica.turn(), &free), "dead exhausted");
     assert_eq!(replica.stands(&replica.turn(), &sealed), "bypassed exhausted");
     assert_eq!(replica.stands(&within, &free), "bypassed exhausted");

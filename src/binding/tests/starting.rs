@@ -18,11 +18,11 @@ async fn memory_lasts_for_half_the_ttl_after_start() {
     let client = Client::unrestricted("alice");
     let mut budget = bindings.budget();
     for number in 1..=3 {
-        let mut turn = Turn::of(&client).with(|turn| {
+        let turn = Turn::of(&client).with(|turn| {
             turn.demand.session = Some(session(number));
             turn.demand.model = MODEL;
         });
-        bindings.bind(&turn.demand, &mut turn.tried, Ok(None), &mut budget).await.unwrap();
+        bindings.bind(turn.placing(), Ok(None), &mut budget).await.unwrap();
     }
     let remembered = || [1, 2, 3].map(|number| bindings.local.recall(&session(number)).is_some());
     assert_eq!(remembered(), [false, true, true], "as many as `memory` says");

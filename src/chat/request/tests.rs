@@ -360,7 +360,7 @@ fn message() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn any_json_is_translated_or_refused(value in value()) {
+    fn json_is_translated_or_refused(value in value()) {
         let text = value.to_string();
         if let Ok(found) = translate(text.as_bytes(), Some("k")) {
             let read: Value = serde_json::from_slice(&found.body).expect("a translation is JSON");

@@ -194,7 +194,7 @@ mod forms;
 
 proptest! {
     #[test]
-    fn any_bytes_become_chunks(text in prop::collection::vec("(data: )?[ -~\n]{0,60}\n?", 0..12)) {
+    fn bytes_become_chunks_whatever_they_are(text in prop::collection::vec("(data: )?[ -~\n]{0,60}\n?", 0..12)) {
         let out = translated(&text.concat(), true);
         for line in out.split_terminator("\n\n") {
             let data = line.strip_prefix("data: ").expect("each is a data line");

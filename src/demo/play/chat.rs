@@ -1,12 +1,12 @@
 //! A thread as a client of Chat Completions plays it: no header and no field names its session, and
 //! each request carries the whole conversation.
 
-use http_body_util::BodyExt;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use std::time::Duration;
-
+use super::http::{Received, receive};
 use super::{PACE, Player, TIMEOUT};
 use crate::demo::script::token;
 
@@ -57,21 +57,12 @@ async fn ask(
         .header("authorization", format!("Bearer {}", token(player.session.user)))
         .header("content-type", "application/json")
         .body(player.session.chat_body(player.model(turn), history));
-    let response = request.send().await.map_err(|error| error.to_string())?;
-    let status = response.status().as_u16();
-    let mut body = http::Response::<reqwest::Body>::from(response).into_body();
-    let (mut text, mut first_token) = (Vec::new(), None);
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| error.to_string())?;
-        text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-        first_token.get_or_insert_with(Instant::now);
-    }
-    let text = String::from_utf8_lossy(&text).into_owned();
+    let Received { status, text, first_token } = receive(request, |_| false).await?;
     if status != 200 || !text.ends_with("data: [DONE]\n\n") {
         let start: String = text.chars().take(300).collect();
         return Err(format!("a turn was answered {status}: {start}"));
     }
-    Ok((first_token.unwrap_or_else(Instant::now), said(&text)))
+    Ok((first_token, said(&text)))
 }
 
 /// The assistant's message of a stream of chunks.

@@ -1,8 +1,7 @@
 //! A turn over HTTP: one connection a request, with the whole history each time.
 
-use tokio::time::Instant;
-
 use http_body_util::BodyExt;
+use tokio::time::Instant;
 
 use super::{Answer, Completed, Player};
 use crate::demo::script::token;
@@ -31,6 +30,28 @@ pub async fn ask(
         Some(metadata) => request.header("x-codex-turn-metadata", metadata),
         None => request,
     };
+    // Codex does not wait for the end of the stream behind the terminal event.
+    let is_over = |text: &[u8]| {
+        text.ends_with(b"\n\n")
+            && memchr::memmem::find(text, b"event: response.completed").is_some()
+    };
+    let Received { status, text, first_token } = receive(request, is_over).await?;
+    let completed = if status == 200 { Ok(completed(&text)?) } else { Err((status, text)) };
+    Ok(Answer { first_token, completed })
+}
+
+/// An answer, and when its first byte came.
+pub struct Received {
+    pub status: u16,
+    pub text: String,
+    pub first_token: Instant,
+}
+
+/// Sends `request`, and reads the answer to its end or until it `is_over`.
+pub async fn receive(
+    request: reqwest::RequestBuilder,
+    is_over: impl Fn(&[u8]) -> bool,
+) -> Result<Received, String> {
     let response = request.send().await.map_err(|error| error.to_string())?;
     let status = response.status().as_u16();
     let mut body = http::Response::<reqwest::Body>::from(response).into_body();
@@ -39,16 +60,12 @@ pub async fn ask(
         let frame = frame.map_err(|error| error.to_string())?;
         text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
         first_token.get_or_insert_with(Instant::now);
-        // The terminal event: Codex does not wait for the end of the stream behind it.
-        if text.ends_with(b"\n\n")
-            && memchr::memmem::find(&text, b"event: response.completed").is_some()
-        {
+        if is_over(&text) {
             break;
         }
     }
     let text = String::from_utf8_lossy(&text).into_owned();
-    let completed = if status == 200 { Ok(completed(&text)?) } else { Err((status, text)) };
-    Ok(Answer { first_token: first_token.unwrap_or_else(Instant::now), completed })
+    Ok(Received { status, text, first_token: first_token.unwrap_or_else(Instant::now) })
 }
 
 /// The response of the stream's terminal event.

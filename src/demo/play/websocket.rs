@@ -1,4 +1,4 @@
-//! A thread's WebSocket as Codex uses it: the handshake names the session, a prewarm begins, and
+//! A thread's WebSocket as Codex uses it. The handshake names the session, a prewarm begins, and
 //! each response continues from the last one with only new items. A new socket in mid-session is
 //! sent the whole history and no response's id, since ids end with their socket.
 

@@ -1,5 +1,5 @@
-//! What limits a key's use of a model: rate limits, a limit that comes again and again, and a model
-//! that the project may not use.
+//! What limits a key's use of a model: rate limits, a limit that keeps coming, and a model that the
+//! project may not use.
 
 use std::time::Duration;
 

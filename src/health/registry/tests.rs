@@ -21,7 +21,7 @@ fn key(registry: &Registry, id: &str) -> Arc<Key> {
 }
 
 #[test]
-fn same_keys_are_no_reload() {
+fn keys_in_another_order_are_no_reload() {
     let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b");
     assert!(registry.prepare(Table::sketch("b o 1 sk-b, a o 1 sk-a")).is_none());
 }

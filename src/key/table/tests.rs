@@ -36,6 +36,16 @@ fn set_of_keys_has_one_fingerprint_whatever_its_order() {
     );
 }
 
+/// Pins the tags that other versions and replicas read. Another program computed them once.
+#[test]
+fn tags_and_fingerprint_are_the_same_in_every_version() {
+    let table = Table::sketch("b o 2 sk-b, a o 1 sk-a");
+    let key = &table.keys()[1];
+    let tags = [key.tag, key.organization_tag, key.project_tag, key.shown_tag];
+    assert_eq!(tags.map(|tag| tag.to_string()), ["LvuVKDJr", "dzXDLvEd", "O4NujpfZ", "1Z41-anE"]);
+    assert_eq!(table.fingerprint(), "N32u9hcx");
+}
+
 #[test]
 fn key_that_stays_as_it_is_stays_the_same_one() {
     let before = Table::sketch("a org-a 1 sk-a, b org-b 1 sk-b, c org-c 1 sk-c");

@@ -44,7 +44,7 @@ fn strongest_signal_wins() {
 }
 
 #[test]
-fn one_identity_in_three_places_is_one_session() {
+fn identity_in_three_places_is_one_session() {
     let header = id("a", &[("session-id", "s")], "{}");
     assert_eq!(header, id("a", &[("session_id", "s")], "{}"));
     assert_eq!(header, id("a", &[], r#"{"prompt_cache_key":"s"}"#));
@@ -125,7 +125,7 @@ fn signals_stand_in_one_order() {
     };
     let client = ClientId::new("a");
     let hasher = Hasher::new(&Secret::new(SECRET));
-    let alone = |kind, value: &str| hasher.id(&client, kind, [value.as_bytes()]).to_string();
+    let alone = |kind, value: &str| hasher.session(&client, kind, [value.as_bytes()]).to_string();
     let mut expected = vec![alone(SessionKind::Hop, "hop")];
     expected.extend(["first", "second", "third"].map(|value| alone(SessionKind::Session, value)));
     expected.extend(["fourth", "fifth"].map(|value| alone(SessionKind::Conversation, value)));
@@ -145,7 +145,7 @@ fn signals_stand_in_one_order() {
     let derived = stable_prefix(unnamed.as_bytes()).expect("there is a text");
     assert_eq!(
         id("a", &[], &unnamed),
-        hasher.id(&client, SessionKind::Derived, derived).to_string()
+        hasher.session(&client, SessionKind::Derived, derived).to_string()
     );
 }
 

@@ -109,7 +109,7 @@ fn shared_beginning_matches_only_where_it_was_marked() {
 }
 
 #[test]
-fn only_twenty_earlier_ends_are_looked_up() {
+fn ends_are_looked_up_twenty_back() {
     let mut cache = Cache::default();
     cache.serve(seconds(0), SCOPE, &marked(&[(2000, Stop::Turn)]), MARKS);
     let ends =
@@ -138,7 +138,7 @@ fn explicit_mode_without_marks_caches_nothing() {
 
 proptest! {
     #[test]
-    fn every_token_is_counted_at_most_once_and_never_kindly(
+    fn token_is_counted_at_most_once_and_never_kindly(
         turns in proptest::collection::vec((1u64..40, 0u64..2_000), 1..40),
     ) {
         let (mut stepped_cache, mut marked_cache) = (Cache::default(), Cache::default());

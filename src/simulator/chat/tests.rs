@@ -61,7 +61,7 @@ async fn stream_ends_in_usage_and_done() {
 }
 
 #[tokio::test]
-async fn what_the_real_service_refuses_is_refused() {
+async fn request_that_the_real_service_refuses_is_refused() {
     let simulator = simulator();
     let call = json!({ "role": "assistant", "tool_calls": [{ "id": "c", "type": "function",
         "function": { "name": "f", "arguments": "{}" } }] });

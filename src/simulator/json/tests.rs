@@ -82,7 +82,7 @@ proptest! {
     }
 
     #[test]
-    fn any_string_comes_back_as_it_was(text in any::<String>()) {
+    fn string_comes_back_as_it_was(text in any::<String>()) {
         let spelled = serde_json::to_string(&text).expect("a string can be spelled");
         let document = read(&spelled);
         prop_assert!(document.root().is_text(&text));

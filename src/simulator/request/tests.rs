@@ -33,7 +33,7 @@ fn defaults_are_those_of_the_service() {
 }
 
 #[test]
-fn each_regime_refuses_the_fields_of_the_other() {
+fn regime_refuses_the_fields_of_the_other() {
     let named = |body| refusal(body).param;
     assert_eq!(
         named(r#"{"model":"gpt-5.4","input":[],"prompt_cache_options":{}}"#).as_deref(),

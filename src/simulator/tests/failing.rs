@@ -148,7 +148,7 @@ fn scopes() -> [(Value, &'static str, &'static str); 4] {
 }
 
 #[tokio::test]
-async fn every_fault_strikes_its_scope_and_no_other() {
+async fn fault_strikes_its_scope_and_no_other() {
     let upstream = upstream().await;
     let body = |model: &str| ask(model, &[user("hi")]);
     let with = |scope: &Value, fault: Value| {

@@ -72,7 +72,7 @@ async fn thirty_two_lanes_have_names_and_sixteen_speak_at_once() {
     }
     let (mut open, mut most, mut ended) = (0, 0, 0);
     while ended < 32 {
-        let frame = socket.hear().await.expect("a frame");
+        let frame = socket.receive().await.expect("a frame");
         match kind(&frame) {
             "response.created" => open += 1,
             "response.completed" => (open, ended) = (open - 1, ended + 1),
@@ -96,12 +96,12 @@ async fn steered_response_ends_early_and_has_a_successor() {
     let upstream = upstream_with(slow()).await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     socket.say(&with(create("gpt-6-sol", None, &history()), json!({"stream_id": "main"}))).await;
-    let created = socket.hear().await.expect("a frame");
+    let created = socket.receive().await.expect("a frame");
     let steer = json!({"type": "response.steer", "previous_response_id": created["response"]["id"], "input": "shorter"});
     socket.say(&steer).await;
     let mut kinds = Vec::new();
     let incomplete = loop {
-        let frame = socket.hear().await.expect("a frame");
+        let frame = socket.receive().await.expect("a frame");
         kinds.push(kind(&frame).to_owned());
         if kind(&frame) == "response.incomplete" {
             break frame;
@@ -137,7 +137,7 @@ async fn steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
     socket.say(&create("gpt-6-sol", None, &[user("TOOL please")])).await;
     let mut id = Value::Null;
     let call = loop {
-        let frame = socket.hear().await.expect("a frame");
+        let frame = socket.receive().await.expect("a frame");
         match kind(&frame) {
             "response.created" => id = frame["response"]["id"].clone(),
             // Its last item has begun: nothing will interrupt that item any more.
@@ -148,7 +148,7 @@ async fn steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
             _ => {}
         }
     };
-    let pending = socket.hear().await.expect("a frame");
+    let pending = socket.receive().await.expect("a frame");
     assert_eq!(
         (kind(&pending), &pending["required_input"][0]["call_id"]),
         ("response.steer.pending", &call)
@@ -163,17 +163,17 @@ async fn steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
         (&json!("resp_0"), json!([]), "invalid_input"),
     ] {
         socket.say(&steer(target, input)).await;
-        let failed = socket.hear().await.expect("a frame");
+        let failed = socket.receive().await.expect("a frame");
         assert_eq!(
             (kind(&failed), failed["error"]["code"].as_str()),
             ("response.steer.failed", Some(why))
         );
     }
     socket.say(&create("gpt-5.6-sol", None, &[user("hello")])).await;
-    let created = socket.hear().await.expect("a frame");
+    let created = socket.receive().await.expect("a frame");
     socket.say(&steer(&created["response"]["id"], json!("shorter"))).await;
     loop {
-        let frame = socket.hear().await.expect("a frame");
+        let frame = socket.receive().await.expect("a frame");
         if kind(&frame).starts_with("response.steer") {
             assert_eq!(frame["error"]["code"], "steering_not_supported");
             break;
@@ -189,7 +189,7 @@ async fn cancelled_response_ends_at_once_and_nothing_else_can_be_cancelled() {
     let cancel = json!({"type": "response.cancel"});
     assert_eq!(code(&socket.turn(&cancel).await), (400, "response_cancel_not_active"));
     socket.say(&create("gpt-5.4", None, &[user("SLOW:1000x1s")])).await;
-    while kind(&socket.hear().await.expect("a frame")) != "response.content_part.added" {}
+    while kind(&socket.receive().await.expect("a frame")) != "response.content_part.added" {}
     let ended = socket.turn(&cancel).await;
     assert_eq!(
         (kind(&ended), ended["response"]["incomplete_details"]["reason"].as_str()),
@@ -210,7 +210,7 @@ async fn hour_is_the_life_of_a_socket() {
         limit["error"]["message"],
         "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue."
     );
-    assert_eq!(socket.hear().await, Err(1000));
+    assert_eq!(socket.receive().await, Err(1000));
     assert_eq!(upstream.last(|turn| turn.finished_at.is_some()).await.outcome, Outcome::Cut);
     let record = &upstream.simulator.sockets()[0];
     assert_eq!((record.expired, record.server_close), (true, Some(1000)));
@@ -222,7 +222,7 @@ async fn client_that_leaves_is_told_from_a_socket_that_is_closed() {
     for (leaves, outcome) in [(true, Outcome::ClientLeft), (false, Outcome::Cut)] {
         let mut socket = Socket::open(&upstream, "a-1").await;
         socket.say(&create("gpt-5.4", None, &[user("SLOW:1000x1s")])).await;
-        socket.hear().await.expect("a frame");
+        socket.receive().await.expect("a frame");
         if leaves {
             drop(socket);
         } else {
@@ -231,7 +231,7 @@ async fn client_that_leaves_is_told_from_a_socket_that_is_closed() {
                 .post(upstream.url("/_sim/close"))
                 .body(r#"{"session":"session-1","code":1012}"#);
             assert_eq!(upstream.send(closed).await.text, r#"{"closed":1}"#);
-            while socket.hear().await != Err(1012) {}
+            while socket.receive().await != Err(1012) {}
         }
         assert_eq!(upstream.last(|turn| turn.finished_at.is_some()).await.outcome, outcome);
     }
@@ -245,8 +245,11 @@ async fn frames_that_break_the_protocol_are_answered_with_its_close_codes() {
         let mut socket = Socket::open(&upstream, "a-1").await;
         // The simulator may refuse the message before all of it is written.
         let _ = socket.wire.send(message).await;
-        let heard = socket.hear().await;
-        assert!(heard == Err(expected) || (expected == 1009 && heard == Err(1006)), "{heard:?}");
+        let received = socket.receive().await;
+        assert!(
+            received == Err(expected) || (expected == 1009 && received == Err(1006)),
+            "{received:?}"
+        );
         drop(socket);
         let closed = || upstream.simulator.sockets().pop().and_then(|socket| socket.server_close);
         assert_eq!(closed(), Some(expected));

@@ -5,7 +5,7 @@ use super::socket::{Socket, code, create};
 use super::*;
 
 /// The values of an answer's headers of these names, given without their `x-ratelimit-`.
-fn told<const N: usize>(answered: &Answered, names: [&str; N]) -> [String; N] {
+fn limits<const N: usize>(answered: &Answered, names: [&str; N]) -> [String; N] {
     names.map(|name| {
         let value = answered.headers.get(format!("x-ratelimit-{name}"));
         value.map_or("nothing", |value| value.to_str().expect("text")).to_owned()
@@ -20,10 +20,10 @@ async fn limits_refuse_with_the_time_to_wait_and_a_faster_clock_waits_less() {
     let body = ask("gpt-5.4", &[user("hi")]);
     let first = upstream.post("a-1", &body).await;
     assert_eq!(
-        (first.status, told(&first, ["limit-requests", "remaining-requests"])),
+        (first.status, limits(&first, ["limit-requests", "remaining-requests"])),
         (200, ["1", "0"].map(String::from))
     );
-    let reset = &told(&first, ["reset-requests"])[0];
+    let reset = &limits(&first, ["reset-requests"])[0];
     assert!(
         reset == "1s" || reset.ends_with("ms"),
         "a minute of the upstream's is a second: {reset}"
@@ -38,14 +38,14 @@ async fn limits_refuse_with_the_time_to_wait_and_a_faster_clock_waits_less() {
         (429, "rate_limit_exceeded", "1")
     );
     assert_eq!(
-        told(&second, ["limit-requests", "remaining-requests"]),
+        limits(&second, ["limit-requests", "remaining-requests"]),
         ["1", "0"].map(String::from)
     );
     assert_eq!(upstream.post("a-2", &body).await.status, 200);
 }
 
 #[tokio::test]
-async fn one_project_may_be_limited_and_its_sibling_not() {
+async fn project_may_be_limited_and_its_sibling_not() {
     let short = KeyConfig { requests_per_minute: Some(1), ..key("a-1", "org-a", "one") };
     let keys = vec![short, key("a-1b", "org-a", "one"), key("a-2", "org-a", "two")];
     let upstream = upstream_with(Config { key: keys, ..Config::default() }).await;
@@ -76,7 +76,7 @@ async fn request_larger_than_the_limit_is_told_so_and_not_to_come_back() {
         !large.headers.contains_key("retry-after") && !large.headers.contains_key("retry-after-ms")
     );
     assert_eq!(
-        told(&large, ["limit-tokens", "remaining-tokens"]),
+        limits(&large, ["limit-tokens", "remaining-tokens"]),
         ["2000", "2000"].map(String::from)
     );
     assert_eq!(upstream.post("a-1", &ask("gpt-5.4", &[user("hi")])).await.status, 200);
@@ -88,17 +88,17 @@ async fn refused_request_counts_and_tells_where_its_project_stands() {
     let body = ask("gpt-5.4", &[user("hi")]);
     let left = ["remaining-requests"];
     let invalid = upstream.post("a-1", &json!({"model": "gpt-5.4", "input": 5})).await;
-    assert_eq!((invalid.status, told(&invalid, left)), (400, ["3".into()]));
+    assert_eq!((invalid.status, limits(&invalid, left)), (400, ["3".into()]));
     upstream.fault(json!({"status": 500, "times": 1})).await;
     let scripted = upstream.post("a-1", &body).await;
     assert_eq!(
-        (scripted.status, told(&scripted, left)),
+        (scripted.status, limits(&scripted, left)),
         (500, ["nothing".into()]),
         "a script says all there is to say"
     );
     let answered = upstream.post("a-1", &body).await;
     assert_eq!(
-        (answered.status, told(&answered, left)),
+        (answered.status, limits(&answered, left)),
         (200, ["1".into()]),
         "both of them counted"
     );

@@ -35,11 +35,12 @@ async fn retry_time_can_be_sent_in_every_form_or_in_none() {
             && dated.text.contains("try again in 40s")
     );
 
-    let told = json!({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"});
-    upstream.fault(with(limited, json!({"retry_after": false, "headers": told}))).await;
-    let told = upstream.post("a-1", &body).await;
+    let headers =
+        json!({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"});
+    upstream.fault(with(limited, json!({"retry_after": false, "headers": headers}))).await;
+    let answer = upstream.post("a-1", &body).await;
     assert_eq!(
-        (header(&told, "x-ratelimit-reset-requests"), header(&told, "retry-after")),
+        (header(&answer, "x-ratelimit-reset-requests"), header(&answer, "retry-after")),
         (Some("6m0s"), None)
     );
 
@@ -68,7 +69,7 @@ async fn proxy_before_the_service_answers_with_a_page() {
 }
 
 #[tokio::test]
-async fn every_refusal_has_the_type_and_the_code_of_the_real_one() {
+async fn refusal_has_the_type_and_the_code_of_the_real_one() {
     let upstream = upstream().await;
     for (status, named, code, kind) in [
         (401, None, "invalid_api_key", "invalid_request_error"),
@@ -154,7 +155,7 @@ async fn frame_and_handshake_carry_the_script() {
 }
 
 #[tokio::test]
-async fn one_key_can_be_healed_alone() {
+async fn key_can_be_healed_alone() {
     let upstream = upstream().await;
     let body = ask("gpt-5.4", &[user("hi")]);
     for key in ["a-1", "a-2"] {

@@ -188,7 +188,7 @@ async fn judge_answers_over_http_and_everything_else_is_not_found() {
 }
 
 #[tokio::test]
-async fn public_address_needs_to_be_meant() {
+async fn public_address_needs_an_option() {
     let address = SocketAddr::from(([0, 0, 0, 0], 1));
     let simulator =
         |expose| Simulator::new(&Config { expose, ..Config::default() }).expect("no keys are fine");

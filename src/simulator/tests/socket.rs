@@ -65,7 +65,7 @@ impl Socket {
     }
 
     /// The next frame, or the close code: 1006 if the connection just broke.
-    pub async fn hear(&mut self) -> Result<Value, u16> {
+    pub async fn receive(&mut self) -> Result<Value, u16> {
         loop {
             self.frames += 1;
             assert!(self.frames < MOST_FRAMES, "a certain frame within {MOST_FRAMES}");
@@ -87,7 +87,7 @@ impl Socket {
     /// The events up to the end of one response, or up to an error frame.
     pub async fn answer(&mut self) -> Value {
         loop {
-            let frame = self.hear().await.expect("a frame");
+            let frame = self.receive().await.expect("a frame");
             let kind = frame["type"].as_str().expect("a type");
             if matches!(
                 kind,

@@ -53,7 +53,7 @@ async fn extensions_are_declined_and_the_turn_state_goes_to_clients_that_read_it
             && socket.headers.contains_key("x-request-id")
     );
     socket.say(&create("gpt-5.4", None, &[user("hello")])).await;
-    let metadata = socket.hear().await.expect("a frame");
+    let metadata = socket.receive().await.expect("a frame");
     assert_eq!(metadata["type"], "response.metadata");
     let state = metadata["headers"]["x-codex-turn-state"].as_str().expect("a state").to_owned();
     let first = socket.answer().await;
@@ -65,9 +65,9 @@ async fn extensions_are_declined_and_the_turn_state_goes_to_clients_that_read_it
     };
     socket.say(&carrying(&state)).await;
     assert_eq!(
-        socket.hear().await.expect("a frame")["type"],
+        socket.receive().await.expect("a frame")["type"],
         "response.created",
-        "told once a turn"
+        "stated once a turn"
     );
     socket.answer().await;
     assert_eq!(upstream.simulator.turns()[1].turn_state.as_deref(), Some(state.as_str()));
@@ -102,7 +102,7 @@ async fn handshakes_are_refused_as_scripted() {
     assert!(Socket::open_with(&upstream, "a-1", &[]).await.is_err());
     assert_eq!(upstream.last(|turn| turn.finished_at.is_some()).await.outcome, Outcome::Cut);
     upstream.fault(json!({"close": 1013, "at": "handshake", "times": 1})).await;
-    assert_eq!(Socket::open(&upstream, "a-1").await.hear().await, Err(1013));
+    assert_eq!(Socket::open(&upstream, "a-1").await.receive().await, Err(1013));
     // A dead key is dead for handshakes, too.
     upstream.fault(json!({"key": "a-1", "status": 401})).await;
     assert_eq!(Socket::refused(&upstream, "a-1", &[]).await.0, 401);
@@ -138,7 +138,7 @@ async fn turns_are_refused_and_cut_as_scripted() {
 
     upstream.fault(json!({"status": 400, "code": "websocket_connection_limit_reached", "close": 1000, "times": 1})).await;
     assert_eq!(code(&socket.turn(&request).await), (400, "websocket_connection_limit_reached"));
-    assert_eq!(socket.hear().await, Err(1000));
+    assert_eq!(socket.receive().await, Err(1000));
 
     for (fault, events, end) in [
         (json!({"cut_after_events": 3, "close": 1011}), 3, 1011),
@@ -151,14 +151,14 @@ async fn turns_are_refused_and_cut_as_scripted() {
         upstream.fault(with(fault.clone(), json!({"times": 1}))).await;
         let mut socket = Socket::open(&upstream, "a-1").await;
         socket.say(&request).await;
-        let mut heard = 0;
+        let mut received = 0;
         let ended = loop {
-            match socket.hear().await {
-                Ok(_) => heard += 1,
+            match socket.receive().await {
+                Ok(_) => received += 1,
                 Err(code) => break code,
             }
         };
-        assert_eq!((heard, ended), (events, end), "{fault}");
+        assert_eq!((received, ended), (events, end), "{fault}");
         let outcome = if events == 18 { Outcome::Completed } else { Outcome::Cut };
         assert_eq!(
             upstream.last(|turn| turn.finished_at.is_some()).await.outcome,
@@ -174,9 +174,9 @@ async fn closing_upstream_finishes_its_answer() {
     let mut idle = Socket::open(&upstream, "a-1").await;
     let mut busy = Socket::open(&upstream, "a-1").await;
     busy.say(&create("gpt-5.4", None, &[user("SLOW:4x20ms")])).await;
-    busy.hear().await.expect("a frame");
+    busy.receive().await.expect("a frame");
     upstream.closing.cancel();
-    assert_eq!(idle.hear().await, Err(1001));
+    assert_eq!(idle.receive().await, Err(1001));
     assert_eq!(busy.answer().await["type"], "response.completed");
-    assert_eq!(busy.hear().await, Err(1001));
+    assert_eq!(busy.receive().await, Err(1001));
 }

@@ -254,7 +254,7 @@ impl HttpTurns {
             ..Demand::of(&client)
         };
         account.lineage(&demand.lineage);
-        let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
+        let tried = Tried::nothing(failover.options.wait);
         let session = demand.session.as_ref();
         let decoded = decoded.as_ref().map(|(text, _)| text);
         let bound = found.as_ref().ok().and_then(Option::as_ref);
@@ -273,7 +273,8 @@ impl HttpTurns {
             .told(entry.identifier.hop(session, &demand.lineage))
             .asking(AskedModel { model: &model, decoded })
             .traced(self.propagation, account.id);
-        let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
+        let turn = (&demand, tried, within);
+        let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
         let (binding, mut answer) = attempts.run(found, complete).await?;
         let upstream = &binding.key.upstream;
         let form = match &chat {

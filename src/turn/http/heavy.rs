@@ -28,6 +28,10 @@ const SOON: Duration = Duration::from_secs(5);
 impl HttpTurns {
     /// Scans the body's text: a short text here, a long one on another thread, so that no other
     /// turn waits for it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "`heavy` bounds the threads, `max_body` the time"
+    )]
     pub(super) async fn look(
         self: &Arc<Self>,
         client: &Arc<Client>,

@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_version_of_codex_reaches_an_upstream() {
+    fn version_of_codex_alone_reaches_an_upstream() {
         for (query, expected) in [
             (Some("client_version=0.171.0"), "client_version=0.171.0"),
             (Some("a=b&client_version=1.2.3-beta+x&c"), "client_version=1.2.3-beta+x"),

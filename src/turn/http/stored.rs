@@ -79,7 +79,7 @@ impl HttpTurns {
         };
         let (session, is_free) = (owner.session.clone(), true);
         let demand = Demand { session, is_free, ..Demand::of(&client) };
-        let tried = Tried { within: owner.reach(), ..Tried::nothing(failover.options.wait) };
+        let turn = (&demand, Tried::nothing(failover.options.wait), owner.reach());
         let content = match head.method {
             Method::POST => Content::Body(&body.bytes),
             _ => Content::Nothing,
@@ -87,7 +87,7 @@ impl HttpTurns {
         let asked = Asked::new(&head, endpoint, content)
             .of_session(demand.session.as_ref())
             .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
-        let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
+        let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
         let (binding, answer) = attempts.run(found, complete).await?;
         Ok((binding.key, answer))
     }

@@ -16,6 +16,7 @@ use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::local::Local;
 use crate::binding::ownership::Owners;
 use crate::binding::place::Places;
+use crate::binding::select::Reach;
 use crate::binding::trail::Trail;
 use crate::binding::{Binding, Written};
 use crate::client::{Client, Clients};
@@ -119,8 +120,8 @@ impl Replica {
         let mut account = Account::open(Arc::clone(books), Transport::Http, &HeaderMap::new());
         let mut budget = bindings.budget();
         let found = bindings.look_up(&session(number), &mut budget).await;
-        let tried = Tried::nothing(Duration::ZERO);
-        let (turn, complete) = ((&demand, tried), Instant::now());
+        let turn = (&demand, Tried::nothing(Duration::ZERO), Reach::Anywhere);
+        let complete = Instant::now();
         let attempts = Attempts::new(&self.gateway, &mut account, &asked, turn, &mut budget);
         let answered = attempts.run(found, complete).await;
         asked.has_left();

@@ -50,7 +50,7 @@ fn say(code: CloseCode, reason: &'static str) -> Farewell {
 }
 
 /// Returns the other end's close frame, if it may be sent. A frame without a code can always be
-/// sent. A protocol error concerns one hop only: either the gateway's own frames broke the
+/// sent. A protocol error concerns one hop only. Either the gateway's own frames broke the
 /// protocol, or the frame itself has a code that must not be sent.
 fn carried(frame: Option<&CloseFrame>) -> Farewell {
     match frame {

@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::binding::Binding;
 use crate::binding::demand::{Demand, Tried};
+use crate::binding::select::Reach;
 use crate::client::Client;
 use crate::client::authenticate::TokenProof;
 use crate::error::{Error, ErrorKind};
@@ -124,11 +125,11 @@ async fn connect(
         ..Demand::of(&client)
     };
     account.lineage(&demand.lineage);
-    let tried = Tried::nothing(failover.options.wait);
     let asked = Asked::new(head, Endpoint::OpenWebSocket, Content::WebSocket(nonce))
         .of_session(demand.session.as_ref())
         .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
-    let attempts = Attempts::new(gateway, account, &asked, (&demand, tried), &mut budget);
+    let turn = (&demand, Tried::nothing(failover.options.wait), Reach::Anywhere);
+    let attempts = Attempts::new(gateway, account, &asked, turn, &mut budget);
     let served = attempts.run(found, complete).await;
     let (binding, answer) = served.map_err(|error| error.for_handshake())?;
     let lineage = demand.lineage;

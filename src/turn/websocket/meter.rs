@@ -1,8 +1,7 @@
 //! Measures what comes and goes on one connection of a WebSocket, byte by byte, below the frames.
 //!
-//! The frames' library tells of whole messages only. The meter counts the bytes of a message that
-//! is still coming in the replica's memory, gives the message a deadline, and takes any byte as a
-//! sign of life.
+//! The frames' library tells of whole messages only. The meter counts a message that is still
+//! coming in the replica's memory, and gives it a deadline. Any byte is a sign of life.
 
 use std::io;
 use std::pin::Pin;

@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::binding::Binding;
 use crate::binding::demand::{Demand, Tried};
+use crate::binding::select::Reach;
 use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::{Ailment, Concern, Judgement, Scope, Shortage, Trouble};
 use crate::limit::wait_or_usual;
@@ -88,10 +89,10 @@ impl Replacement {
     pub async fn of(
         gateway: &Gateway,
         binding: &Binding,
-        (demand, tried): (&Demand<'_>, Tried),
+        (demand, tried, within): (&Demand<'_>, Tried, Reach),
         refused: Refused<'_>,
     ) -> Self {
-        let instead = Self::decide(gateway, binding, (demand, tried), &refused).await;
+        let instead = Self::decide(gateway, binding, (demand, tried, within), &refused).await;
         if let Some(reason) = refused.reason() {
             let decision =
                 if matches!(instead, Self::Reconnect) { Decision::Retry } else { Decision::Refuse };
@@ -103,7 +104,7 @@ impl Replacement {
     async fn decide(
         gateway: &Gateway,
         binding: &Binding,
-        (demand, mut tried): (&Demand<'_>, Tried),
+        (demand, mut tried, within): (&Demand<'_>, Tried, Reach),
         refused: &Refused<'_>,
     ) -> Self {
         let (bindings, key) = (&gateway.bindings, &binding.key);
@@ -114,7 +115,11 @@ impl Replacement {
                 if refused.is_provisional && !refused.has_begun =>
             {
                 match bindings
-                    .rebind_provisionally(demand.after(&tried), binding, &mut bindings.budget())
+                    .rebind_provisionally(
+                        demand.after(&tried, within),
+                        binding,
+                        &mut bindings.budget(),
+                    )
                     .await
                 {
                     Ok(has_other) => (has_other, None),
@@ -133,8 +138,8 @@ impl Replacement {
                         // If a probe has found since that the key is accepted, the same key serves
                         // the next connection.
                         let is_cured = gateway.registry.is_ready(key, demand.asked())
-                            || bindings.would_leave(demand.after(&tried), binding);
-                        (is_cured, Some(bindings.shortage(demand.after(&tried), binding)))
+                            || bindings.would_leave(demand.after(&tried, within), binding);
+                        (is_cured, Some(bindings.shortage(demand.after(&tried, within), binding)))
                     }
                 }
             }
@@ -143,8 +148,8 @@ impl Replacement {
                     gateway.registry.observe(key, ailment);
                 }
                 tried.refused.push(key.tag);
-                let is_cured = bindings.would_leave(demand.after(&tried), binding);
-                (is_cured, Some(bindings.shortage(demand.after(&tried), binding)))
+                let is_cured = bindings.would_leave(demand.after(&tried, within), binding);
+                (is_cured, Some(bindings.shortage(demand.after(&tried, within), binding)))
             }
             Judgement::Model(Shortage::Limited(wait))
             | Judgement::Tier(wait)
@@ -159,7 +164,7 @@ impl Replacement {
                 // A handshake never names a tier.
                 let is_cured = refused.is_announced
                     && demand.asked().tier.is_none()
-                    && bindings.would_leave(demand.after(&tried), binding);
+                    && bindings.would_leave(demand.after(&tried, within), binding);
                 (is_cured, Some(error).filter(|_| !says_when(refused.headers)))
             }
             Judgement::Model(Shortage::Denied) => {

@@ -94,7 +94,7 @@ fn encoding_that_cannot_be_read_is_not_asked_for() {
 }
 
 #[test]
-fn only_listed_headers_return() {
+fn headers_return_if_they_are_listed() {
     let upstream = map(&[
         ("content-type", "text/event-stream"),
         ("x-codex-turn-state", "s"),

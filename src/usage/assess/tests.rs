@@ -19,6 +19,10 @@ fn id(name: &str) -> SessionId {
     SessionId::parse(&format!("{name:A<22}")).expect("22 characters")
 }
 
+fn thread(name: &str) -> ThreadId {
+    ThreadId::parse(id(name).as_str()).expect("22 characters")
+}
+
 /// A turn of `session` that reads `cached` of `input` tokens.
 fn turn(session: &str, input: u64, cached: u64) -> Record {
     let table = Table::sketch("a-1 org-a 1 sk-1");
@@ -65,7 +69,7 @@ async fn thread_has_a_prefix_of_its_own() {
     let (assessor, ..) = assessor();
     let agent = |input, cached| {
         let mut turn = turn("s", input, cached);
-        turn.lineage.thread = Some(id("agent"));
+        turn.lineage.thread = Some(thread("agent"));
         turn
     };
     for (turn, expected) in [
@@ -81,16 +85,16 @@ async fn thread_has_a_prefix_of_its_own() {
 #[tokio::test]
 async fn fork_begins_with_what_its_parent_left() {
     let (assessor, ..) = assessor();
-    let fork = |session, root, thread| {
+    let fork = |session, root, own| {
         let mut turn = turn(session, 102_400, 0);
-        turn.lineage.parent = Some(Parent { root: id(root), thread: id(thread) });
+        turn.lineage.parent = Some(Parent { root: id(root), thread: thread(own) });
         turn.service.as_mut().expect("served").key =
             Arc::clone(&Table::sketch("b-1 org-b 1 sk-1").keys()[0]);
         turn
     };
     assessor.assess(vec![turn("root", 102_400, 0)]).await;
     let mut agent = turn("root", 51_200, 0);
-    agent.lineage.thread = Some(id("agent"));
+    agent.lineage.thread = Some(thread("agent"));
     assessor.assess(vec![agent]).await;
     let moved = |tokens| (Some(tokens), Some(ColdReason::DomainMoved));
     assert_eq!(warmths(&assessor, vec![fork("f", "root", "t")]).await, [moved(102_400)]);

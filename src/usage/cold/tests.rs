@@ -136,7 +136,7 @@ fn cold_turn_has_one_reason() {
 }
 
 #[test]
-fn each_part_of_the_prefix_counts() {
+fn parts_of_the_prefix_all_count() {
     let with = |imprint: Box<Imprint>| Record { imprint: Some(imprint), ..turn(0) };
     let same = imprint("[1]", &text(840_000), false);
     assert_eq!(reason(&with(same.clone()), &promise()), Some(ColdReason::Upstream));
@@ -209,7 +209,7 @@ fn first_turn_and_short_one_are_no_losses() {
 }
 
 #[test]
-fn only_a_turn_is_cold() {
+fn turn_alone_is_cold() {
     for kind in [TurnKind::Prewarm, TurnKind::Compaction, TurnKind::Title] {
         for last in [Last::Nothing, Last::Own(&promise())] {
             let turn = Record { kind, ..turn(0) };

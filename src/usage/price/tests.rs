@@ -317,7 +317,7 @@ fn configured_price_goes_before_the_built_in_one() {
 }
 
 #[test]
-fn two_prices_of_one_day_are_refused() {
+fn prices_of_one_day_are_refused_if_there_are_two() {
     let one = |from: &str| format!("model = \"m\"\nfrom = \"{from}\"\ninput = 1\noutput = 1");
     let read = |text: &str| toml::from_str::<Settings>(text).expect("TOML");
     let new = |days: [&str; 2]| Prices::new(&days.map(|day| read(&one(day)))).map(|_| ());

@@ -173,7 +173,7 @@ fn spans_say_who_asked_what_and_what_it_cost() {
 }
 
 #[test]
-fn each_attempt_says_how_it_ended_and_why_the_next_came() {
+fn attempt_says_how_it_ended_and_why_the_next_came() {
     let mut turn = record(Ending::Completed, Some(warm()));
     let table = Table::sketch("a org-a 1 sk-a,b org-a 1 sk-b");
     let began = turn.timeline.began;

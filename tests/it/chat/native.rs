@@ -14,7 +14,7 @@ fn completion() -> Vec<Step> {
 }
 
 #[tokio::test]
-async fn only_the_missing_cache_key_is_added_to_a_chat_body() {
+async fn missing_cache_key_alone_is_added_to_a_chat_body() {
     const FIELD: &str = r#""prompt_cache_key":"#;
     let bare =
         r#" {"model" : "gpt-5.4","messages":[{"role":"user","content":"caf\u00e9"}], "x":1.0e2}"#;

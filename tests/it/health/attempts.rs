@@ -203,7 +203,7 @@ async fn upstream_that_is_not_there_condemns_no_key() {
     // An open connection is lost once; then there is none.
     let unreachable =
         async || (codex.turn("nobody").await.answer.code() == "upstream_unreachable").then_some(());
-    eventually(SOON, "told that the upstream is unreachable", unreachable).await;
+    eventually(SOON, "the upstream is called unreachable", unreachable).await;
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
         cluster
             .replica()

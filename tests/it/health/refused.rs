@@ -79,15 +79,15 @@ async fn b7_no_fail_back() {
     let turns = cluster.turns().await;
     let (before, after) = turns.split_at(recovered);
     for (codex, home) in all.iter().zip(&homes) {
-        let refuge = path_of(before, &codex.session).pop();
+        let moved_to = path_of(before, &codex.session).pop();
         assert_eq!(
-            refuge.as_ref() == Some(home),
+            moved_to.as_ref() == Some(home),
             *home != dead,
-            "{home} is dead, or not: {refuge:?}"
+            "{home} is dead, or not: {moved_to:?}"
         );
         assert_eq!(
             path_of(after, &codex.session).first(),
-            refuge.as_ref(),
+            moved_to.as_ref(),
             "the session stays where it went"
         );
         assert_eq!(path_of(after, &codex.session).len(), 1);
@@ -241,16 +241,16 @@ async fn missing_right_of_a_project_is_believed_of_two_clients() {
     let project =
         if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
     cluster.upstream().fails_with(Fault::withdrawn().project(project).model("gpt-6")).await;
-    let mut told = BTreeSet::new();
+    let mut refused = BTreeSet::new();
     for number in 0..40 {
         let client = if number % 2 == 0 { ALICE } else { BOB };
         let mut one = Codex::new(cluster.address(), client).model("gpt-6");
         if one.turn("first").await.answer.status == 404 {
-            assert!(told.len() < 2, "two clients were refused: now it is known");
-            told.insert(client);
+            assert!(refused.len() < 2, "two clients were refused: now it is known");
+            refused.insert(client);
         }
     }
-    assert_eq!(told.len(), 2);
+    assert_eq!(refused.len(), 2);
     // A session bound there that asks for the model is served by a sibling, and keeps its binding.
     codex.moves_to(cluster.address());
     let mut other = codex.clone().model("gpt-6");
@@ -306,7 +306,7 @@ async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
     let (mut sealed, turn) = begin_on(&cluster, "org-a").await;
     let mut unsealed = one_that_is_not_sealed(&cluster, "org-a").await;
     cluster.upstream().fails_with(Fault::deactivated().organization("org-a")).await;
-    let told = async |sealed: &mut Codex| {
+    let refusal = async |sealed: &mut Codex| {
         let ended = sealed.turn("nowhere to go").await;
         assert_eq!(
             (ended.answer.status, ended.answer.code().as_str()),
@@ -320,14 +320,14 @@ async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
             ended.answer.text()
         );
     };
-    told(&mut sealed).await;
+    refusal(&mut sealed).await;
     for key in ["org-a-1", "org-a-2"] {
         all_know(&cluster, key, "disabled").await;
     }
     let known = cluster.turns().await.len();
     for replica in &cluster.replicas {
         sealed.moves_to(replica.address());
-        told(&mut sealed).await;
+        refusal(&mut sealed).await;
         unsealed.moves_to(replica.address());
         unsealed.turn("elsewhere").await.served();
     }
@@ -337,8 +337,8 @@ async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
         turns[known..].iter().all(|turn| turn.organization == "org-b"),
         "no turn tried the key again"
     );
-    let refuge = path_of(&turns, &unsealed.session);
-    assert_eq!(refuge.len(), 1, "one move: {refuge:?}");
+    let moved_to = path_of(&turns, &unsealed.session);
+    assert_eq!(moved_to.len(), 1, "one move: {moved_to:?}");
     // The organization is accepted again.
     cluster.upstream().heal().await;
     cluster.replicas[1].command("probe", "org:org-a").await;
@@ -348,5 +348,5 @@ async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
     go_on(&cluster, &mut sealed, 3).await;
     assert_eq!(path(&cluster, &sealed).await, [turn.key], "at home, as if nothing had been");
     go_on(&cluster, &mut unsealed, 3).await;
-    assert_eq!(path(&cluster, &unsealed).await, refuge, "and sessions that have left stay away");
+    assert_eq!(path(&cluster, &unsealed).await, moved_to, "and sessions that have left stay away");
 }

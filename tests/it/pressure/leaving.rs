@@ -18,9 +18,9 @@ async fn turn(connection: &mut Connection) -> Option<Answer> {
 #[tokio::test]
 async fn kept_connection_is_told_before_the_end_of_a_drain() {
     let mut cluster = Cluster::new().server("drain_delay", "\"2s\"").start().await;
-    let [mut told, mut late] =
+    let [mut early, mut late] =
         [Connection::open(cluster.address()).await, Connection::open(cluster.address()).await];
-    for connection in [&mut told, &mut late] {
+    for connection in [&mut early, &mut late] {
         let answer = turn(connection).await.expect("an answer");
         assert_eq!((answer.status, answer.header("connection")), (200, None));
     }
@@ -29,12 +29,12 @@ async fn kept_connection_is_told_before_the_end_of_a_drain() {
         (cluster.replica().probe("/readyz").await.status == 503).then_some(())
     })
     .await;
-    let answer = turn(&mut told).await.expect("it is still served");
+    let answer = turn(&mut early).await.expect("it is still served");
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
-    within(SOON, "the connection ends", told.closed()).await;
+    within(SOON, "the connection ends", early.closed()).await;
     let mut new = Connection::open(cluster.address()).await;
     assert_eq!(turn(&mut new).await.expect("served").header("connection"), Some("close"));
-    // This client has heard nothing, and its request is on its way when the delay ends.
+    // This client has received nothing, and its request is on its way when the delay ends.
     cluster.replica().says("waiting for turns in flight").await;
     let answer = turn(&mut late).await.expect("what still comes is served");
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));

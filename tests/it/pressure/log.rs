@@ -1,5 +1,5 @@
-//! A log line is never worth a turn: standard error on a full disk, on a pipe whose reader has gone
-//! or has stopped, and the flood of a stranger.
+//! A log line is never worth a turn. Standard error is on a full disk, or on a pipe whose reader
+//! has gone or stopped, or a stranger floods it.
 
 use serde_json::Value;
 
@@ -63,14 +63,14 @@ async fn line_that_was_dropped_is_counted_and_told() {
     let file = cluster.replica().file().with_file_name("small.log");
     assert!(std::fs::metadata(&file).unwrap().len() <= 20 * 1024, "the disk is full");
     std::fs::write(&file, "").unwrap();
-    let told = eventually(SOON, "the log tells of what it lost", async || {
+    let line = eventually(SOON, "the log tells of what it lost", async || {
         turns(&cluster, 1).await;
         let log = std::fs::read_to_string(&file).unwrap();
         let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         lines.find(|line| line["message"].as_str().is_some_and(|text| text.contains("dropped")))
     })
     .await;
-    assert!(told["lines"].as_f64() >= Some(dropped), "{told}");
+    assert!(line["lines"].as_f64() >= Some(dropped), "{line}");
 }
 
 /// Whoever has no token writes no log.

@@ -22,7 +22,7 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Sends raw bytes for as long as the other side takes them, and returns what it says then.
-async fn told(client: &mut Socket, bytes: &[u8]) -> (serde_json::Value, u16) {
+async fn refusal(client: &mut Socket, bytes: &[u8]) -> (serde_json::Value, u16) {
     // The library reads from the same connection only between two writes.
     for part in bytes.chunks(256 << 10) {
         let sending = client.0.get_mut().write_all(part);
@@ -58,7 +58,7 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
             cluster.replica().shows("warmkey_body_memory_bytes", held as f64).await;
             continue;
         }
-        let (error, code) = told(&mut client, &part).await;
+        let (error, code) = refusal(&mut client, &part).await;
         assert_eq!(
             (&error["status"], &error["error"]["code"], &error["headers"]["retry-after"]),
             (&json!(503), &json!("no_key_available"), &json!("1"))

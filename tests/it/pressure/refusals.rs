@@ -42,9 +42,9 @@ async fn refusal_reaches_a_client_that_writes_first() {
         ("POST /responses", ALICE, 16 << 20, (503, "no_key_available")),
     ] {
         for attempt in 0..4 {
-            let told = written_first(&cluster, line, token, size).await;
-            let told = told.as_ref().map(|(status, code)| (*status, code.as_str()));
-            assert_eq!(told, Some(expected), "{line}, attempt {attempt}");
+            let refusal = written_first(&cluster, line, token, size).await;
+            let refusal = refusal.as_ref().map(|(status, code)| (*status, code.as_str()));
+            assert_eq!(refusal, Some(expected), "{line}, attempt {attempt}");
         }
     }
     assert!(upstream.seen().is_empty());

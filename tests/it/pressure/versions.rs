@@ -40,10 +40,10 @@ async fn newer_version_beside_it_is_passed_over() {
         let _: u64 = cluster.redis().ask(&words).await;
     }
     let newer = format!("{bound} v2=7");
-    cluster.redis().tell(&["SET", &name, &newer, "KEEPTTL"]).await;
-    cluster.redis().tell(&["RPUSH", &format!("{name}.trail"), "1 move removed a b and more"]).await;
+    cluster.redis().run(&["SET", &name, &newer, "KEEPTTL"]).await;
+    cluster.redis().run(&["RPUSH", &format!("{name}.trail"), "1 move removed a b and more"]).await;
 
-    // Operators are heard, and a third replica's set is known.
+    // Operators' commands count, and a third replica's set is known.
     cluster.replicas[0].command("disable", &own).await;
     cluster.all_have(&own, "disabled").await;
     cluster.replicas[1].command("enable", &own).await;

@@ -99,7 +99,8 @@ impl<'s> Side<'s> {
             })
             .await;
         assert_eq!(received.version, all.version, "a reader changes nothing");
-        let answer = format!("hears {} {:?}", self.shown(&received.notes), sorted(&received.loads));
+        let answer =
+            format!("receives {} {:?}", self.shown(&received.notes), sorted(&received.loads));
         let is_new = (all.version > self.version, all.version == self.version);
         let board = format!("board {is_new:?} {} {:?}", self.shown(&all.notes), sorted(&all.loads));
         self.version = all.version;
@@ -158,14 +159,46 @@ async fn longer_of_two_lives_holds_whichever_came_first() {
             side.says(&Said { replica: 0, leaves: false, is_informed: false, notes }).await;
         }
         let said = Said { replica: 1, leaves: false, is_informed: false, notes: Vec::new() };
-        let told = side.says(&said).await;
+        let answer = side.says(&said).await;
         assert!(
-            told.contains(&format!("a=ill for {holds:?}, ")),
-            "{number}: {first} and then {second}: {told}"
+            answer.contains(&format!("a=ill for {holds:?}, ")),
+            "{number}: {first} and then {second}: {answer}"
         );
         let notes = vec![Noted { name: 0, value: "", minutes: 0, again: None }];
         side.says(&Said { replica: 0, leaves: false, is_informed: false, notes }).await;
     }
+    real.tasks.join(SOON).await;
+}
+
+/// Pins the fields that other versions read.
+#[tokio::test]
+async fn fields_of_the_board_are_written_as_they_always_were() {
+    let real = Real::new().await;
+    let note = Note { name: "ikkeykeyke".into(), value: "ill".into(), life: None, stamp: 0 };
+    let notes = [note.clone(), Note { life: Some(LONG), name: "rkkeykeyke".into(), ..note }];
+    let report =
+        BoardReport { replica: "one", life: LONG, load: "keykeyke=2", seen: 0, notes: &notes };
+    Side::new(&real.store).exchange(&report).await;
+    let fields: BTreeMap<String, String> = real.redis.ask(&["HGETALL", "w:board"]).await;
+    // A number of 13 digits is a time in milliseconds.
+    let shapes: Vec<_> = fields
+        .iter()
+        .map(|(name, value)| {
+            let is_time =
+                |word: &&str| word.len() == 13 && word.bytes().all(|byte| byte.is_ascii_digit());
+            let word = |word: &str| if is_time(&word) { "TIME".into() } else { word.to_owned() };
+            format!("{name} {}", value.split(' ').map(word).collect::<Vec<_>>().join(" "))
+        })
+        .collect();
+    assert_eq!(
+        shapes,
+        [
+            "n:ikkeykeyke TIME 0 ill",
+            "n:rkkeykeyke TIME TIME ill",
+            "r:one TIME keykeyke=2",
+            "v TIME",
+        ]
+    );
     real.tasks.join(SOON).await;
 }
 

@@ -65,6 +65,6 @@ async fn sentinels_and_a_cluster_are_reached_through_tls() {
     let bus = port::free().port().to_string();
     let (node, encrypted) =
         start(&["--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", &bus]).await;
-    node.tell(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
+    node.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
     reach(&format!("rediss-cluster://{encrypted}")).await;
 }

@@ -156,8 +156,8 @@ async fn unprocessed_turn_is_sent_again_unseen() {
     ] {
         let upstream = Upstream::start(acts.clone()).await;
         let cluster = upstream.cluster().await;
-        let told = ask(cluster.address(), &turn(BODY)).await;
-        assert_eq!(told.status, 200, "{acts:?}: {}", told.text());
+        let answer = ask(cluster.address(), &turn(BODY)).await;
+        assert_eq!(answer.status, 200, "{acts:?}: {}", answer.text());
         let bodies = upstream.bodies();
         assert_eq!(bodies.len(), acts.len(), "{acts:?}");
         assert!(bodies.iter().all(|body| body == BODY.as_bytes()), "the same bytes");
@@ -174,8 +174,12 @@ async fn turn_that_may_have_been_processed_is_not_sent_again() {
     ] {
         let upstream = Upstream::start(vec![act, Act::Serve]).await;
         let cluster = upstream.cluster().await;
-        let told = ask(cluster.address(), &turn(BODY)).await;
-        assert_eq!((told.status, told.code().as_str()), (503, "upstream_interrupted"), "{act:?}");
+        let answer = ask(cluster.address(), &turn(BODY)).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (503, "upstream_interrupted"),
+            "{act:?}"
+        );
         assert_eq!(upstream.bodies().len(), 1, "{act:?}");
     }
 }
@@ -186,9 +190,13 @@ async fn turn_that_is_refused_for_ever_ends_soon() {
         let upstream = Upstream::start(vec![act]).await;
         let cluster = upstream.cluster().await;
         let budget = Budget::begin(Duration::from_secs(10));
-        let told = ask(cluster.address(), &turn(BODY)).await;
+        let answer = ask(cluster.address(), &turn(BODY)).await;
         budget.holds("an end of refusals");
-        assert_eq!((told.status, told.code().as_str()), (502, "upstream_unreachable"), "{act:?}");
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (502, "upstream_unreachable"),
+            "{act:?}"
+        );
         assert!(upstream.bodies().len() <= 8, "{act:?}: {}", upstream.bodies().len());
     }
 }

@@ -14,7 +14,7 @@ const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 async fn guarded(folder: &Folder, password: &str) -> Redis {
     let redis = Redis::start(folder.path()).await;
     redis
-        .tell(&["ACL", "SETUSER", "gateway", "on", &format!(">{password}"), "~warmkey:*", "+@all"])
+        .run(&["ACL", "SETUSER", "gateway", "on", &format!(">{password}"), "~warmkey:*", "+@all"])
         .await;
     redis
 }
@@ -27,7 +27,7 @@ fn write_url(folder: &Folder, redis: &Redis, password: &str) -> PathBuf {
 }
 
 async fn cut(redis: &Redis) {
-    redis.tell(&["CLIENT", "KILL", "USER", "gateway"]).await;
+    redis.run(&["CLIENT", "KILL", "USER", "gateway"]).await;
 }
 
 /// B-13: the old password ends first, and the new one comes later.
@@ -48,7 +48,7 @@ async fn rotated_password_costs_no_turn() {
     }
     let mut sessions: Vec<Codex> = (0..8).map(|_| Codex::new(cluster.address(), ALICE)).collect();
     sessions = turn_each(sessions).await;
-    redis.tell(&["ACL", "SETUSER", "gateway", "resetpass", ">canary-new"]).await;
+    redis.run(&["ACL", "SETUSER", "gateway", "resetpass", ">canary-new"]).await;
     cut(&redis).await;
     for replica in &cluster.replicas {
         replica.shows(UP, 0.0).await;
@@ -71,9 +71,9 @@ async fn rotated_password_costs_no_turn() {
     sessions = turn_each(sessions).await;
     cluster.replica().shows(EXISTING, found + sessions.len() as f64).await;
     // A careful rotation: both passwords work for a while, and no turn notices.
-    redis.tell(&["ACL", "SETUSER", "gateway", ">canary-newest"]).await;
+    redis.run(&["ACL", "SETUSER", "gateway", ">canary-newest"]).await;
     write_url(&folder, &redis, "canary-newest");
-    redis.tell(&["ACL", "SETUSER", "gateway", "<canary-new"]).await;
+    redis.run(&["ACL", "SETUSER", "gateway", "<canary-new"]).await;
     cut(&redis).await;
     turn_each(sessions).await;
     for replica in &cluster.replicas {
@@ -85,7 +85,7 @@ async fn rotated_password_costs_no_turn() {
         turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())),
     );
     assert!(moved.is_empty() && turns.iter().all(|turn| turn.is_served()), "{moved:?}");
-    assert!(!cluster.logs().contains("canary-"), "no password is ever told");
+    assert!(!cluster.logs().contains("canary-"), "no password is ever shown");
 }
 
 /// B-14: the missing right is named, and all turns are served.
@@ -93,7 +93,7 @@ async fn rotated_password_costs_no_turn() {
 async fn user_with_too_few_rights_is_named() {
     let folder = Folder::new();
     let redis = guarded(&folder, "canary-old").await;
-    redis.tell(&["ACL", "SETUSER", "gateway", "-@scripting"]).await;
+    redis.run(&["ACL", "SETUSER", "gateway", "-@scripting"]).await;
     let file = write_url(&folder, &redis, "canary-old");
     let cluster = Cluster::new().keys(siblings("org-a", 4)).store_in(&file).store("").start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);

@@ -97,8 +97,9 @@ async fn b9_failover() {
     eventually(SOON, "the metric that bounds what may drift", lagging).await;
 }
 
-/// B8 and B9: every replica knows a binding that differs from its session's own order, even if the
-/// replica has not served the session, was started since, or the store has lost the binding.
+/// B8 and B9: every replica knows a binding that differs from its session's own order. This holds
+/// for a replica that has not served the session or was started since, and for a binding that the
+/// store has lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b9_first_bindings() {
     let cluster =

@@ -9,7 +9,7 @@ async fn flushed_redis_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     scene.newcomers_join();
     for _ in 0..3 {
-        scene.cluster.redis().tell(&["FLUSHALL"]).await;
+        scene.cluster.redis().run(&["FLUSHALL"]).await;
         scene.goes_on(ms(1_500)).await;
     }
     scene.goes_on(PERIOD * 2).await;
@@ -25,12 +25,12 @@ async fn full_redis_costs_no_turn() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     let stored = scene.cluster.redis().bindings().await.len();
     for setting in [["maxmemory-policy", "noeviction"], ["maxmemory", "1"]] {
-        scene.cluster.redis().tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
+        scene.cluster.redis().run(&["CONFIG", "SET", setting[0], setting[1]]).await;
     }
     scene.does_without(AWAY).await;
     assert_eq!(scene.cluster.redis().bindings().await.len(), stored, "Redis was full");
     scene.names("out_of_memory").await;
-    scene.cluster.redis().tell(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    scene.cluster.redis().run(&["CONFIG", "SET", "maxmemory", "0"]).await;
     scene.recovers().await;
     everything_is_stored(&mut scene).await;
     scene.judge().await;
@@ -49,10 +49,10 @@ async fn redis_that_takes_no_writes_costs_no_turn() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     let nowhere = crate::world::port::free();
     let (host, port) = (nowhere.ip().to_string(), nowhere.port().to_string());
-    scene.cluster.redis().tell(&["REPLICAOF", &host, &port]).await;
+    scene.cluster.redis().run(&["REPLICAOF", &host, &port]).await;
     scene.endures(AWAY).await;
     scene.names("readonly").await;
-    scene.cluster.redis().tell(&["REPLICAOF", "NO", "ONE"]).await;
+    scene.cluster.redis().run(&["REPLICAOF", "NO", "ONE"]).await;
     scene.recovers().await;
     everything_is_stored(&mut scene).await;
     scene.judge().await;
@@ -66,9 +66,9 @@ async fn loading_redis_costs_no_turn() {
     let redis = scene.cluster.redis();
     // Redis answers between keys while it loads, and each key takes two milliseconds: five seconds
     // in all.
-    redis.tell(&["DEBUG", "POPULATE", "2500", "elsewhere", "1100"]).await;
+    redis.run(&["DEBUG", "POPULATE", "2500", "elsewhere", "1100"]).await;
     for setting in [["key-load-delay", "2000"], ["loading-process-events-interval-bytes", "1024"]] {
-        redis.tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
+        redis.run(&["CONFIG", "SET", setting[0], setting[1]]).await;
     }
     redis.send(&["DEBUG", "RELOAD"]).await;
     redis.reports("persistence", &["\nloading:1\r"]).await;
@@ -85,7 +85,7 @@ async fn loading_redis_costs_no_turn() {
 async fn redis_without_its_scripts_is_given_them_again() {
     let mut cluster = Cluster::new().keys(siblings("org-a", 6)).redis().start().await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
-    let forget = async |cluster: &mut Running| cluster.redis().tell(&["SCRIPT", "FLUSH"]).await;
+    let forget = async |cluster: &mut Running| cluster.redis().run(&["SCRIPT", "FLUSH"]).await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     for epoch in 1..=3 {
         forget(&mut cluster).await;

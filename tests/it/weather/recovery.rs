@@ -79,7 +79,7 @@ async fn b4_monotone_epoch() {
     for (what, words) in
         [("an older one", &["SET", &name, &old, "PX", "600000"][..]), ("none", &["DEL", &name])]
     {
-        redis.tell(words).await;
+        redis.run(words).await;
         assert_eq!(by(&cluster, 1, &mut codex).await, second, "the store has {what}");
         let is_told = async || {
             let value: Option<String> = redis.ask(&["GET", &name]).await;
@@ -210,7 +210,7 @@ async fn b8_store_outage() {
     let mut sessions =
         turn_each((0..40).map(|_| Codex::new(cluster.address(), ALICE)).collect()).await;
     cluster.change(|cluster| cluster.keys(keys()).store(""));
-    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.redis().run(&["FLUSHALL"]).await;
     for number in 0..3 {
         cluster.replace(number).await;
         cluster.replicas[number].says("what is bound in the store is known").await;
@@ -271,9 +271,9 @@ async fn binding_is_read_as_soon_as_it_can_be() {
     for replica in &cluster.replicas {
         replica.says("what is bound in the store is known").await;
     }
-    cluster.redis().tell(&["ACL", "SETUSER", "default", "-scan"]).await;
+    cluster.redis().run(&["ACL", "SETUSER", "default", "-scan"]).await;
     cluster.replace(1).await;
     cluster.replicas[1].says("what is bound in the store is not all known here").await;
-    cluster.redis().tell(&["ACL", "SETUSER", "default", "+scan"]).await;
+    cluster.redis().run(&["ACL", "SETUSER", "default", "+scan"]).await;
     cluster.replicas[1].says("what is bound in the store is known").await;
 }

@@ -120,11 +120,11 @@ pub async fn stored_by(cluster: &Running, key: &str) -> String {
 /// How often turns have made the gateway ask its store.
 pub async fn asked_of_the_store(cluster: &Running) -> f64 {
     // Replicas exchange their heartbeats all the time, and compare turns behind them.
-    let is_beat = |series: &str| {
+    let is_heartbeat = |series: &str| {
         ["roll", "board", "recall", "put"].iter().any(|operation| series.contains(operation))
     };
     let is_turns =
-        |series: &str| series.starts_with("warmkey_store_seconds_count{") && !is_beat(series);
+        |series: &str| series.starts_with("warmkey_store_seconds_count{") && !is_heartbeat(series);
     cluster.replica().metrics().await.sum_where(is_turns)
 }
 

@@ -83,7 +83,7 @@ pub struct Codex {
     purpose: [&'static str; 2],
     /// The next turn asks for a compaction.
     trigger: bool,
-    patience: usize,
+    retries: usize,
 }
 
 impl Codex {
@@ -109,7 +109,7 @@ impl Codex {
             effort: "xhigh".into(),
             purpose: ["turn", "user"],
             trigger: false,
-            patience: 0,
+            retries: 0,
         }
     }
 
@@ -162,7 +162,7 @@ impl Codex {
     /// Tries again as Codex does: after a connection that fails or breaks, after 5xx, and after 429
     /// with a wait, unless that is final.
     pub const fn patient(mut self) -> Self {
-        self.patience = 5;
+        self.retries = 5;
         self
     }
 
@@ -299,7 +299,7 @@ impl Codex {
             let answer = within(ANSWER, "a turn", stream(self.address, &request, &begun)).await;
             let completed = answer.as_ref().is_some_and(|answer| ends(&answer.body));
             let wait = match &answer {
-                _ if completed || attempts > self.patience => None,
+                _ if completed || attempts > self.retries => None,
                 None => Some(pause),
                 Some(answer) if answer.status == 429 && answer.code() == "insufficient_quota" => {
                     None

@@ -103,7 +103,7 @@ impl End {
             assert_eq!(
                 size,
                 [0, 2, 8][usize::from(length > 125) + usize::from(length > 65_535)],
-                "lengths are told shortly"
+                "lengths take the shortest form"
             );
             assert_eq!(
                 frame[0] & 0xf0,

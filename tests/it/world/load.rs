@@ -49,11 +49,11 @@ impl Load {
             let (mut over, period) = (self.over.subscribe(), self.period);
             self.players.spawn(async move {
                 sleep(period * number / count).await;
-                let mut beats = interval(period);
-                beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                let mut ticks = interval(period);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 for turn in 0.. {
                     tokio::select! {
-                        _ = beats.tick() => {}
+                        _ = ticks.tick() => {}
                         _ = over.wait_for(|over| *over) => return,
                     }
                     let began = Instant::now();

@@ -177,7 +177,7 @@ impl Process {
             .find_map(|line| line.strip_prefix(field))
             .expect("a process has resident memory");
         let kib = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
-        kib.expect("memory is told in KiB") * 1024
+        kib.expect("memory is given in KiB") * 1024
     }
 }
 

@@ -1,5 +1,5 @@
-//! A real Redis of a test's own, on a port that was free, and known to be the test's child; and the
-//! shapes in which operators run Redis.
+//! A real Redis of a test's own, on a port that was free, and known to be the test's child. Also
+//! the shapes in which operators run Redis.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -98,7 +98,7 @@ impl Redis {
     }
 
     /// Asks for an effect, and ignores the answer.
-    pub async fn tell(&self, words: &[&str]) {
+    pub async fn run(&self, words: &[&str]) {
         let _: ::redis::Value = self.ask(words).await;
     }
 

@@ -177,8 +177,8 @@ impl Metrics {
             + 0.0
     }
     /// The sum over all series that match.
-    pub fn sum_where(&self, is_meant: impl Fn(&str) -> bool) -> f64 {
-        self.0.iter().filter(|(series, _)| is_meant(series)).map(|(_, value)| value).sum::<f64>()
+    pub fn sum_where(&self, is_counted: impl Fn(&str) -> bool) -> f64 {
+        self.0.iter().filter(|(series, _)| is_counted(series)).map(|(_, value)| value).sum::<f64>()
             + 0.0
     }
 }

@@ -23,7 +23,7 @@ pub struct Key {
     pub organization: String,
     pub project: String,
     pub weight: u32,
-    /// The gateway is not told the key's project.
+    /// The gateway does not know the key's project.
     pub is_unplaced: bool,
     /// Another key, whose secret the gateway shows for this one.
     pub shown: Option<String>,

@@ -107,8 +107,8 @@ impl Refused {
 
     /// How long the client has to wait: `retry-after`, or no time without that header.
     pub fn wait(&self) -> std::time::Duration {
-        let told = value(&self.headers, "retry-after").and_then(|wait| wait.parse().ok());
-        told.map_or_else(Default::default, std::time::Duration::from_secs)
+        let stated = value(&self.headers, "retry-after").and_then(|wait| wait.parse().ok());
+        stated.map_or_else(Default::default, std::time::Duration::from_secs)
     }
 
     /// The seconds of `retry-after`.

@@ -108,7 +108,7 @@ impl Real {
         let redis = Redis::start(folder.path()).await;
         let mut url = redis.url();
         if !user.is_empty() {
-            redis.tell(&[&["ACL", "SETUSER", user, "on", ">pw"][..], rules].concat()).await;
+            redis.run(&[&["ACL", "SETUSER", user, "on", ">pw"][..], rules].concat()).await;
             url = url.replace("://", &format!("://{user}:pw@"));
         }
         let url = SecretSource::Text(Secret::new(url));

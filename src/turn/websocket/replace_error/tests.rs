@@ -59,8 +59,13 @@ async fn replaced(
     let refused =
         Refused { judgement, frame, headers: &headers, has_begun, is_provisional, is_announced };
     let reason = refused.reason().map(Reason::name);
-    let instead =
-        Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused).await;
+    let instead = Replacement::of(
+        &gateway,
+        &binding,
+        (&turn.demand, turn.tried.clone(), turn.within),
+        refused,
+    )
+    .await;
     let count = |decision| reason.as_ref().map_or(0, |reason| decided(&gateway, decision, reason));
     let replacement = match &instead {
         Replacement::Nothing => "nothing".into(),
@@ -134,7 +139,12 @@ async fn key_that_a_probe_finds_accepted_serves_the_next_connection() {
         gateway.registry.recovered(Subject::of(&binding.key, Scope::Key), "a");
     };
     let (instead, ()) = tokio::join!(
-        Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused),
+        Replacement::of(
+            &gateway,
+            &binding,
+            (&turn.demand, turn.tried.clone(), turn.within),
+            refused
+        ),
         asked
     );
     assert!(matches!(instead, Replacement::Reconnect));
@@ -232,7 +242,13 @@ async fn model_that_two_clients_are_denied_is_denied_to_the_project() {
             is_announced: true,
         };
         assert!(matches!(
-            Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused).await,
+            Replacement::of(
+                &gateway,
+                &binding,
+                (&turn.demand, turn.tried.clone(), turn.within),
+                refused
+            )
+            .await,
             Replacement::Nothing
         ));
         assert_eq!(!gateway.registry.is_ready(&binding.key, "m"), is_denied, "{name}");

@@ -2,7 +2,6 @@
 //! replaces errors that the client must not act on.
 
 use std::sync::MutexGuard;
-use std::time::SystemTime;
 
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
@@ -11,6 +10,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
+use crate::clock::time_of_day;
 use crate::health::diagnose::{Concern, Judgement, Met, ModelUse, judge};
 use crate::telemetry::TurnId;
 use crate::turn::account::Arrival;
@@ -41,7 +41,7 @@ impl Socket {
                 }
                 let asked = ModelUse::new(&failed.model, failed.tier.as_deref());
                 let case = (Met::Turn, asked);
-                let judgement = judge(case, status, &error, &headers, SystemTime::now());
+                let judgement = judge(case, status, &error, &headers, time_of_day());
                 return self
                     .instead(lane, &failed, judgement, (&text, &headers))
                     .await
@@ -153,9 +153,9 @@ impl Socket {
             true => Reach::project_of(&self.binding.key),
             false => Reach::Anywhere,
         };
-        let tried = Tried { within, ..Tried::nothing(self.gateway().failover.options.wait) };
+        let tried = Tried::nothing(self.gateway().failover.options.wait);
         let instead =
-            Replacement::of(self.gateway(), &self.binding, (&demand, tried), refused).await;
+            Replacement::of(self.gateway(), &self.binding, (&demand, tried, within), refused).await;
         if matches!(instead, Replacement::Reconnect) {
             self.leaving.notify_one();
         }

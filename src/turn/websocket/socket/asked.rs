@@ -16,7 +16,6 @@ use crate::turn::websocket::frame::ClientMessage;
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::reach::{Served, may_reach};
 use crate::turn::websocket::state::SocketState;
-
 use crate::wire::scan::NotJson;
 
 use super::{SOON, Socket};
@@ -25,6 +24,7 @@ use super::{SOON, Socket};
 const LONGEST_NAME: usize = 512;
 
 /// Reads a message: a short one here, a long one on another thread, so that no other turn waits.
+#[expect(clippy::disallowed_methods, reason = "one message a socket, whose size is limited")]
 async fn read(text: &Utf8Bytes) -> Result<ClientMessage, NotJson> {
     if text.len() > LIGHT {
         let own = text.clone();

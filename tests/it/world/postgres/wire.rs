@@ -73,7 +73,7 @@ async fn relay(mut near: TcpStream, mut far: TcpStream, left: &AtomicUsize) -> s
                 let take = |left: usize| left.checked_sub(1);
                 let order = Ordering::SeqCst;
                 if is_commit && left.fetch_update(order, order, take).is_ok() {
-                    // The server says that it is done, and nobody hears.
+                    // The server says that it is done, and nobody receives it.
                     let _ = far.read(&mut answered).await?;
                     return Ok(());
                 }

@@ -27,9 +27,9 @@ impl Sentinel {
         let nodes = join_all((0..3).map(|_| Redis::start_with(folder, &arguments))).await;
         let (host, port) = place(nodes[0].address());
         for (number, node) in nodes.iter().enumerate() {
-            node.tell(&["ACL", "SETUSER", "copier", "on", ">copier", "~*", "&*", "+@all"]).await;
+            node.run(&["ACL", "SETUSER", "copier", "on", ">copier", "~*", "&*", "+@all"]).await;
             if number > 0 {
-                node.tell(&["REPLICAOF", &host, &port]).await;
+                node.run(&["REPLICAOF", &host, &port]).await;
             }
         }
         nodes[0].reports("replication", &["slave0:", "slave1:"]).await;
@@ -79,8 +79,8 @@ impl Sentinel {
     /// Cuts the replicas off: later writes are on the primary alone.
     pub async fn cut_replicas_off(&self) {
         let primary = self.primary().await;
-        primary.tell(&["ACL", "SETUSER", "copier", "off"]).await;
-        primary.tell(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+        primary.run(&["ACL", "SETUSER", "copier", "off"]).await;
+        primary.run(&["CLIENT", "KILL", "TYPE", "replica"]).await;
         primary.reports("replication", &["connected_slaves:0"]).await;
     }
 
@@ -108,7 +108,7 @@ impl Sentinel {
             let hello =
                 [host.as_str(), &port, &id, "0", NAME, &master, &master_port, "0"].join(",");
             if other.address() != sentinel.address() {
-                sentinel.tell(&["PUBLISH", "__sentinel__:hello", &hello]).await;
+                sentinel.run(&["PUBLISH", "__sentinel__:hello", &hello]).await;
             }
         }
     }

@@ -50,9 +50,9 @@ impl Store {
     }
 
     /// Tells each primary the same.
-    pub async fn tell(&self, words: &[&str]) {
+    pub async fn run(&self, words: &[&str]) {
         for primary in self.primaries().await {
-            primary.tell(words).await;
+            primary.run(words).await;
         }
     }
 

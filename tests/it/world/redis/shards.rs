@@ -40,14 +40,14 @@ impl Shards {
         .await;
         let ids = join_all(nodes.iter().map(|node| node.ask::<String>(&["CLUSTER", "MYID"]))).await;
         for (number, node) in nodes.iter().enumerate() {
-            node.tell(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]).await;
+            node.run(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]).await;
             if number < SHARDS {
                 let (first, last) = range(number);
-                node.tell(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()])
+                node.run(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()])
                     .await;
             }
             let port = node.address().port().to_string();
-            nodes[0].tell(&["CLUSTER", "MEET", "127.0.0.1", &port, &buses[number]]).await;
+            nodes[0].run(&["CLUSTER", "MEET", "127.0.0.1", &port, &buses[number]]).await;
         }
         let shards = Self { nodes, ids };
         for node in &shards.nodes {
@@ -61,9 +61,7 @@ impl Shards {
                 .await;
         }
         for number in SHARDS..2 * SHARDS {
-            shards.nodes[number]
-                .tell(&["CLUSTER", "REPLICATE", &shards.ids[number - SHARDS]])
-                .await;
+            shards.nodes[number].run(&["CLUSTER", "REPLICATE", &shards.ids[number - SHARDS]]).await;
         }
         for (number, node) in shards.nodes.iter().enumerate() {
             if number >= SHARDS {
@@ -143,8 +141,8 @@ impl Shards {
     /// Opens the move of a slot to another shard: from now on absent names are asked for there.
     pub async fn open_move(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
-        self.nodes[to].tell(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &self.ids[from]]).await;
-        self.nodes[from].tell(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &self.ids[to]]).await;
+        self.nodes[to].run(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &self.ids[from]]).await;
+        self.nodes[from].run(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &self.ids[to]]).await;
     }
 
     /// Moves the slot's names, and closes the move.
@@ -159,7 +157,7 @@ impl Shards {
             }
             let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
             words.extend(names.iter().map(String::as_str));
-            self.nodes[from].tell(&words).await;
+            self.nodes[from].run(&words).await;
             None
         })
         .await;
@@ -167,7 +165,7 @@ impl Shards {
         for node in
             [to, from].into_iter().chain((0..SHARDS).filter(|node| ![to, from].contains(node)))
         {
-            self.nodes[node].tell(&["CLUSTER", "SETSLOT", &slot, "NODE", &self.ids[to]]).await;
+            self.nodes[node].run(&["CLUSTER", "SETSLOT", &slot, "NODE", &self.ids[to]]).await;
         }
     }
 }

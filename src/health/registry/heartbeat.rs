@@ -1,5 +1,5 @@
-//! Tests of what replicas report about keys with their heartbeat, and how long a report is
-//! believed.
+//! Tests of the registry as a topic of the heartbeat: what replicas report about keys, and how long
+//! a report is believed.
 
 use std::sync::{Arc, Mutex as Lock};
 use std::time::Duration;
