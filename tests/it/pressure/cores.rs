@@ -178,7 +178,7 @@ async fn core_of_a_replica_holds_no_secret() {
     let der = STANDARD.decode(lines).expect("PEM is base64");
     let redis = Redis::start(folder.path()).await;
     let password = format!(">{REDIS}");
-    redis.tell(&["ACL", "SETUSER", "gateway", "on", &password, "~*", "&*", "+@all"]).await;
+    redis.run(&["ACL", "SETUSER", "gateway", "on", &password, "~*", "&*", "+@all"]).await;
     let cluster = replica(&folder, &redis, None).await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
     let address = cluster.address();

@@ -122,9 +122,9 @@ async fn newer_version(store: Arc<Redis>, is_over: Switch) {
             ("generations", "s:new", "no ordinal"),
             ("generations", "r:odd", "no expiry"),
         ] {
-            store.tell(&["HSET", &format!("warmkey:{hash}"), field, value]).await;
+            store.run(&["HSET", &format!("warmkey:{hash}"), field, value]).await;
         }
-        store.tell(&["PUBLISH", "warmkey:gossip", "v2 of another version"]).await;
+        store.run(&["PUBLISH", "warmkey:gossip", "v2 of another version"]).await;
         sleep(ms(100)).await;
     }
 }
