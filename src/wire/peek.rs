@@ -3,7 +3,7 @@
 //! Never stricter than an upstream: the last of duplicate fields wins, and unknown types and fields
 //! pass. A body that is not JSON is an error, because nothing in it could be checked.
 
-use crate::wire::imprint::{Imprint, Parts, SETTINGS};
+use crate::wire::imprint::{CHAT_SETTINGS, Imprint, Parts, SETTINGS};
 use crate::wire::quotes::unescaped;
 use crate::wire::references::References;
 use crate::wire::scan::{NotJson, Scanner};
@@ -83,6 +83,7 @@ impl Peek {
     /// With the digests of what a prompt cache goes by.
     pub fn with_imprint(body: &[u8]) -> Result<(Self, Imprint), NotJson> {
         let [instructions, reasoning, text, parallel, tier] = SETTINGS;
+        let [effort, verbosity, format, functions] = CHAT_SETTINGS;
         let names = [
             "model",
             "prompt_cache_key",
@@ -93,6 +94,11 @@ impl Peek {
             "prompt_cache_options",
             "tools",
             "input",
+            "messages",
+            effort,
+            verbosity,
+            format,
+            functions,
             instructions,
             reasoning,
             text,
@@ -102,12 +108,14 @@ impl Peek {
         let (found, references) = look(body, names)?;
         let [model, key, metadata, conversation, previous, store, options, tools, input, ..] =
             found;
+        let [.., messages, effort, verbosity, format, functions, _, _, _, _, _] = found;
         let [.., instructions, reasoning, text, parallel, tier] = found;
         let imprint = Imprint::of(&Parts {
             tools,
             settings: [instructions, reasoning, text, parallel, tier],
+            chat_settings: [effort, verbosity, format, functions],
             cache_key: key,
-            input,
+            input: input.or(messages),
             is_continued: previous.is_some_and(|raw| raw != b"null"),
         });
         let peek = Self {
