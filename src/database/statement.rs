@@ -3,6 +3,8 @@
 //! Rows are written in groups whose sizes are powers of two, so that a connection prepares few
 //! statements.
 
+use std::fmt::Write as _;
+
 use super::sums::Totals;
 
 /// The columns of a turn, in the order in which they are bound.
@@ -93,15 +95,21 @@ pub fn add_sums(count: usize, placeholder: Placeholder) -> String {
 
 /// `($1, $2), ($3, $4)`.
 fn values(rows: usize, columns: usize, placeholder: Placeholder) -> String {
-    let value = |number: usize| match placeholder {
-        Placeholder::Plain => "?".to_owned(),
-        Placeholder::Numbered => format!("${number}"),
-    };
-    let row = |row: usize| {
-        let values: Vec<_> = (1..=columns).map(|column| value(row * columns + column)).collect();
-        format!("({})", values.join(", "))
-    };
-    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+    let mut text = String::with_capacity(rows * columns * 4);
+    for number in 0..rows * columns {
+        text.push_str(match (number, number % columns) {
+            (0, _) => "(",
+            (_, 0) => "), (",
+            _ => ", ",
+        });
+        match placeholder {
+            Placeholder::Plain => text.push('?'),
+            // Writing to a string cannot fail.
+            Placeholder::Numbered => drop(write!(text, "${}", number + 1)),
+        }
+    }
+    text.push(')');
+    text
 }
 
 #[cfg(test)]

@@ -47,6 +47,7 @@ pub const CACHE_READ_TOKENS: &str = "gen_ai.usage.cache_read.input_tokens";
 pub const CACHE_WRITE_TOKENS: &str = "gen_ai.usage.cache_write.input_tokens";
 pub const REASONING_TOKENS: &str = "gen_ai.usage.reasoning.output_tokens";
 pub const API_TYPE: &str = "openai.api.type";
+pub const REQUEST_TIER: &str = "openai.request.service_tier";
 pub const RESPONSE_TIER: &str = "openai.response.service_tier";
 
 // OpenTelemetry's stable conventions.

@@ -49,6 +49,7 @@ pub struct Account {
     kind: TurnKind,
     imprint: Option<Box<Imprint>>,
     tier: Option<String>,
+    by_chat: bool,
     status: Option<StatusCode>,
     ending: Option<Ending>,
     /// The gateway's own error that ends the turn.
@@ -100,6 +101,7 @@ impl Account {
             kind: TurnKind::Turn,
             imprint: None,
             tier: None,
+            by_chat: false,
             status: None,
             ending: None,
             refusal: None,
@@ -160,6 +162,11 @@ impl Account {
     /// Notes the service tier that the client asks for.
     pub fn tier(&mut self, tier: Option<String>) {
         self.tier = tier;
+    }
+
+    /// Notes that the client writes its turn as Chat Completions.
+    pub const fn by_chat(&mut self) {
+        self.by_chat = true;
     }
 
     /// Returns the model that the client asked for, empty if it named none, and the tier.
@@ -286,6 +293,8 @@ impl Account {
             lineage: caller.lineage,
             service,
             model: std::mem::take(&mut self.model),
+            asked_tier: self.tier.take(),
+            by_chat: self.by_chat,
             imprint: self.imprint.take(),
             status: self.status,
             ending,

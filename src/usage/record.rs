@@ -31,6 +31,10 @@ pub struct Record {
     pub service: Option<Service>,
     /// The model that the client asked for. Empty: the client named none.
     pub model: String,
+    /// The service tier that the client asked for. `None`: it asked for none.
+    pub asked_tier: Option<String>,
+    /// The client wrote its turn as Chat Completions.
+    pub by_chat: bool,
     /// What the prompt cache goes by. `None`: the request was not read.
     pub imprint: Option<Box<Imprint>>,
     /// The status that the client received. `None`: no status was sent.
@@ -97,6 +101,8 @@ impl Record {
             lineage: Lineage::default(),
             service: Some(service),
             model: "gpt-5.4".into(),
+            asked_tier: None,
+            by_chat: false,
             imprint: Some(Box::default()),
             status: Some(StatusCode::OK),
             ending: Ending::Completed,

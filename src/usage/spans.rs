@@ -152,7 +152,7 @@ impl Draft<'_> {
         let mut attributes = vec![
             KeyValue::new(name::OPERATION, "chat"),
             KeyValue::new(name::PROVIDER, "openai"),
-            KeyValue::new(name::API_TYPE, "responses"),
+            KeyValue::new(name::API_TYPE, self.api_type(sending)),
             KeyValue::new(name::KEY, sending.key.id.clone()),
             KeyValue::new(name::ORGANIZATION, sending.key.organization.clone()),
             KeyValue::new(name::SERVER_ADDRESS, url.host_str().unwrap_or_default().to_owned()),
@@ -194,12 +194,23 @@ impl Draft<'_> {
         Status::error(why)
     }
 
+    /// The dialect in which the upstream was asked. A chat turn may be translated for it.
+    fn api_type(&self, sending: &Sending) -> &'static str {
+        match self.record.by_chat && sending.key.upstream.speaks_chat {
+            true => "chat_completions",
+            false => "responses",
+        }
+    }
+
     fn asked(&self, model: &str, attributes: &mut Vec<KeyValue>) {
         if !model.is_empty() {
             attributes.push(KeyValue::new(name::REQUEST_MODEL, model.to_owned()));
         }
         if self.record.timeline.is_stream {
             attributes.push(KeyValue::new(name::REQUEST_STREAM, true));
+        }
+        if let Some(tier) = &self.record.asked_tier {
+            attributes.push(KeyValue::new(name::REQUEST_TIER, cut(tier).to_owned()));
         }
     }
 

@@ -24,6 +24,10 @@ struct Completion {
     usage: Option<Counts>,
     #[serde(default, deserialize_with = "readable")]
     service_tier: Option<String>,
+    #[serde(default, deserialize_with = "readable")]
+    id: Option<String>,
+    #[serde(default, deserialize_with = "readable")]
+    model: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -76,6 +80,8 @@ impl ChatEnd {
             output: counts.completion_tokens,
             reasoning: counts.completion_tokens_details.reasoning_tokens,
             tier: read.service_tier,
+            id: read.id,
+            model: read.model,
             ..Usage::default()
         });
         Self { terminal, usage }

@@ -7,6 +7,9 @@
 /// The names of [`Parts::settings`]: what stands in front of the input, or decides how it is read.
 pub const SETTINGS: [&str; 5] =
     ["instructions", "reasoning", "text", "parallel_tool_calls", "service_tier"];
+/// The names of [`Parts::chat_settings`]: what chat calls some of these, and its older tools.
+pub const CHAT_SETTINGS: [&str; 4] =
+    ["reasoning_effort", "verbosity", "response_format", "functions"];
 /// The item with which Codex asks for a compaction, at the end of the input.
 const TRIGGER: &[u8] = br#""compaction_trigger""#;
 /// The end of an input in which the trigger stands.
@@ -32,7 +35,9 @@ pub struct Imprint {
 pub struct Parts<'b> {
     pub tools: Option<&'b [u8]>,
     pub settings: [Option<&'b [u8]>; 5],
+    pub chat_settings: [Option<&'b [u8]>; 4],
     pub cache_key: Option<&'b [u8]>,
+    /// `input`, or the `messages` of a chat.
     pub input: Option<&'b [u8]>,
     pub is_continued: bool,
 }
@@ -43,7 +48,7 @@ impl Imprint {
         let end = &input[input.len().saturating_sub(TRIGGER_REACH)..];
         Self {
             tools: digest([parts.tools]),
-            settings: digest(parts.settings),
+            settings: settings(parts),
             cache_key: digest([parts.cache_key]),
             input: if parts.is_continued { InputMarks::default() } else { InputMarks::of(input) },
             is_continued: parts.is_continued,
@@ -103,11 +108,24 @@ const fn longer(length: usize) -> usize {
 
 /// The digest of parts that may be absent.
 fn digest<const N: usize>(parts: [Option<&[u8]>; N]) -> u32 {
-    let part = |state, part: Option<&[u8]>| match part {
+    narrow(parts.into_iter().fold(State::default(), fold_part))
+}
+
+/// The digest of everything that decides how an input is read. Only chats have chat's settings, so
+/// that the digest of any other request is what it always was.
+fn settings(parts: &Parts<'_>) -> u32 {
+    let own = parts.settings.into_iter().fold(State::default(), fold_part);
+    let chats = (0_u64..).zip(parts.chat_settings).filter(|(_, part)| part.is_some());
+    narrow(
+        chats.fold(own, |state, (place, part)| fold_part(fold(state, &place.to_le_bytes()), part)),
+    )
+}
+
+fn fold_part(state: State, part: Option<&[u8]>) -> State {
+    match part {
         Some(part) => fold(fold(state, &(part.len() as u64).to_le_bytes()), part),
         None => fold(state, &u64::MAX.to_le_bytes()),
-    };
-    narrow(parts.into_iter().fold(State::default(), part))
+    }
 }
 
 /// A digest that grows, in two halves that a processor works on at the same time.
@@ -183,6 +201,22 @@ mod tests {
             imprint(r#"{"text":{}}"#).settings,
             "a part has its place"
         );
+    }
+
+    #[test]
+    fn chat_is_told_by_its_own_names() {
+        let body = |messages: &str, more: &str| {
+            imprint(&format!(r#"{{"model":"m","messages":{messages}{more}}}"#))
+        };
+        let plain = body(&input(100), "");
+        assert_eq!(plain.input, InputMarks::of(input(100).as_bytes()), "messages are the input");
+        let mut all: Vec<_> = CHAT_SETTINGS
+            .iter()
+            .map(|name| body(&input(100), &format!(r#","{name}":"v""#)).settings)
+            .collect();
+        all.push(plain.settings);
+        let distinct: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len(), "each name is told from the others");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! of such fields some parsers take the first and some the last, so the upstream could follow a
 //! value that no rule has seen (RFC 8259, section 4). In what an upstream sends, the last one wins.
 
-use crate::wire::imprint::{Imprint, Parts, SETTINGS};
+use crate::wire::imprint::{CHAT_SETTINGS, Imprint, Parts, SETTINGS};
 use crate::wire::quotes::unescaped;
 use crate::wire::references::References;
 use crate::wire::scan::{NotJson, Scanner};
@@ -85,6 +85,7 @@ impl Peek {
     /// With the digests of what a prompt cache goes by.
     pub fn with_imprint(body: &[u8]) -> Result<(Self, Imprint), NotJson> {
         let [instructions, reasoning, text, parallel, tier] = SETTINGS;
+        let [effort, verbosity, format, functions] = CHAT_SETTINGS;
         let names = [
             "model",
             "prompt_cache_key",
@@ -95,6 +96,11 @@ impl Peek {
             "prompt_cache_options",
             "tools",
             "input",
+            "messages",
+            effort,
+            verbosity,
+            format,
+            functions,
             instructions,
             reasoning,
             text,
@@ -104,12 +110,14 @@ impl Peek {
         let (found, references) = look(body, names)?;
         let [model, key, metadata, conversation, previous, store, options, tools, input, ..] =
             found;
+        let [.., messages, effort, verbosity, format, functions, _, _, _, _, _] = found;
         let [.., instructions, reasoning, text, parallel, tier] = found;
         let imprint = Imprint::of(&Parts {
             tools,
             settings: [instructions, reasoning, text, parallel, tier],
+            chat_settings: [effort, verbosity, format, functions],
             cache_key: key,
-            input,
+            input: input.or(messages),
             is_continued: previous.is_some_and(|raw| raw != b"null"),
         });
         let peek = Self {

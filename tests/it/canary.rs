@@ -1,18 +1,22 @@
 //! Secrets, tokens, prompts and raw session ids are nowhere but where they belong, whatever happens
-//! to a turn and however much the log says.
+//! to a turn and however much the log says: not in the log, in traces, metrics, errors, the ledger,
+//! reports or the text of a panic.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde_json::json;
+use tokio::process::Command;
 
 use crate::ledger::{command, written_at};
 use crate::world::admin::{TOKEN, asked};
+use crate::world::chat::Chat;
 use crate::world::cluster::{ALICE, BOB, Running, SECRET};
 use crate::world::codex::Codex;
+use crate::world::collector::Collector;
 use crate::world::port;
 use crate::world::recorder::{Recorder, Step, answer};
 use crate::world::socket::{open, session};
-use crate::world::waiting::SOON;
+use crate::world::waiting::{SOON, eventually, within};
 use crate::world::wire::{Request, ask};
 
 /// Part of every prompt. Its letters look otherwise in a URL.
@@ -23,6 +27,8 @@ const STRANGER: &str = "zz-stranger-canary-of-nobody";
 const IN_URL: &str = "url-canary-of-nobody";
 /// What a client sends in headers that are no business of Warmkey.
 const HEADER: &str = "header-canary-of-a-client";
+/// What a client's own tracing says. Its flag and ids are no secret.
+const STATE: &str = "state-canary-of-a-client";
 /// What a tool has found.
 const TOOL: &str = "tool-canary-in-an-output";
 
@@ -39,6 +45,7 @@ fn canaries(sessions: &[String]) -> Vec<(String, String)> {
         ("a stranger's token", STRANGER),
         ("a credential in a URL", IN_URL),
         ("a client's header", HEADER),
+        ("a client's trace state", STATE),
         ("a tool's output", TOOL),
     ];
     let named = named.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned()));
@@ -70,7 +77,12 @@ fn forms(canary: &str) -> Vec<String> {
 }
 
 /// Everything that Warmkey writes or says, each sink with its name. A new one belongs here.
-async fn sinks(cluster: &Running, errors: String, codex: &Codex) -> Vec<(&'static str, String)> {
+async fn sinks(
+    cluster: &Running,
+    collector: &Collector,
+    errors: String,
+    codex: &Codex,
+) -> Vec<(&'static str, String)> {
     let admin = cluster.replica().admin();
     let page = async |target: &str| asked(admin, "GET", target).await.text();
     let own = format!("/sessions?client=alice&id={}", codex.session);
@@ -88,6 +100,8 @@ async fn sinks(cluster: &Running, errors: String, codex: &Codex) -> Vec<(&'stati
     vec![
         // A panic of a replica is reported here, too.
         ("the log", cluster.logs()),
+        ("traces", traced(collector)),
+        ("the log of a panic", panic_text().await),
         ("errors", errors),
         ("/metrics", page("/metrics").await),
         ("/keys", page("/keys").await),
@@ -106,6 +120,43 @@ async fn sinks(cluster: &Running, errors: String, codex: &Codex) -> Vec<(&'stati
         ("warmkey key list", said(&["key", "list"]).await),
         ("warmkey token list", said(&["token", "list"]).await),
     ]
+}
+
+/// Everything that the collector got, one span a line.
+fn traced(collector: &Collector) -> String {
+    let spans = collector.spans();
+    spans.iter().map(|span| format!("{} {:?}\n", span.text, span.resource)).collect()
+}
+
+/// Makes this test's program, started anew, panic as a replica does.
+const PANICS: &str = "WARMKEY_TEST_PANICS";
+
+/// What a replica's process writes when a task panics with a message that holds canaries.
+async fn panic_text() -> String {
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command.args(["--exact", "canary::panic_is_logged_without_what_it_holds", "--nocapture"]);
+    command.env(PANICS, "1").env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
+    let output = within(SOON, "a panic", command.kill_on_drop(true).output()).await;
+    let output = output.expect("the program can be started");
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// The test's other half is the process that panics.
+#[tokio::test]
+async fn panic_is_logged_without_what_it_holds() {
+    if std::env::var_os(PANICS).is_some() {
+        let options =
+            r#"{"otlp_endpoint":"","propagate":false,"sample":1.0,"slow":"1s","log":"json"}"#;
+        warmkey::telemetry::start(&serde_json::from_str(options).expect("options"));
+        let task = tokio::spawn(async { panic!("a turn of {ALICE} says {PROMPT}, by {SECRET}") });
+        assert!(task.await.is_err_and(|failed| failed.is_panic()));
+        warmkey::telemetry::log::flush(SOON);
+        return;
+    }
+    let text = panic_text().await;
+    assert!(text.contains("the gateway panicked") && text.contains("canary.rs"), "{text}");
+    assert!(!text.contains("canary-") && !text.contains("a user says"), "{text}");
 }
 
 /// Ends the replica in good order, so that the ledger has all its turns.
@@ -130,7 +181,11 @@ fn body(text: &str) -> String {
 /// Paths on which a turn fails before it has a key.
 async fn is_refused(cluster: &Running, codex: &mut Codex) -> String {
     let (address, mut errors) = (cluster.address(), String::new());
-    let turn = |body: &str| Request::turn(ALICE, body).header("x-of-a-client", HEADER);
+    let turn = |body: &str| {
+        let request = Request::turn(ALICE, body).header("x-of-a-client", HEADER);
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        request.header("traceparent", parent).header("tracestate", &format!("vendor={STATE}"))
+    };
     let zstd = zstd::encode_all(PROMPT.as_bytes(), 1).expect("memory is enough");
     let requests = [
         turn(&format!("{PROMPT}, no JSON")),
@@ -142,6 +197,7 @@ async fn is_refused(cluster: &Running, codex: &mut Codex) -> String {
         turn(&json!({ "input": PROMPT, "conversation": "conv_unknown" }).to_string()),
         Request::turn(ALICE, zstd).header("content-encoding", "br"),
         Request::turn(ALICE, &b"\x28\xb5\x2f\xfdbroken"[..]).header("content-encoding", "zstd"),
+        turn(&json!({ "messages": PROMPT }).to_string()).target("/v1/chat/completions"),
         Request::new("GET", "/responses/resp_1").bearer(ALICE),
         Request::new("POST", "/responses").bearer(TOKEN).body(body(PROMPT)),
     ];
@@ -171,11 +227,15 @@ async fn secrets_are_nowhere_at_any_level_of_the_log() {
         "[hop]\nsecret = {HOP:?}\n[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n\
          [[client]]\nid = \"bob\"\ntoken = {BOB:?}\n"
     );
+    let collector = Collector::start().await;
     let mut cluster = written_at("sqlite:ledger.db")
+        .telemetry(&collector.options())
         .server("max_body", "\"1MiB\"")
         .clients(&clients)
         .environment("RUST_LOG", "trace")
         .environment("RUST_BACKTRACE", "full")
+        // Each task of a replica panics once.
+        .environment("WARMKEY_PANIC", "all")
         .start()
         .await;
     let address = cluster.address();
@@ -186,6 +246,8 @@ async fn secrets_are_nowhere_at_any_level_of_the_log() {
     let mut talk = codex.fork().by_websocket();
     talk.turn(PROMPT).await;
     talk.turn(PROMPT).await;
+    let mut chat = Chat::new(address, ALICE).with_tool();
+    chat.turn(PROMPT).await.served();
     let mut errors = is_refused(&cluster, &mut codex).await;
     // Keys fail one after the other, then the organization has no money.
     cluster.upstream().revoke("org-a-1").await;
@@ -213,10 +275,18 @@ async fn secrets_are_nowhere_at_any_level_of_the_log() {
     let admin = cluster.replica().admin();
     refused(admin, &Request::new("GET", "/keys").bearer(STRANGER), &mut errors).await;
 
+    eventually(SOON, "the last turn is traced", async || {
+        let turns = collector.turns();
+        turns.iter().any(|turn| turn.said("http.response.status_code") == "502").then_some(())
+    })
+    .await;
+
     let log = cluster.logs();
     assert!(log.lines().count() > 20, "there is a log to look at");
+    assert!(log.contains("the gateway panicked"), "a replica tells of its panics");
+    assert!(collector.turns().len() > 15, "there are traces to look at");
     let sessions = [codex.session.clone(), talk.codex.session.clone(), cut.session.clone()];
-    for (sink, text) in sinks(&cluster, errors, &codex).await {
+    for (sink, text) in sinks(&cluster, &collector, errors, &codex).await {
         let may_be_empty = sink.contains("list") || sink.contains("journal");
         assert!(may_be_empty || !text.is_empty(), "{sink} says something");
         for (name, canary) in canaries(&sessions) {

@@ -13,6 +13,7 @@ use crate::world::simulator::{Key, Simulator, Turn, keys_by_session, siblings};
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, ask};
 
+mod cold;
 mod native;
 mod translated;
 

@@ -15,6 +15,7 @@ use crate::world::process::WARMKEY;
 use crate::world::waiting::{SOON, eventually, within};
 use crate::world::wire::get;
 
+mod background;
 mod causes;
 mod database;
 mod day;

@@ -106,6 +106,9 @@ async fn answer(
     endpoint: Endpoint<'static>,
     request: Request<Body>,
 ) -> Response<Outgoing> {
+    if endpoint.dialect() == Dialect::Chat {
+        account.by_chat();
+    }
     if endpoint == Endpoint::CountInputTokens {
         account.is_no_turn("input_tokens");
     }

@@ -69,6 +69,7 @@ impl ClientMessage {
             cache_key,
             input,
             is_continued: previous.is_some_and(|raw| raw != b"null"),
+            ..Parts::default()
         });
         let traceparent = inner(metadata, "ws_request_header_traceparent");
         Ok(Self {

@@ -266,3 +266,45 @@ fn long_name_of_a_model_is_cut() {
     let nameless = Record { model: String::new(), ..record(Ending::Completed, None) };
     assert_eq!(drawn(&nameless)[3].name, "chat");
 }
+
+/// The names of all attributes: the literals with a dot in `telemetry::name`.
+fn attributes() -> std::collections::BTreeSet<&'static str> {
+    let source = include_str!("../../telemetry/name.rs");
+    source.split('"').skip(1).step_by(2).filter(|name| name.contains('.')).collect()
+}
+
+/// docs/traces.md lists exactly the attributes that there are.
+#[test]
+fn attribute_is_documented() {
+    const FAMILIES: [&str; 6] = ["warmkey.", "gen_ai.", "openai.", "server.", "http.", "error."];
+    let page = include_str!("../../../docs/traces.md");
+    let words = page.split('`').skip(1).step_by(2);
+    let told: std::collections::BTreeSet<_> =
+        words.filter(|word| FAMILIES.iter().any(|family| word.starts_with(family))).collect();
+    assert_eq!(told, attributes());
+}
+
+/// Each attribute is on some span, of a turn that waited, failed over and was served.
+#[test]
+fn attribute_is_told() {
+    let mut record = Record {
+        asked_tier: Some("flex".into()),
+        warmth: Warmth { expected: Some(9_000), cold: Some(crate::metrics::ColdReason::Expired) },
+        ..record(Ending::Failed, Some(warm()))
+    };
+    let key = Arc::clone(&record.timeline.sendings().next().expect("one").key);
+    record.timeline.leaves(Some(Reason::Limited));
+    let began = record.timeline.began;
+    let pause = MILLISECOND;
+    record.timeline.waits.push(crate::usage::timeline::Waited { key: key.clone(), began, pause });
+    record.timeline.sends(key, began + 6 * MILLISECOND);
+    let spans = drawn(&record);
+    let own = spans.iter().flat_map(|span| &span.attributes);
+    let of_events = spans.iter().flat_map(|span| &span.events.events);
+    let all = own.chain(of_events.flat_map(|event| &event.attributes));
+    let told: std::collections::BTreeSet<_> = all.map(|attribute| attribute.key.as_str()).collect();
+    assert_eq!(told, attributes());
+    assert_eq!(said(named(&spans, "chat gpt-5.4"), name::API_TYPE), "responses");
+    let by_chat = drawn(&Record { by_chat: true, ..record });
+    assert_eq!(said(named(&by_chat, "chat gpt-5.4"), name::API_TYPE), "chat_completions");
+}

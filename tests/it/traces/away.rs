@@ -1,4 +1,4 @@
-//! A collector that is down, silent or late: no turn and no end waits for it.
+//! A collector that is down, silent, late or behind TLS: no turn and no end waits for it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,9 +6,11 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::{body, play};
+use crate::world::certificates::Certificates;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::collector::{Collector, options};
 use crate::world::port;
+use crate::world::process::Folder;
 use crate::world::waiting::{Budget, SOON};
 use crate::world::wire::Request;
 
@@ -80,4 +82,32 @@ async fn collector_that_hangs_costs_neither_turns_nor_the_end() {
     cluster.replica().terminate().await;
     assert!(cluster.replicas[0].exit(SOON).await.success());
     budget.holds("the end of a replica whose collector hangs");
+}
+
+/// The authorities are those of the system, or those that `SSL_CERT_FILE` names.
+#[tokio::test]
+async fn collector_behind_tls_is_believed_only_with_its_authority() {
+    let folder = Folder::new();
+    let [made, other] = [
+        Certificates::make(folder.path(), "one").await,
+        Certificates::make(folder.path(), "other").await,
+    ];
+    let collector = Collector::start_with(&made).await;
+    let options = format!("otlp_endpoint = \"https://{}\"\n", collector.address());
+    let traced_with = async |authority: String| {
+        let cluster = Cluster::new().telemetry(&options);
+        cluster.environment("SSL_CERT_FILE", &authority).start().await
+    };
+    let wrong = traced_with(other.authority()).await;
+    play(&wrong, &Request::turn(ALICE, body("a")), 200).await;
+    crate::world::waiting::eventually(SOON, "the trace is counted as dropped", async || {
+        (wrong.replica().metrics().await.get(DROPPED) >= 1.0).then_some(())
+    })
+    .await;
+    assert!(collector.spans().is_empty(), "nothing is told to a stranger");
+
+    let right = traced_with(made.authority()).await;
+    let id = play(&right, &Request::turn(ALICE, body("b")), 200).await;
+    assert_eq!(collector.traced(1).await[0].turn.trace, id);
+    assert_eq!(right.replica().metrics().await.get(DROPPED), 0.0);
 }

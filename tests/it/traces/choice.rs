@@ -43,6 +43,32 @@ async fn slow_turn_is_traced_whatever_the_share() {
     assert_eq!(collector.traced(1).await[0].turn.trace, slow);
 }
 
+/// Bindings that were made without the store, and then merged into it.
+#[tokio::test]
+async fn merge_is_a_span_of_its_own() {
+    let collector = Collector::start().await;
+    let cluster = Cluster::new().keys(siblings("org-a", 1)).redis().store("timeout = \"300ms\"");
+    let mut cluster = cluster.telemetry(&collector.options()).start().await;
+    cluster.redis().kill().await;
+    cluster.replica().shows("warmkey_store_up", 0.0).await;
+    for session in ["a", "b"] {
+        play(&cluster, &Request::turn(ALICE, body(session)), 200).await;
+    }
+    let merges = || collector.spans().into_iter().filter(|span| span.name == "merge");
+    assert_eq!(merges().count(), 0, "there is nothing to merge into");
+    cluster.redis().restart().await;
+    let merged = eventually(SOON, "the merge is traced", async || {
+        merges().find(|span| span.said("merged") == span.said("bindings"))
+    })
+    .await;
+    assert_eq!(
+        (merged.said("bindings"), merged.parent.as_str(), merged.is_error),
+        ("2", "", false)
+    );
+    assert!(collector.turns().iter().all(|turn| turn.trace != merged.trace));
+    assert_eq!(cluster.redis().bindings().await.len(), 2);
+}
+
 #[tokio::test]
 async fn reload_is_a_span_of_its_own() {
     let (collector, mut cluster) = sampled("sample = 0.0").await;

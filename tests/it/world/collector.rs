@@ -13,10 +13,11 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1 as proto;
 use tokio::task::JoinHandle;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
+use crate::world::certificates::Certificates;
 use crate::world::waiting::{SOON, eventually};
 
 /// One span, as the collector got it.
@@ -79,11 +80,23 @@ impl Collector {
 
     /// Starts at an address, where there was none before.
     pub async fn start_at(address: SocketAddr) -> Self {
+        Self::serving(address, Server::builder())
+    }
+
+    /// Starts with this certificate, and speaks TLS only.
+    pub async fn start_with(made: &Certificates) -> Self {
+        let file = |name: &str| std::fs::read(made.path(name)).expect("the file is there");
+        let identity = Identity::from_pem(file("server.pem"), file("server.key"));
+        let server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity));
+        Self::serving(([127, 0, 0, 1], 0).into(), server.expect("the certificate can be used"))
+    }
+
+    fn serving(address: SocketAddr, mut server: Server) -> Self {
         let incoming = TcpIncoming::bind(address).expect("the address is free");
         let address = incoming.local_addr().expect("it listens");
         let spans = Arc::default();
         let service = TraceServiceServer::new(Receiver(Arc::clone(&spans)));
-        let serving = Server::builder().add_service(service).serve_with_incoming(incoming);
+        let serving = server.add_service(service).serve_with_incoming(incoming);
         let server = tokio::spawn(async move { serving.await.expect("the collector serves") });
         Self { address, spans, server }
     }
@@ -91,6 +104,10 @@ impl Collector {
     /// The options of a replica whose traces come here.
     pub fn options(&self) -> String {
         options(self.address)
+    }
+
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Everything that came so far.

@@ -9,7 +9,7 @@ use crate::wire::terminal::{Terminal, Usage};
 const CHUNK: &str = r#"data: {"id":"c","choices":[{"index":0,"delta":{"content":"\"usage\": 5"},"finish_reason":null}],"usage":null}"#;
 const LAST: &str =
     r#"data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}"#;
-const USAGE: &str = r#"data: {"id":"c","choices":[],"service_tier":"flex","usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":8,"cache_write_tokens":1},"completion_tokens":7,"completion_tokens_details":{"reasoning_tokens":5}}}"#;
+const USAGE: &str = r#"data: {"id":"c","model":"gpt-5.4-2026-03-05","choices":[],"service_tier":"flex","usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":8,"cache_write_tokens":1},"completion_tokens":7,"completion_tokens_details":{"reasoning_tokens":5}}}"#;
 
 fn tap(kind: &'static str) -> Tap {
     Tap::on_chat(&HeaderMap::from_iter([(CONTENT_TYPE, kind.parse().unwrap())]))
@@ -21,6 +21,8 @@ fn stream(lines: &[&str]) -> String {
 
 fn usage() -> Usage {
     Usage {
+        id: Some("c".into()),
+        model: Some("gpt-5.4-2026-03-05".into()),
         input: 9,
         cached: 8,
         written: 1,
