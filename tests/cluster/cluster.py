@@ -17,7 +17,7 @@ import time
 import yaml
 
 from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, is_ready, judge, kill, kubectl, load, nodes, page, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
-from load import NOTICED_SECONDS, Ends, Load
+from load import Ends, Load, all_reach
 from world import TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
 
 # What every trace of a served turn has.
@@ -118,9 +118,7 @@ class Cluster:
 
     def process_killed(self):
         victim = pods(gateway("warmkey"))[0]
-        self.load.cut()
-        kill(victim)
-        self.load.cut()
+        self.load.cut_by(lambda: kill(victim))
         replicas("warmkey", 3)
         self.load.goes_on("a replica's process was killed")
 
@@ -228,6 +226,7 @@ class Cluster:
                 for endpoint in piece["endpoints"] or ()
             )
             wait_for("no replica of that node behind the Service", gone, 60)
+            all_reach(self.url())
             noticed = time.time()
             # A turn on a connection into nowhere ends when its client has waited long enough.
             players.goes_on("the loss", turns=3, seconds=400)
@@ -235,8 +234,7 @@ class Cluster:
         finally:
             players.stop()
             run(*on, self.goes, seconds=120)
-        # What leads connections to replicas follows the list of them by some seconds.
-        late = [lost for lost in result["lost"] if lost["at"] > noticed + NOTICED_SECONDS]
+        late = [lost for lost in result["lost"] if lost["at"] > noticed]
         latest = max((lost["at"] - noticed for lost in result["lost"]), default=0)
         check(not late, f"{len(late)} turns fail up to {latest:.1f} s after Kubernetes has noticed: {late[:4]}")
         drift = self.drifted(result["sessions"])
