@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod heavy;
+mod idle;
 mod leaving;
 mod log;
 mod memory;
