@@ -18,6 +18,7 @@ import yaml
 
 from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, is_ready, judge, kill, kubectl, load, nodes, page, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
 from load import Ends, Load, all_reach
+from papers import Papers
 from world import TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
 
 # What every trace of a served turn has.
@@ -256,6 +257,15 @@ class Cluster:
         self.uninstalled("trial", HELM3, {"Secret/trial-secret"})
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an uninstallation")
 
+    def as_written(self):
+        """What the papers tell a newcomer to do, command by command."""
+        papers = Papers(self.folder, OLD, NAMESPACE)
+        try:
+            papers.plays()
+            papers.leaves()
+        finally:
+            papers.remove()
+
     def uninstalled(self, release="warmkey", program=None, left=frozenset()):
         helm("uninstall", release, **({"program": program} if program else {}))
         kinds = "deployments,replicasets,pods,services,endpointslices,configmaps,secrets,serviceaccounts,hpa,pdb,networkpolicies,ingresses"
@@ -279,7 +289,7 @@ def main():
         cluster = Cluster(folder, options.sessions)
         steps = options.steps or (
             "prepared installed played image_upgraded scaled rotated drained process_killed rolled_back tested "
-            "uninstalled_under_load judged autoscaled control power_lost traced uninstalled trial_kept"
+            "uninstalled_under_load judged autoscaled control power_lost traced uninstalled trial_kept as_written"
         ).split()
         try:
             for name in steps:
