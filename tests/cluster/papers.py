@@ -80,6 +80,8 @@ class Papers:
         written = next(line for line in installs.splitlines() if line.startswith("helm") and " install " in line)
         check(written in blocks("README.md", "Several replicas")[0], f"the README does not say: {written}")
         self.does(installs, more=" --set minReadySeconds=0")
+        told = self.does(one(blocks(paper, "Ask replicas, and command them"), "kubectl"))
+        check("a-1" in told and "b-1" in told, told)
         self.does(one(blocks(paper, "Try it"), "ALICE_TOKEN"), more=f" --set redis.image.repository={self.redis()[0]} --set redis.image.tag={self.redis()[1]}")
         self.does("kubectl -n warmkey-trial rollout status deployment/trial-warmkey --timeout=120s")
         return self

@@ -260,7 +260,7 @@ mod tests {
             room in 1..30_000_usize,
             is_server: bool,
         ) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
             let role = if is_server { Role::Server } else { Role::Client };
             let playing = async {
                 let (ours, theirs) = pair(role, room.max(200)).await;
@@ -286,8 +286,9 @@ mod tests {
                     tokio::join!(send(sink, up.clone()), receive(from, down.len()), them, they);
                 (received.1, found)
             };
-            let bound = tokio::time::timeout(Duration::from_secs(20), playing);
-            let (received, found) = runtime.block_on(bound).expect("no message is waited for in vain");
+            let bounded = async { tokio::time::timeout(Duration::from_secs(20), playing).await };
+            let done = runtime.unwrap().block_on(bounded);
+            let (received, found) = done.expect("nothing waits in vain");
             prop_assert_eq!(received, down);
             prop_assert_eq!(found, up);
         }
