@@ -144,6 +144,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Sink<Message> for Frames<I> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
     use std::time::Duration;
 
     use futures_util::stream::{SplitSink, SplitStream};
@@ -154,6 +157,15 @@ mod tests {
     use crate::setting::Size;
     use crate::turn::memory::BodyMemory;
     use crate::turn::websocket::meter::Source;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 
     type Ours = Frames<DuplexStream>;
     type Theirs = WebSocketStream<DuplexStream>;
@@ -191,10 +203,12 @@ mod tests {
             assert!(!ours.is_large, "after a message that was read");
 
             ours.feed(text(200_000)).await.unwrap();
-            waits(&mut ours).await;
-            assert!(ours.is_large && ours.is_unsent && ours.reader.is_some());
+            let reader = Arc::new(Woken::default());
+            let waker = Waker::from(Arc::clone(&reader));
+            assert!(ours.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
+            assert!(ours.is_large && ours.is_unsent && !reader.0.load(Ordering::Relaxed));
             ours.flush().await.unwrap();
-            assert!(ours.reader.is_none(), "the reader is told");
+            assert!(reader.0.load(Ordering::Relaxed), "the reader is told");
             waits(&mut ours).await;
             assert!(!ours.is_large, "after a message that was sent");
             assert_eq!(theirs.next().await.unwrap().unwrap(), text(200_000));
