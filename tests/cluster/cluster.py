@@ -19,7 +19,7 @@ import yaml
 from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, is_ready, judge, kill, kubectl, load, nodes, page, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
 from load import Ends, Load, all_reach
 from papers import Papers
-from world import TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
+from world import DRAIN_DELAY, TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
 
 # What every trace of a served turn has.
 SPANS = {"turn", "authenticate", "identify", "bind", "chat gpt-5.4", "relay"}
@@ -195,7 +195,7 @@ class Cluster:
 
     def control(self):
         """The test can fail: without a delay, and with 5 s of grace, turns are lost."""
-        self.upgraded(OLD, release="control", fullnameOverride="control", config=values(OLD)["config"].replace('"5s"', '"0s"'), autoscaling={"enabled": False}, replicaCount=2)
+        self.upgraded(OLD, release="control", fullnameOverride="control", config=values(OLD)["config"].replace(f'drain_delay = "{DRAIN_DELAY}"', 'drain_delay = "0s"'), autoscaling={"enabled": False}, replicaCount=2)
         rolled_out("control")
         patch = '{"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 5}}}}'
         kubectl("patch", "deployment", "control", "--patch", patch)
