@@ -16,10 +16,9 @@ async fn idle_socket_keeps_no_buffers_of_its_largest_message() {
     let large = format!("{:?}", "x".repeat(MIB));
     let mut sockets = Vec::new();
     for number in 0..SOCKETS {
-        let (mut client, mut there) = tokio::join!(
-            session(cluster.address(), ALICE, &format!("s{number}")),
-            upstream.accept()
-        );
+        let name = format!("s{number}");
+        let (mut client, mut there) =
+            tokio::join!(session(cluster.address(), ALICE, &name), upstream.accept());
         let (_, come) = tokio::join!(client.send(&large), there.text());
         assert_eq!(come, large);
         let (_, come) = tokio::join!(there.send(&large), client.text());
