@@ -30,7 +30,8 @@ FROM scratch
 COPY --from=build /image /
 USER 65532:65532
 WORKDIR /var/lib/warmkey
-ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
+# An engine that sets no PATH of its own finds the operator's commands by it: `kubectl exec POD -- warmkey key list`.
+ENV PATH=/usr/local/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 EXPOSE 8080 9090
 ENTRYPOINT ["/usr/local/bin/warmkey"]
 CMD ["serve"]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 use sha2::{Digest, Sha256};
@@ -248,6 +249,9 @@ fn build(
 
 /// Maximum number of idle connections of a key: its turns in flight at a busy time.
 const IDLE_CONNECTIONS: usize = 4096;
+/// Maximum idle time of a connection to an upstream. Servers and balancers close idle connections
+/// after 60 s or more, and a request that meets a closing connection is lost.
+pub const LONGEST_IDLE: Duration = Duration::from_secs(55);
 
 /// A pool of connections. They follow no redirect and decode nothing, and add only `accept: */*` if
 /// the client sent no `accept`.
@@ -259,6 +263,7 @@ fn connections(wiring: &Wiring, http2: Http2) -> Result<reqwest::Client, String>
         .dns_resolver(wiring.resolver.clone())
         .tcp_nodelay(true)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_idle_timeout(LONGEST_IDLE)
         .no_proxy();
     builder = match http2 {
         Http2::Never => builder.http1_only(),

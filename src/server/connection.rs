@@ -22,12 +22,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
+use crate::key::table::LONGEST_IDLE;
 use crate::server::connections::{Answering, Seat, Watched};
 use crate::server::lingering::Lingering;
 
 /// Maximum idle time between requests. Balancers keep connections for less (nginx: 60 s): a request
 /// that meets a closing connection would be lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+// A Warmkey in front of this one keeps its connections for less.
+const _: () = assert!(LONGEST_IDLE.as_secs() + 10 < KEEP_ALIVE.as_secs());
 /// Size of a connection's read and write buffer, which also limits a request's head.
 const BUFFER: usize = 64 * 1024;
 /// Size of a request's head that is read over HTTP/2. The routes refuse smaller heads than this one

@@ -7,6 +7,7 @@ pub mod reach;
 pub mod lanes;
 pub mod state;
 pub mod meter;
+pub mod frames;
 pub mod peer;
 pub mod closing;
 pub mod sockets;

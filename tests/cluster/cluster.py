@@ -17,8 +17,9 @@ import time
 import yaml
 
 from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, is_ready, judge, kill, kubectl, load, nodes, page, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
-from load import NOTICED_SECONDS, Ends, Load
-from world import TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
+from load import Ends, Load, all_reach
+from papers import Papers
+from world import DRAIN_DELAY, TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
 
 # What every trace of a served turn has.
 SPANS = {"turn", "authenticate", "identify", "bind", "chat gpt-5.4", "relay"}
@@ -118,9 +119,7 @@ class Cluster:
 
     def process_killed(self):
         victim = pods(gateway("warmkey"))[0]
-        self.load.cut()
-        kill(victim)
-        self.load.cut()
+        self.load.cut_by(lambda: kill(victim))
         replicas("warmkey", 3)
         self.load.goes_on("a replica's process was killed")
 
@@ -196,7 +195,7 @@ class Cluster:
 
     def control(self):
         """The test can fail: without a delay, and with 5 s of grace, turns are lost."""
-        self.upgraded(OLD, release="control", fullnameOverride="control", config=values(OLD)["config"].replace('"5s"', '"0s"'), autoscaling={"enabled": False}, replicaCount=2)
+        self.upgraded(OLD, release="control", fullnameOverride="control", config=values(OLD)["config"].replace(f'drain_delay = "{DRAIN_DELAY}"', 'drain_delay = "0s"'), autoscaling={"enabled": False}, replicaCount=2)
         rolled_out("control")
         patch = '{"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 5}}}}'
         kubectl("patch", "deployment", "control", "--patch", patch)
@@ -228,6 +227,7 @@ class Cluster:
                 for endpoint in piece["endpoints"] or ()
             )
             wait_for("no replica of that node behind the Service", gone, 60)
+            all_reach(self.url())
             noticed = time.time()
             # A turn on a connection into nowhere ends when its client has waited long enough.
             players.goes_on("the loss", turns=3, seconds=400)
@@ -235,8 +235,7 @@ class Cluster:
         finally:
             players.stop()
             run(*on, self.goes, seconds=120)
-        # What leads connections to replicas follows the list of them by some seconds.
-        late = [lost for lost in result["lost"] if lost["at"] > noticed + NOTICED_SECONDS]
+        late = [lost for lost in result["lost"] if lost["at"] > noticed]
         latest = max((lost["at"] - noticed for lost in result["lost"]), default=0)
         check(not late, f"{len(late)} turns fail up to {latest:.1f} s after Kubernetes has noticed: {late[:4]}")
         drift = self.drifted(result["sessions"])
@@ -257,6 +256,15 @@ class Cluster:
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an upgrade")
         self.uninstalled("trial", HELM3, {"Secret/trial-secret"})
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an uninstallation")
+
+    def as_written(self):
+        """What the papers tell a newcomer to do, command by command."""
+        papers = Papers(self.folder, OLD, NAMESPACE)
+        try:
+            papers.plays()
+            papers.leaves()
+        finally:
+            papers.remove()
 
     def uninstalled(self, release="warmkey", program=None, left=frozenset()):
         helm("uninstall", release, **({"program": program} if program else {}))
@@ -281,7 +289,7 @@ def main():
         cluster = Cluster(folder, options.sessions)
         steps = options.steps or (
             "prepared installed played image_upgraded scaled rotated drained process_killed rolled_back tested "
-            "uninstalled_under_load judged autoscaled control power_lost traced uninstalled trial_kept"
+            "uninstalled_under_load judged autoscaled control power_lost traced uninstalled trial_kept as_written"
         ).split()
         try:
             for name in steps:

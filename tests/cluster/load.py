@@ -7,19 +7,29 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 
 from kube import NAMESPACE, SLOWNESS, check, gateway, wait_for, words
 
-PLAYER = pathlib.Path(__file__).parent / "player.py"
-# For so long a Service leads to a process that was killed.
-NOTICED_SECONDS = 5 * SLOWNESS
+HERE = pathlib.Path(__file__).parent
+PLAYER, REACH = HERE / "player.py", HERE / "reach.py"
+# With three replicas, one of which is lost, so many connections miss it once in 200,000 times.
+CONNECTIONS = 30
+
+
+def all_reach(url, seconds=180):
+    """Waits until every new connection leads to a replica that lives: kube-proxy has learned of a loss."""
+    at = urllib.parse.urlsplit(url)
+    command = [*words("K8S_NET"), sys.executable, "-B", str(REACH), at.hostname, str(at.port), str(CONNECTIONS)]
+    there = lambda: subprocess.run(command, capture_output=True, timeout=120 * SLOWNESS, check=False).returncode == 0
+    wait_for("connections that all lead to a replica", there, seconds)
 
 
 class Load:
     """Sessions that play where NodePorts answer, until they are ended."""
 
     def __init__(self, folder, name, url, token, sessions, long=60):
-        self._out = os.path.join(folder, f"{name}.json")
+        self._url, self._out = url, os.path.join(folder, f"{name}.json")
         command = [*words("K8S_NET"), sys.executable, "-B", str(PLAYER), "--url", url, "--token", token, "--out", self._out]
         self._process = subprocess.Popen([*command, "--sessions", str(sessions), "--long", str(long)])
         self.kills = []
@@ -40,9 +50,12 @@ class Load:
         more = lambda now: bool(now) and all(now[one] >= before.get(one, 0) + turns for one in now)
         wait_for(f"turns of every session after {what}", lambda: more(self.turns()), seconds)
 
-    def cut(self):
-        """From now on turns in flight may be lost, for a moment."""
-        self.kills.append(time.time())
+    def cut_by(self, deed):
+        """Turns in flight at `deed` may be lost, and those that begin before the Service leads elsewhere."""
+        began = time.time()
+        deed()
+        all_reach(self._url)
+        self.kills.append((began, time.time()))
 
     def no_more(self):
         """Turns that begin from now on find nothing that serves them, and are left out."""
@@ -55,7 +68,7 @@ class Load:
         with open(self._out, encoding="utf-8") as file:
             result = json.load(file)
         result["lost"] = [one for one in result["lost"] if one["at"] < self.last]
-        excused = lambda lost: any(lost["at"] <= at + NOTICED_SECONDS and at <= lost["until"] for at in self.kills)
+        excused = lambda lost: any(lost["at"] <= until and began <= lost["until"] for began, until in self.kills)
         result["cut"] = [one for one in result["lost"] if excused(one)]
         result["lost"] = [one for one in result["lost"] if not excused(one)]
         return result

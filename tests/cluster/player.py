@@ -23,7 +23,7 @@ import uuid
 from wire import Closed, Http, Refused, WebSocket
 
 PAUSE = (0.2, 0.8)
-LONGEST_TURN = 180
+LONGEST_TURN = 180 * float(os.environ.get("WARMKEY_SLOWNESS", "1"))
 # Longer histories would make the machine's work of a test that is about connections.
 MOST_ITEMS = 60
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import base64
+import errno
+import itertools
 import json
 import os
+import random
 
 CONNECT_SECONDS = 10
 
@@ -20,9 +23,21 @@ class Closed(Exception):
         self.is_silent = is_silent
 
 
+# A node leads a connection where it led the last one of the same port, for two minutes if that one was never answered. A
+# kernel soon takes such a port again; here none comes twice until all have been taken. Kernels take none of these themselves.
+PORTS = range(10000, 30000)
+_ports = itertools.cycle((*PORTS[(first := random.randrange(len(PORTS))) :], *PORTS[:first]))
+
+
 async def connect(host, port):
     async with asyncio.timeout(CONNECT_SECONDS):
-        return await asyncio.open_connection(host, port, limit=1 << 22)
+        for own in itertools.islice(_ports, len(PORTS)):
+            try:
+                return await asyncio.open_connection(host, port, limit=1 << 22, local_addr=("0.0.0.0", own))
+            except OSError as why:
+                if why.errno != errno.EADDRINUSE:
+                    raise
+        raise OSError(errno.EADDRINUSE, "every port is in use")
 
 
 async def end(writer):

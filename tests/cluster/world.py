@@ -8,11 +8,13 @@ import textwrap
 
 import yaml
 
-from kube import CHART, NAMESPACE, apply, check, found, kubectl, nodes, wait_for
+from kube import CHART, NAMESPACE, SLOWNESS, apply, check, found, kubectl, nodes, wait_for
 
 REDIS = os.environ.get("K8S_REDIS", "redis:8.2")
 JAEGER = os.environ.get("K8S_JAEGER", "jaegertracing/jaeger:2.21.0")
 TOKEN = "alice-" + secrets.token_hex(8)
+# The time in which kube-proxy learns that a replica leaves. `drain` is for streams of a minute. A slow machine needs more.
+DRAIN_DELAY = f"{5 * SLOWNESS:.0f}s"
 KEYS = {"a-1": "org-a", "b-1": "org-b"}
 RESTRICTED = {
     "runAsNonRoot": True,
@@ -140,7 +142,7 @@ def real_secret(generation):
 def values(image, **more):
     """values-ha.yaml, pointed at the simulator, with a drain and an autoscaler that a test can wait for."""
     config = yaml.safe_load((CHART / "values-ha.yaml").read_text())["config"]
-    config = config.replace("[server]\n", '[server]\ndrain_delay = "5s"\ndrain = "90s"\n')
+    config = config.replace("[server]\n", f'[server]\ndrain_delay = "{DRAIN_DELAY}"\ndrain = "{90 * SLOWNESS:.0f}s"\n')
     config += textwrap.dedent(f"""
         [[upstream]]
         name = "openai"
@@ -187,4 +189,4 @@ def two_nodes():
     return first, second, there[first]
 
 
-__all__ = ["KEYS", "TELEMETRY", "TOKEN", "build", "collector", "node_port", "real_secret", "trial_values", "two_nodes", "values"]
+__all__ = ["DRAIN_DELAY", "KEYS", "TELEMETRY", "TOKEN", "build", "collector", "node_port", "real_secret", "trial_values", "two_nodes", "values"]

@@ -4,6 +4,7 @@ mod cores;
 mod descriptors;
 mod disk;
 mod heavy;
+mod idle;
 mod leaving;
 mod log;
 mod memory;

@@ -208,8 +208,8 @@ fn open(
         };
         let memory = connection.turns.memory.clone();
         let meters = [Source::Client, Source::Upstream].map(|it| Meter::new(it, memory.clone()));
-        let client = frames(client, Role::Server, meters[0].clone()).await;
-        let upstream = frames(upstream, Role::Client, meters[1].clone()).await;
+        let client = frames(client, Role::Server, meters[0].clone());
+        let upstream = frames(upstream, Role::Client, meters[1].clone());
         Socket::run(connection, client, upstream, meters).await;
     });
     response

@@ -74,6 +74,11 @@ impl Meter {
         state.outline.is_unfinished().then(|| state.began + time_for(state.outline.come))
     }
 
+    /// Whether a message, or any frame, has begun to come and not ended.
+    pub fn is_within_message(&self) -> bool {
+        self.lock().outline.is_unfinished()
+    }
+
     /// Whether bytes have arrived since the last call.
     pub fn has_arrived(&self) -> bool {
         std::mem::take(&mut self.lock().has_arrived)

@@ -15,14 +15,14 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::turn::idle::Idle;
-use crate::turn::websocket::meter::{Meter, Metered};
+use crate::turn::websocket::frames::Frames;
+use crate::turn::websocket::meter::Meter;
 
 /// Largest message that is accepted from a client. OpenAI's own limit is not known; a Codex turn
 /// has a few megabytes at most.
@@ -42,19 +42,18 @@ const UNSENT_PONGS: usize = 256;
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
-pub type Frames = WebSocketStream<Metered<TokioIo<Upgraded>>>;
-pub type Sink = SplitSink<Frames, Message>;
+pub type PeerFrames = Frames<TokioIo<Upgraded>>;
+pub type Sink = SplitSink<PeerFrames, Message>;
 
 /// Returns the frames of a connection, which `meter` measures.
-pub async fn frames(connection: Upgraded, role: Role, meter: Meter) -> Frames {
+pub fn frames(connection: Upgraded, role: Role, meter: Meter) -> PeerFrames {
     let largest = if role == Role::Server { LARGEST } else { LARGEST_EVENT };
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
         .write_buffer_size(WRITE)
         .max_message_size(Some(largest))
         .max_frame_size(Some(largest));
-    let connection = Metered::new(TokioIo::new(connection), meter);
-    WebSocketStream::from_raw_socket(connection, role, Some(config)).await
+    Frames::new(TokioIo::new(connection), role, config, meter)
 }
 
 /// How a peer was lost.
@@ -87,7 +86,7 @@ impl Lost {
 
 /// The messages from a peer.
 pub struct Incoming {
-    frames: SplitStream<Frames>,
+    frames: SplitStream<PeerFrames>,
     meter: Meter,
     /// Length of the message that was returned last.
     last: usize,
@@ -101,7 +100,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    pub fn new(frames: SplitStream<Frames>, ping: Duration, meter: Meter) -> Self {
+    pub fn new(frames: SplitStream<PeerFrames>, ping: Duration, meter: Meter) -> Self {
         let (silence, pinged) = (Idle::new(ping), None);
         Self { frames, meter, last: 0, overdue: None, silence, pinged, unsent_pongs: 0 }
     }

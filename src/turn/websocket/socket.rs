@@ -26,7 +26,7 @@ use crate::turn::memory::full;
 use crate::turn::websocket::closing::{End, farewells};
 use crate::turn::websocket::frame::{ClientMessage, Event};
 use crate::turn::websocket::meter::Meter;
-use crate::turn::websocket::peer::{Frames, Incoming, Lost, Sink, leave};
+use crate::turn::websocket::peer::{Incoming, Lost, PeerFrames, Sink, leave};
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::turn::websocket::state::SocketState;
 use crate::wire::rename::with_model;
@@ -71,8 +71,8 @@ impl Socket {
     /// Forwards messages until one end is gone or the gateway closes both.
     pub async fn run(
         connection: Connection,
-        client: Frames,
-        upstream: Frames,
+        client: PeerFrames,
+        upstream: PeerFrames,
         [client_meter, upstream_meter]: [Meter; 2],
     ) {
         let Connection {

@@ -1,0 +1,310 @@
+//! The frames of one connection. After a large message the connection gives its memory back.
+//!
+//! The frames' library keeps the buffers of the largest message that it has read or written, for
+//! as long as the connection lives. An idle socket would hold a whole history that way. Between two
+//! messages, with nothing to send, the library's buffers are empty, so that new ones replace them.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use crate::turn::websocket::meter::{Meter, Metered};
+
+/// Largest message whose buffers are kept. Smaller ones are not worth the change.
+const KEPT: usize = 16 * 1024;
+
+/// The messages of one connection, in both directions.
+pub struct Frames<I> {
+    /// `None` only while new buffers replace the old ones.
+    stream: Option<WebSocketStream<Metered<I>>>,
+    meter: Meter,
+    role: Role,
+    config: WebSocketConfig,
+    /// A message beyond `KEPT` has passed, so the buffers are large.
+    is_large: bool,
+    /// Something may wait in the library's buffers to be sent.
+    is_unsent: bool,
+    /// A close frame was sent or received. The library then knows more than its buffers hold.
+    is_closing: bool,
+    /// The reader, which waits for a message although the buffers are large.
+    reader: Option<Waker>,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Frames<I> {
+    /// Returns the frames of a connection whose handshake is over. `meter` measures it.
+    pub fn new(connection: I, role: Role, config: WebSocketConfig, meter: Meter) -> Self {
+        let stream = Some(over(Metered::new(connection, meter.clone()), role, config));
+        let (is_large, is_unsent, is_closing) = (false, false, false);
+        Self { stream, meter, role, config, is_large, is_unsent, is_closing, reader: None }
+    }
+
+    /// Returns the connection below the frames.
+    pub fn into_inner(self) -> Metered<I> {
+        self.stream.expect("the stream is there between two calls").into_inner()
+    }
+
+    /// Replaces the buffers, if they are large and empty. Returns whether it did.
+    ///
+    /// The reader calls it while it waits: every whole frame that has come is read by then, and
+    /// the meter knows of every other byte.
+    fn give_back(&mut self) -> bool {
+        let is_idle = !self.is_unsent && !self.is_closing && !self.meter.is_within_message();
+        if !(self.is_large && is_idle) {
+            return false;
+        }
+        if let Some(stream) = self.stream.take() {
+            self.stream = Some(over(stream.into_inner(), self.role, self.config));
+        }
+        self.is_large = false;
+        true
+    }
+
+    fn note(&mut self, message: &Message) {
+        self.is_large |= message.len() > KEPT;
+        self.is_closing |= message.is_close();
+    }
+
+    fn stream(&mut self) -> &mut WebSocketStream<Metered<I>> {
+        self.stream.as_mut().expect("the stream is there between two calls")
+    }
+}
+
+/// Returns frames with new buffers over a connection.
+fn over<I>(
+    connection: Metered<I>,
+    role: Role,
+    config: WebSocketConfig,
+) -> WebSocketStream<Metered<I>>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let made = WebSocketStream::from_raw_socket(connection, role, Some(config)).now_or_never();
+    made.expect("without a handshake there is nothing to wait for")
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Stream for Frames<I> {
+    type Item = Result<Message, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.reader = None;
+        let mut item = self.stream().poll_next_unpin(context);
+        // The new buffers have to wait for a message as the old ones did.
+        if item.is_pending() && self.give_back() {
+            item = self.stream().poll_next_unpin(context);
+        }
+        match &item {
+            Poll::Ready(Some(Ok(message))) => {
+                // The library answers a ping with its next bytes.
+                self.is_unsent |= message.is_ping();
+                self.note(message);
+            }
+            Poll::Ready(_) => self.is_closing = true,
+            Poll::Pending => self.reader = self.is_large.then(|| context.waker().clone()),
+        }
+        item
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Sink<Message> for Frames<I> {
+    type Error = Error;
+
+    fn poll_ready(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.stream().poll_ready_unpin(context)
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), Error> {
+        self.note(&message);
+        self.is_unsent = true;
+        self.stream().start_send_unpin(message)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let flushed = ready!(self.stream().poll_flush_unpin(context));
+        if flushed.is_ok() {
+            self.is_unsent = false;
+            if self.is_large
+                && let Some(reader) = self.reader.take()
+            {
+                reader.wake();
+            }
+        }
+        Poll::Ready(flushed)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.is_closing = true;
+        self.stream().poll_close_unpin(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
+    use std::time::Duration;
+
+    use futures_util::stream::{SplitSink, SplitStream};
+    use proptest::prelude::*;
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+    use crate::setting::Size;
+    use crate::turn::memory::BodyMemory;
+    use crate::turn::websocket::meter::Source;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    type Ours = Frames<DuplexStream>;
+    type Theirs = WebSocketStream<DuplexStream>;
+
+    async fn pair(role: Role, room: usize) -> (Ours, Theirs) {
+        let (near, far) = duplex(room);
+        let meter = Meter::new(Source::Upstream, BodyMemory::new(Size(64 << 20)));
+        let other = if role == Role::Server { Role::Client } else { Role::Server };
+        let config = WebSocketConfig::default().read_buffer_size(4096);
+        let theirs = WebSocketStream::from_raw_socket(far, other, None).await;
+        (Frames::new(near, role, config, meter), theirs)
+    }
+
+    fn text(length: usize) -> Message {
+        Message::text("x".repeat(length))
+    }
+
+    /// Polls once for a message, of which there is none.
+    async fn waits(frames: &mut Ours) {
+        let mut poll = std::future::poll_fn(|context| Poll::Ready(frames.poll_next_unpin(context)));
+        assert!((&mut poll).await.is_pending());
+    }
+
+    #[tokio::test]
+    async fn large_buffers_go_once_nothing_is_in_them() {
+        for role in [Role::Server, Role::Client] {
+            let (mut ours, mut theirs) = pair(role, 1 << 20).await;
+            theirs.send(text(KEPT)).await.unwrap();
+            assert_eq!(ours.next().await.unwrap().unwrap(), text(KEPT));
+            assert!(!ours.is_large, "such a message is usual");
+            theirs.send(text(200_000)).await.unwrap();
+            assert_eq!(ours.next().await.unwrap().unwrap(), text(200_000));
+            assert!(ours.is_large);
+            waits(&mut ours).await;
+            assert!(!ours.is_large, "after a message that was read");
+
+            ours.feed(text(200_000)).await.unwrap();
+            let reader = Arc::new(Woken::default());
+            let waker = Waker::from(Arc::clone(&reader));
+            assert!(ours.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
+            assert!(ours.is_large && ours.is_unsent && !reader.0.load(Ordering::Relaxed));
+            ours.flush().await.unwrap();
+            assert!(reader.0.load(Ordering::Relaxed), "the reader is told");
+            waits(&mut ours).await;
+            assert!(!ours.is_large, "after a message that was sent");
+            assert_eq!(theirs.next().await.unwrap().unwrap(), text(200_000));
+        }
+    }
+
+    #[tokio::test]
+    async fn buffers_stay_while_anything_is_underway() {
+        let (mut ours, mut theirs) = pair(Role::Server, 1 << 20).await;
+        ours.send(text(200_000)).await.unwrap();
+        // The first half of a frame has come.
+        let half = [0x81, 0x80 | 2, 1, 2, 3, 4, b'h' ^ 1];
+        tokio::io::AsyncWriteExt::write_all(theirs.get_mut(), &half).await.unwrap();
+        waits(&mut ours).await;
+        assert!(ours.is_large, "its bytes would be lost");
+        tokio::io::AsyncWriteExt::write_all(theirs.get_mut(), &[b'i' ^ 2]).await.unwrap();
+        assert_eq!(ours.next().await.unwrap().unwrap(), Message::text("hi"));
+        theirs.send(Message::Ping("p".into())).await.unwrap();
+        assert!(ours.next().await.unwrap().unwrap().is_ping());
+        assert!(ours.is_unsent, "a pong is due");
+        ours.flush().await.unwrap();
+        assert_eq!(theirs.next().await.unwrap().unwrap(), text(200_000));
+        assert!(theirs.next().await.unwrap().unwrap().is_pong());
+        ours.send(Message::Close(None)).await.unwrap();
+        waits(&mut ours).await;
+        assert!(ours.is_large, "the library has to know of the close");
+        assert!(theirs.next().await.unwrap().unwrap().is_close());
+        let _ = theirs.flush().await;
+        assert!(ours.next().await.unwrap().unwrap().is_close());
+        assert!(ours.next().await.is_none());
+    }
+
+    /// Sends all messages, and a ping after some, then waits for the other side to be done.
+    async fn send(
+        mut sink: SplitSink<Ours, Message>,
+        lengths: Vec<usize>,
+    ) -> SplitSink<Ours, Message> {
+        for length in lengths {
+            sink.send(text(length)).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        sink
+    }
+
+    async fn receive(mut from: SplitStream<Ours>, count: usize) -> (SplitStream<Ours>, Vec<usize>) {
+        let mut found = Vec::new();
+        while found.len() < count {
+            match from.next().await.unwrap().unwrap() {
+                Message::Text(text) => found.push(text.len()),
+                Message::Ping(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        (from, found)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_message_passes_whole_and_in_order(
+            up in proptest::collection::vec(0..60_000_usize, 0..12),
+            down in proptest::collection::vec(0..60_000_usize, 0..12),
+            room in 1..30_000_usize,
+            is_server: bool,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let role = if is_server { Role::Server } else { Role::Client };
+            let playing = async {
+                let (ours, theirs) = pair(role, room.max(200)).await;
+                let (sink, from) = ours.split();
+                let (mut to, mut got) = theirs.split();
+                let (sent, asked) = (up.clone(), down.clone());
+                let them = async {
+                    for length in asked {
+                        to.send(text(length)).await.unwrap();
+                        to.send(Message::Ping("p".into())).await.unwrap();
+                    }
+                };
+                let they = async {
+                    let mut found = Vec::new();
+                    while found.len() < sent.len() {
+                        if let Message::Text(text) = got.next().await.unwrap().unwrap() {
+                            found.push(text.len());
+                        }
+                    }
+                    found
+                };
+                let (_, received, (), found) =
+                    tokio::join!(send(sink, up.clone()), receive(from, down.len()), them, they);
+                (received.1, found)
+            };
+            let bounded = async { tokio::time::timeout(Duration::from_secs(20), playing).await };
+            let done = runtime.unwrap().block_on(bounded);
+            let (received, found) = done.expect("nothing waits in vain");
+            prop_assert_eq!(received, down);
+            prop_assert_eq!(found, up);
+        }
+    }
+}
