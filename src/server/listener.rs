@@ -19,7 +19,7 @@ use tower_service::Service;
 
 use crate::server::connection::{Ending, connection};
 use crate::server::connections::{Connections, Seat, Watched};
-use crate::server::no_room::{Next, NoRoom, PAUSE, lacks_room};
+use crate::server::no_room::{NoRoom, PAUSE, Waiting, lacks_room};
 use crate::server::tls::Tls;
 use crate::task::Tasks;
 
@@ -108,14 +108,14 @@ impl Listener {
             if lacks_room(&error) {
                 match no_room.accept(&self.socket) {
                     // The error came before the system looked for a client.
-                    Next::NoClient => continue,
-                    Next::Client(stream, peer) if self.connections.make_room(&error) => {
+                    Waiting::NoClient => continue,
+                    Waiting::Client(stream, peer) if self.connections.make_room(&error) => {
                         return (stream, peer);
                     }
-                    Next::Client(stream, _) => {
+                    Waiting::Client(stream, _) => {
                         no_room.refuse(stream, NoRoom::DESCRIPTORS, self.tls.is_some(), tasks);
                     }
-                    Next::Unknown => {
+                    Waiting::Unknown => {
                         self.connections.make_room(&error);
                     }
                 }

@@ -39,7 +39,7 @@ pub struct NoRoom {
 }
 
 /// Who waits to be accepted.
-pub enum Next {
+pub enum Waiting {
     NoClient,
     Client(TcpStream, SocketAddr),
     /// The spare descriptor is in use.
@@ -81,18 +81,18 @@ impl NoRoom {
     }
 
     /// Accepts a connection with the spare descriptor.
-    pub fn accept(&mut self, socket: &TcpListener) -> Next {
+    pub fn accept(&mut self, socket: &TcpListener) -> Waiting {
         if self.spare.take().is_none() {
-            return Next::Unknown;
+            return Waiting::Unknown;
         }
         match socket.accept().now_or_never() {
-            Some(Ok((stream, peer))) => Next::Client(stream, peer),
+            Some(Ok((stream, peer))) => Waiting::Client(stream, peer),
             None => {
                 self.spare = spare();
-                Next::NoClient
+                Waiting::NoClient
             }
             // Another task has the descriptor now.
-            Some(Err(_)) => Next::Unknown,
+            Some(Err(_)) => Waiting::Unknown,
         }
     }
 }

@@ -268,7 +268,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn every_message_passes_whole_and_in_order(
+        fn message_passes_whole_and_in_order(
             up in proptest::collection::vec(0..60_000_usize, 0..12),
             down in proptest::collection::vec(0..60_000_usize, 0..12),
             room in 1..30_000_usize,

@@ -1,6 +1,7 @@
 //! A real process of a test: started, watched, signalled, and never outliving the test.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -187,6 +188,19 @@ impl Drop for Process {
             show(&self.name, &self.log());
         }
     }
+}
+
+/// Connections to a port of this machine that their other ends have not closed, read from the
+/// system's table.
+pub fn connections_to(address: SocketAddr) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").expect("the system has TCP");
+    let port = format!(":{:04X}", address.port());
+    // Columns: number, local address, remote address, state. 01: open; 08: closed by us only.
+    let is_open = |line: &&str| {
+        let columns: Vec<&str> = line.split_whitespace().take(4).collect();
+        columns.len() == 4 && columns[2].ends_with(&port) && matches!(columns[3], "01" | "08")
+    };
+    table.lines().filter(is_open).count()
 }
 
 #[expect(clippy::print_stderr, reason = "a failed test shows what its processes said")]

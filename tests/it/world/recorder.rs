@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::world::process::Process;
+use crate::world::process::{Process, connections_to};
 use crate::world::waiting::{ANSWER, eventually};
 use crate::world::wire::{Headers, value};
 
@@ -142,16 +142,9 @@ impl Recorder {
         self.book.open.load(Ordering::Relaxed) == 0
     }
 
-    /// Connections to this upstream that their other ends have not closed, read from the system.
+    /// Connections to this upstream that their other ends have not closed.
     pub fn peers(&self) -> usize {
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("the system has TCP");
-        let port = format!(":{:04X}", self.address.port());
-        // Columns: number, local address, remote address, state. 01: open; 08: closed by us only.
-        let is_open = |line: &&str| {
-            let columns: Vec<&str> = line.split_whitespace().take(4).collect();
-            columns.len() == 4 && columns[2].ends_with(&port) && matches!(columns[3], "01" | "08")
-        };
-        table.lines().filter(is_open).count()
+        connections_to(self.address)
     }
 
     /// How often all floods and drips together have sent their bytes.

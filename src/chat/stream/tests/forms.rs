@@ -200,7 +200,7 @@ fn stream_tells_what_the_document_tells() {
 }
 
 #[test]
-fn every_stream_is_the_same_wherever_it_is_cut() {
+fn stream_is_the_same_wherever_it_is_cut() {
     let flat = events(&[CREATED, r#"{"type":"error","code":"server_error","message":"m"}"#]);
     let streams = CASES.iter().map(|case| stream(case, true)).chain([flat, events(&[CREATED])]);
     for text in streams {
