@@ -70,6 +70,8 @@ class Papers:
 
     def plays(self):
         """All of it: the Secret, the installation, its test, the trial, and the way out."""
+        # What an earlier run has left may still be on its way out.
+        self.remove(waits=True)
         paper = "docs/kubernetes.md"
         install = blocks(paper, "Install")
         check(install[0].startswith("docker build"), "the first block builds the image")
@@ -96,10 +98,10 @@ class Papers:
         (uninstall,) = re.findall(r"`(helm -n warmkey uninstall [^`]+)`", text)
         self.does(uninstall)
 
-    def remove(self):
+    def remove(self, waits=False):
         for suffix in ("", "-trial"):
             try:
-                run("kubectl", "delete", "namespace", self.space(suffix), "--ignore-not-found", "--wait=false")
+                run("kubectl", "delete", "namespace", self.space(suffix), "--ignore-not-found", f"--wait={waits}".lower(), seconds=180)
             except Failure:
                 pass  # The cluster is away: what failed before says more.
 

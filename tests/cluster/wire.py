@@ -148,6 +148,10 @@ class WebSocket:
         raise AssertionError("the last attempt returns or raises")
 
     async def close(self):
+        if self._frame:
+            # Nobody asks any more how it ended.
+            self._frame.add_done_callback(lambda frame: frame.cancelled() or frame.exception())
+            self._frame.cancel()
         await end(self._writer)
 
     async def has_ended(self):
