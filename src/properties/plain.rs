@@ -37,15 +37,6 @@ impl Json {
         self.fields().iter().rev().find(|(own, _)| own == name).map(|(_, value)| value)
     }
 
-    /// Whether any field of an object stands twice.
-    pub fn has_duplicates(&self) -> bool {
-        let fields = self.fields();
-        fields
-            .iter()
-            .enumerate()
-            .any(|(at, (name, _))| fields[..at].iter().any(|(earlier, _)| earlier == name))
-    }
-
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),

@@ -1,9 +1,7 @@
 //! Finds the few top-level fields that routing needs in a body of any size. Pure.
 //!
-//! Unknown types and fields pass. A body that is not JSON is an error, because nothing in it could
-//! be checked. So is a body in which a field that a rule reads stands twice with different values:
-//! of such fields some parsers take the first and some the last, so the upstream could follow a
-//! value that no rule has seen (RFC 8259, section 4). In what an upstream sends, the last one wins.
+//! Never stricter than an upstream: the last of duplicate fields wins, and unknown types and fields
+//! pass. A body that is not JSON is an error, because nothing in it could be checked.
 
 use crate::wire::imprint::{CHAT_SETTINGS, Imprint, Parts, SETTINGS};
 use crate::wire::quotes::unescaped;
@@ -149,8 +147,7 @@ pub fn identified(raw: Option<&[u8]>) -> Field {
 /// The field `name` of `raw`, if `raw` is an object.
 pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
     let raw = raw.filter(|raw| raw.starts_with(b"{"))?;
-    // The text is JSON, so that the fault is a duplicate.
-    Some(look(raw, [name]).map_or(Field::Malformed, |([field], _)| Field::of(field)))
+    fields(raw, [name]).ok().map(|[field]| Field::of(field))
 }
 
 /// The parts of a body that stay the same for a whole conversation, as written. They are the model,
@@ -195,22 +192,13 @@ pub fn fields<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
 ) -> Result<Fields<'b, N>, NotJson> {
-    scan(body, names, false).map(|(found, _)| found)
+    look(body, names).map(|(found, _)| found)
 }
 
-/// The raw top-level fields `names` of a request's `body`, and the body's references. Fails where
-/// one of the fields stands for the second time with another value.
+/// The raw top-level fields `names` of `body`, and the body's references.
 pub fn look<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
-) -> Result<(Fields<'b, N>, References), NotJson> {
-    scan(body, names, true)
-}
-
-fn scan<'b, const N: usize>(
-    body: &'b [u8],
-    names: [&str; N],
-    is_unique: bool,
 ) -> Result<(Fields<'b, N>, References), NotJson> {
     let (mut found, mut references) = ([None; N], References::default());
     let mut scanner = Scanner::new(body);
@@ -222,9 +210,6 @@ fn scan<'b, const N: usize>(
             scanner.expect(b':')?;
             let value = scanner.value()?;
             if let Some(place) = names.iter().position(|name| name.as_bytes() == &*key) {
-                if is_unique && found[place].is_some_and(|first| first != value) {
-                    return Err(NotJson(scanner.at() - value.len()));
-                }
                 found[place] = Some(value);
             }
             let inside = scanner.references();

@@ -62,11 +62,6 @@ impl<'t> Scanner<'t> {
         Self { text, at: 0, quotes: Quotes::of(text), references: References::default() }
     }
 
-    /// The position of the next byte.
-    pub const fn at(&self) -> usize {
-        self.at
-    }
-
     /// The next byte that is not white space. The byte is not consumed.
     pub fn peek(&mut self) -> Option<u8> {
         while let Some(byte) = self.text.get(self.at) {

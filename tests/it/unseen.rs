@@ -16,7 +16,6 @@ use crate::world::waiting::within;
 use crate::world::wire::{Connection, Request, ask};
 
 mod configuration;
-mod duplicates;
 mod heads;
 mod http2;
 mod large;

@@ -194,8 +194,7 @@ fn not_decodable(error: std::io::Error) -> Error {
 /// Scans a body's JSON text.
 pub fn peek(text: &[u8]) -> Result<(Peek, Imprint), Error> {
     Peek::with_imprint(text).map_err(|place| {
-        let why = format!("The body stops being JSON at {place}, or repeats a field there.");
-        Error::new(ErrorKind::InvalidJson, why)
+        Error::new(ErrorKind::InvalidJson, format!("The body stops being JSON at {place}."))
     })
 }
 

@@ -67,7 +67,13 @@ async fn line_that_was_dropped_is_counted_and_told() {
         turns(&cluster, 1).await;
         let log = std::fs::read_to_string(&file).unwrap();
         let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.find(|line| line["message"].as_str().is_some_and(|text| text.contains("dropped")))
+        let is_it = |line: &Value| line["message"].as_str().is_some_and(|it| it.contains("dropped"));
+        let found = lines.find(is_it);
+        // Lines that had waited meanwhile may have filled the disk again.
+        if found.is_none() && log.len() > 15 * 1024 {
+            std::fs::write(&file, "").unwrap();
+        }
+        found
     })
     .await;
     assert!(line["lines"].as_f64() >= Some(dropped), "{line}");

@@ -41,10 +41,7 @@ impl Socket {
     /// answer.
     pub(super) async fn ask(&self, text: &Utf8Bytes) -> Result<(), String> {
         let invalid = |place| {
-            Error::new(
-                ErrorKind::InvalidJson,
-                format!("The message stops being JSON at {place}, or repeats a field there."),
-            )
+            Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
         };
         let began = Instant::now();
         let mut message = match read(text).await.map_err(invalid) {
