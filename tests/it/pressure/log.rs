@@ -67,7 +67,8 @@ async fn line_that_was_dropped_is_counted_and_told() {
         turns(&cluster, 1).await;
         let log = std::fs::read_to_string(&file).unwrap();
         let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let is_it = |line: &Value| line["message"].as_str().is_some_and(|it| it.contains("dropped"));
+        let is_it =
+            |line: &Value| line["message"].as_str().is_some_and(|it| it.contains("dropped"));
         let found = lines.find(is_it);
         // Lines that had waited meanwhile may have filled the disk again.
         if found.is_none() && log.len() > 15 * 1024 {
