@@ -22,21 +22,13 @@ fn routing_fields_are_found() {
 }
 
 #[test]
-fn field_with_two_values_is_refused() {
+fn last_duplicate_field_wins() {
+    assert_eq!(Peek::at(br#"{"model":"a","model":"b"}"#).unwrap().model, text("b"));
     assert_eq!(Peek::at(br#"{"mod\u0065l":"c","model\ud800":"d"}"#).unwrap().model, text("c"));
-    assert_eq!(Peek::at(br#"{"model":"a","x":1,"x":2,"model":"a"}"#).unwrap().model, text("a"));
-    for (body, at) in [
-        (r#"{"model":"a","model":"b"}"#, 21),
-        (r#"{"model":"a","mod\u0065l":"b"}"#, 26),
-        (r#"{"previous_response_id":"resp_1","previous_response_id":null}"#, 56),
-        (r#"{"input":[],"input":"x"}"#, 20),
-        (r#"{"store":false,"store":true}"#, 23),
-    ] {
-        assert_eq!(Peek::at(body.as_bytes()), Err(NotJson(at)), "{body}");
-    }
-    let inside = Peek::at(br#"{"conversation":{"id":"a","id":"b"}}"#).unwrap();
-    assert_eq!(inside.conversation.id(), Some(""), "no conversation has this id");
-    assert_eq!(fields(br#"{"a":1,"a":2}"#, ["a"]), Ok([Some(&b"2"[..])]), "in an answer");
+    assert_eq!(
+        Peek::at(br#"{"prompt_cache_key":"a","prompt_cache_key":7}"#).unwrap().prompt_cache_key,
+        Field::Malformed
+    );
 }
 
 #[test]
