@@ -69,7 +69,7 @@ impl Listener {
         B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + Send + 'static,
     {
         let ending = ending.into();
-        let mut no_room = NoRoom::new();
+        let mut no_room = NoRoom::default();
         let over = ending.over();
         tokio::pin!(over);
         loop {

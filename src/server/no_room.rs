@@ -46,15 +46,17 @@ pub enum Waiting {
     Unknown,
 }
 
+impl Default for NoRoom {
+    fn default() -> Self {
+        Self { at_once: Arc::new(Semaphore::new(AT_ONCE)), spare: spare() }
+    }
+}
+
 impl NoRoom {
     /// Message where there are too many connections.
     pub const TOO_MANY: &str = "This replica has no room for another connection. Please try again.";
     /// Message where the process has too many files open.
     pub const DESCRIPTORS: &str = "The gateway has too many open files. Please try again.";
-
-    pub fn new() -> Self {
-        Self { at_once: Arc::new(Semaphore::new(AT_ONCE)), spare: spare() }
-    }
 
     /// Refuses a connection. A client that speaks TLS could not read the answer, and gets none.
     pub fn refuse(&self, stream: TcpStream, message: &'static str, is_tls: bool, tasks: &Tasks) {

@@ -28,10 +28,6 @@ const SOON: Duration = Duration::from_secs(5);
 impl HttpTurns {
     /// Scans the body's text: a short text here, a long one on another thread, so that no other
     /// turn waits for it.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "`heavy` bounds the threads, `max_body` the time"
-    )]
     pub(super) async fn look(
         self: &Arc<Self>,
         client: &Arc<Client>,
@@ -88,6 +84,10 @@ impl HttpTurns {
     }
 
     /// Does `work` on another thread, as soon as one of the places is free.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "`heavy` bounds the threads, `max_body` the time"
+    )]
     async fn aside<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

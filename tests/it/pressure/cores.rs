@@ -105,8 +105,7 @@ async fn replica(folder: &Folder, redis: &Redis, certificates: Option<&Certifica
 fn places(cluster: &Running) -> Vec<PathBuf> {
     let own = cluster.replica().file().parent().expect("it is in a folder").to_owned();
     let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-    let system =
-        pattern.starts_with('/').then(|| Path::new(pattern.trim()).parent().unwrap().to_owned());
+    let system = pattern.starts_with('/').then(|| Path::new(pattern.trim()).with_file_name(""));
     [Some(own), system].into_iter().flatten().collect()
 }
 
@@ -148,8 +147,9 @@ fn in_memory(pid: u32, canaries: &[(&'static str, Vec<u8>)]) -> Option<Vec<&'sta
 /// Aborts the replica, and looks at everything that is left.
 async fn aborts(mut cluster: Running, canaries: &[(&'static str, Vec<u8>)]) -> usize {
     let pid = cluster.replica().process().pid();
-    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("the process runs");
+    let line = limits.lines().find(|line| line.starts_with("Max core file size"));
+    let line = line.expect("the system limits cores");
     let numbers: Vec<_> = line.split_whitespace().skip(4).take(2).collect();
     assert_eq!(numbers, ["0", "0"], "{line}");
     // A core of this moment would hold secrets.
