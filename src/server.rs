@@ -19,6 +19,7 @@ pub mod connections;
 pub mod no_room;
 pub mod unreadable;
 pub mod lingering;
+pub mod send_timeout;
 pub mod connection;
 pub mod slowing;
 pub mod drain;

@@ -25,6 +25,7 @@ use tower_service::Service;
 use crate::key::table::LONGEST_IDLE;
 use crate::server::connections::{Answering, Seat, Watched};
 use crate::server::lingering::Lingering;
+use crate::server::send_timeout::SendTimeout;
 
 /// Maximum idle time between requests. Balancers keep connections for less (nginx: 60 s): a request
 /// that meets a closing connection would be lost.
@@ -138,7 +139,7 @@ pub async fn connection<I, S, B>(
         // Finds out peers that have gone without closing.
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(header_timeout);
-    let stream = TokioIo::new(Lingering::new(stream, Arc::clone(&seat)));
+    let stream = TokioIo::new(Lingering::new(SendTimeout::new(stream), Arc::clone(&seat)));
     let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
 
     // hyper has a single timeout for idle connections and for heads that trickle in, which is set
