@@ -15,6 +15,8 @@ use tracing_subscriber::{Layer, fmt as lines, registry};
 
 use crate::setting::{self, Span};
 
+mod protobuf;
+mod collector;
 pub mod log;
 pub mod name;
 pub mod pipe;

@@ -3,8 +3,6 @@
 //! Rows are written in groups whose sizes are powers of two, so that a connection prepares few
 //! statements.
 
-use std::fmt::Write as _;
-
 use super::sums::Totals;
 
 /// The columns of a turn, in the order in which they are bound.
@@ -44,8 +42,9 @@ pub const TURN: [&str; 30] = [
 pub const SUM_KEY: [&str; 8] =
     ["span", "start", "client", "key", "organization", "model", "tier", "transport"];
 
-/// The largest group. SQLite binds at most 32,766 values, PostgreSQL 65,535.
-const GROUP: usize = 256;
+/// The largest group. SQLite binds at most 32,766 values, PostgreSQL 65,535. A connection prepares
+/// and keeps a statement of each size, and a larger one is hardly faster.
+const GROUP: usize = 64;
 
 /// The sizes of the groups in which `count` rows are written.
 pub fn groups(mut count: usize) -> Vec<usize> {
@@ -68,11 +67,11 @@ pub enum Placeholder {
     Numbered,
 }
 
-/// Writes `count` turns, and returns which of them were not there yet.
+/// Writes those of `count` turns that are not there yet.
 pub fn insert_turns(count: usize, placeholder: Placeholder) -> String {
     let columns = TURN.join(", ");
     format!(
-        "INSERT INTO turns ({columns}) VALUES {} ON CONFLICT DO NOTHING RETURNING at, id",
+        "INSERT INTO turns ({columns}) VALUES {} ON CONFLICT DO NOTHING",
         values(count, TURN.len(), placeholder)
     )
 }
@@ -95,21 +94,19 @@ pub fn add_sums(count: usize, placeholder: Placeholder) -> String {
 
 /// `($1, $2), ($3, $4)`.
 fn values(rows: usize, columns: usize, placeholder: Placeholder) -> String {
-    let mut text = String::with_capacity(rows * columns * 4);
-    for number in 0..rows * columns {
-        text.push_str(match (number, number % columns) {
-            (0, _) => "(",
-            (_, 0) => "), (",
-            _ => ", ",
+    let row = |number: usize| {
+        let names = (1..=columns).map(|column| match placeholder {
+            Placeholder::Plain => "?".to_owned(),
+            Placeholder::Numbered => format!("${}", number * columns + column),
         });
-        match placeholder {
-            Placeholder::Plain => text.push('?'),
-            // Writing to a string cannot fail.
-            Placeholder::Numbered => drop(write!(text, "${}", number + 1)),
-        }
-    }
-    text.push(')');
-    text
+        format!("({})", names.collect::<Vec<_>>().join(", "))
+    };
+    let all: Vec<_> = match placeholder {
+        // All rows have the same text.
+        Placeholder::Plain => vec![row(0); rows],
+        Placeholder::Numbered => (0..rows).map(row).collect(),
+    };
+    all.join(", ")
 }
 
 #[cfg(test)]
@@ -122,8 +119,8 @@ mod tests {
             (0, &[][..]),
             (1, &[1]),
             (7, &[4, 2, 1]),
-            (256, &[256]),
-            (500, &[256, 128, 64, 32, 16, 4]),
+            (64, &[64]),
+            (500, &[64, 64, 64, 64, 64, 64, 64, 32, 16, 4]),
         ] {
             assert_eq!(groups(count), expected, "{count}");
         }

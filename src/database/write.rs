@@ -2,7 +2,7 @@
 //!
 //! Only new rows are counted, so a batch that is written twice changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -40,9 +40,18 @@ macro_rules! in_dialect {
                 models: &mut Models,
             ) -> Result<usize, sqlx::Error> {
                 let mut transaction = connection.begin_with(begin).await?;
-                let new = insert(&mut transaction, rows).await?;
-                let new: Vec<_> =
-                    rows.iter().filter(|row| new.contains(&(row.at, row.id))).collect();
+                let mut new: Vec<_> = rows.iter().collect();
+                if insert(&mut transaction, rows).await? < rows.len() {
+                    // Some were there already. Written one by one, each says whether it was.
+                    transaction.rollback().await?;
+                    transaction = connection.begin_with(begin).await?;
+                    new.clear();
+                    for row in rows {
+                        if insert(&mut transaction, std::slice::from_ref(row)).await? > 0 {
+                            new.push(row);
+                        }
+                    }
+                }
                 for (span, start) in buckets(&new, zone)
                     .into_iter()
                     .filter(|bucket| !models.knows(*bucket))
@@ -58,18 +67,16 @@ macro_rules! in_dialect {
                 Ok(new.len())
             }
 
+            /// Returns how many of `rows` were not there yet.
             async fn insert(
                 connection: &mut $connection,
                 rows: &[TurnRow],
-            ) -> Result<HashSet<(i64, i64)>, sqlx::Error> {
-                let (mut new, mut rest) = (HashSet::with_capacity(rows.len()), rows);
+            ) -> Result<usize, sqlx::Error> {
+                let (mut new, mut rest) = (0, rows);
                 for size in groups(rows.len()) {
                     let (group, behind) = rest.split_at(size);
                     rest = behind;
-                    let mut query = sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(insert_turns(
-                        size,
-                        $placeholder,
-                    )));
+                    let mut query = sqlx::query(AssertSqlSafe(insert_turns(size, $placeholder)));
                     for row in group {
                         let tokens = |count: fn(&super::super::row::Tokens) -> i64| {
                             row.tokens.as_ref().map(count)
@@ -106,9 +113,9 @@ macro_rules! in_dialect {
                             .bind(&row.trace)
                             .bind(row.used_hosted_tools.map(i64::from));
                     }
-                    new.extend(query.fetch_all(&mut *connection).await?);
+                    new += query.execute(&mut *connection).await?.rows_affected();
                 }
-                Ok(new)
+                Ok(usize::try_from(new).unwrap_or(usize::MAX))
             }
 
             async fn add(

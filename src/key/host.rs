@@ -112,6 +112,11 @@ impl UpstreamHost {
         self.responses.scheme()
     }
 
+    /// The host's name and port.
+    pub fn server(&self) -> (&str, Option<u16>) {
+        (self.responses.host_str().unwrap_or_default(), self.responses.port_or_known_default())
+    }
+
     /// The URL of an endpoint of turns or responses. `query` is the client's.
     pub fn url(&self, endpoint: Endpoint<'_>, query: Option<&str>) -> Url {
         if endpoint == Endpoint::CreateChatCompletion {

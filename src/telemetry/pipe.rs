@@ -10,8 +10,6 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
-use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
-use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
@@ -22,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::telemetry::CollectorAddress;
+use crate::telemetry::collector::Collector;
 
 /// Maximum spans that wait: about 16 MB, or seven seconds at 200 turns a second.
 const WAITING: usize = 8_192;
@@ -29,8 +28,6 @@ const WAITING: usize = 8_192;
 const BATCH: usize = 512;
 /// Time after which waiting spans are exported.
 const GATHER: Duration = Duration::from_secs(1);
-/// Timeout of one export, with all its attempts.
-const EXPORT: Duration = Duration::from_secs(3);
 /// Timeout for what waits when the replica leaves.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Minimum time between two lines that say the same.
@@ -50,15 +47,6 @@ impl TracePipe {
         instance: &str,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
-        let mut builder = opentelemetry_otlp::SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(collector.as_str())
-            .with_timeout(EXPORT);
-        if collector.as_str().starts_with("https:") {
-            builder = builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots());
-        }
-        let mut exporter =
-            builder.build().map_err(|error| format!("telemetry.otlp_endpoint: {error}"))?;
         // The environment may add attributes: OTEL_RESOURCE_ATTRIBUTES.
         let resource = Resource::builder()
             .with_service_name("warmkey")
@@ -67,8 +55,7 @@ impl TracePipe {
                 KeyValue::new("service.instance.id", instance.to_owned()),
             ])
             .build();
-        exporter.set_resource(&resource);
-        Ok(Self::over(exporter, metrics))
+        Ok(Self::over(Collector::at(collector, &resource)?, metrics))
     }
 
     fn over(exporter: impl SpanExporter + 'static, metrics: Arc<Metrics>) -> Self {

@@ -18,18 +18,19 @@ use crate::session::SessionId;
 use crate::telemetry::name;
 use crate::usage::record::Record;
 use crate::usage::timeline::{Sending, Timeline};
-use crate::wire::endpoint::Endpoint;
 use crate::wire::terminal::{Terminal, Usage};
 
 /// Longest model name in a span. Models are named by clients.
 const LONGEST: usize = 128;
+/// Room for the attributes of a span.
+const MOST: usize = 24;
 /// Child spans that are no attempts have these numbers; attempts count from 0.
 const STAGES: u64 = 1 << 32;
 
 /// All spans of a turn; the last one is `turn`.
-pub fn spans(record: &Record, scope: &InstrumentationScope) -> Vec<SpanData> {
+pub fn spans(record: &Record) -> Vec<SpanData> {
     let timeline = &record.timeline;
-    let draft = Draft { record, scope, end: timeline.began + record.duration };
+    let draft = Draft { record, end: timeline.began + record.duration };
     let mut spans = Vec::with_capacity(6);
     draft.stages(&mut spans);
     let count = timeline.sendings().count();
@@ -45,7 +46,6 @@ pub fn spans(record: &Record, scope: &InstrumentationScope) -> Vec<SpanData> {
 
 struct Draft<'r> {
     record: &'r Record,
-    scope: &'r InstrumentationScope,
     end: Instant,
 }
 
@@ -118,7 +118,8 @@ impl Draft<'_> {
             events: SpanEvents::default(),
             links: SpanLinks::default(),
             status: Status::Unset,
-            instrumentation_scope: self.scope.clone(),
+            // Nobody reads it: all spans are Warmkey's.
+            instrumentation_scope: InstrumentationScope::default(),
         }
     }
 
@@ -148,16 +149,17 @@ impl Draft<'_> {
             true => Cow::Borrowed(name::CHAT),
             false => Cow::Owned(format!("{} {model}", name::CHAT)),
         };
-        let url = sending.key.upstream.host.url(Endpoint::CreateResponse, None);
-        let mut attributes = vec![
+        let (address, port) = sending.key.upstream.host.server();
+        let mut attributes = Vec::with_capacity(MOST);
+        attributes.extend([
             KeyValue::new(name::OPERATION, "chat"),
             KeyValue::new(name::PROVIDER, "openai"),
             KeyValue::new(name::API_TYPE, self.api_type(sending)),
             KeyValue::new(name::KEY, sending.key.id.clone()),
             KeyValue::new(name::ORGANIZATION, sending.key.organization.clone()),
-            KeyValue::new(name::SERVER_ADDRESS, url.host_str().unwrap_or_default().to_owned()),
-        ];
-        if let Some(port) = url.port_or_known_default() {
+            KeyValue::new(name::SERVER_ADDRESS, address.to_owned()),
+        ]);
+        if let Some(port) = port {
             attributes.push(KeyValue::new(name::SERVER_PORT, i64::from(port)));
         }
         self.asked(model, &mut attributes);
@@ -261,11 +263,12 @@ impl Draft<'_> {
 
     fn turn(&self, attempts: usize) -> SpanData {
         let (record, id) = (self.record, self.record.id);
-        let mut attributes = vec![
+        let mut attributes = Vec::with_capacity(MOST);
+        attributes.extend([
             KeyValue::new(name::TRANSPORT, record.transport.name()),
             KeyValue::new(name::OUTCOME, record.ending.name()),
             KeyValue::new(name::ATTEMPTS, i64::try_from(attempts).unwrap_or(i64::MAX)),
-        ];
+        ]);
         let mut add = |name: &'static str, value: Option<String>| {
             attributes.extend(value.map(|value| KeyValue::new(name, value)));
         };

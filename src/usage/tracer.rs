@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::InstrumentationScope;
-
 use crate::metrics::ColdReason;
 use crate::telemetry::Share;
 use crate::telemetry::pipe::TracePipe;
@@ -18,7 +16,6 @@ use crate::usage::spans::spans;
 pub struct Tracer {
     pipe: Arc<TracePipe>,
     rule: TraceRule,
-    scope: InstrumentationScope,
 }
 
 /// Which turns are traced.
@@ -31,16 +28,14 @@ pub struct TraceRule {
 }
 
 impl Tracer {
-    pub fn new(pipe: Arc<TracePipe>, rule: TraceRule) -> Self {
-        let scope = InstrumentationScope::builder("warmkey");
-        let scope = scope.with_version(env!("CARGO_PKG_VERSION")).build();
-        Self { pipe, rule, scope }
+    pub const fn new(pipe: Arc<TracePipe>, rule: TraceRule) -> Self {
+        Self { pipe, rule }
     }
 
     /// Sends the trace of a turn, if the turn is to be traced.
     pub fn tell(&self, record: &Record) {
         if self.rule.takes(record) {
-            self.pipe.send(spans(record, &self.scope));
+            self.pipe.send(spans(record));
         }
     }
 }

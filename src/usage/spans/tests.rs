@@ -62,7 +62,7 @@ pub fn record(ending: Ending, usage: Option<Usage>) -> Record {
 }
 
 fn drawn(record: &Record) -> Vec<SpanData> {
-    spans(record, &InstrumentationScope::builder("warmkey").build())
+    spans(record)
 }
 
 fn names(spans: &[SpanData]) -> Vec<&str> {
