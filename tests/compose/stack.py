@@ -65,17 +65,17 @@ class Stack:
     def healthy(self, replicas, seconds=120):
         """Waits until all containers are healthy, and the balancer and Prometheus know just these replicas."""
 
-        states = {}
+        health = {}
 
-        def states():
+        def all_healthy():
             found = [json.loads(docker("inspect", one))[0] for name in self.services for one in self.ids(name)]
-            states.update({one["Name"]: one["State"].get("Health", {}).get("Status") for one in found})
+            health.update({one["Name"]: one["State"].get("Health", {}).get("Status") for one in found})
             return all(one["State"]["Health"]["Status"] == "healthy" for one in found)
 
         try:
-            wait_for("health of all containers", states, seconds)
+            wait_for("health of all containers", all_healthy, seconds)
         except Failure as failure:
-            raise Failure(f"{failure}: {states}") from failure
+            raise Failure(f"{failure}: {health}") from failure
         wait_for(f"{replicas} replicas in Prometheus", lambda: self.up_targets() == replicas, 60)
 
     def up_targets(self):
