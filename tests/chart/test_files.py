@@ -72,6 +72,17 @@ class Made(unittest.TestCase):
         for version in ("v3", "v4"):
             self.assertEqual(kinds(plain), kinds(HELM.objects(version, [CHART / "values-ha.yaml"], hooks=False)))
 
+    def test_an_image_s_build_is_given_all_that_it_compiles(self):
+        """A build has what .dockerignore lets through and the Dockerfile copies; the code reads files beside `src`, too."""
+        let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+        copies = re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
+        copied = {name for names in copies for name in names.split()}
+        self.assertEqual(copied, let_through)
+        included = re.compile(r'include_(?:str|bytes)!\("([^"]+)"\)')
+        sources = [path for path in (ROOT / "src").rglob("*.rs") if "tests" not in (path.stem, *path.parts[-3:])]
+        files = {(path.parent / name).resolve() for path in sources for name in included.findall(path.read_text())}
+        self.assertLessEqual({path.relative_to(ROOT).parts[0] for path in files}, copied)
+
     def test_five_odd_sets_are_tried(self):
         self.assertGreaterEqual(len(SETS), 5)
 

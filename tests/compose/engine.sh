@@ -20,7 +20,7 @@ start() {
         ip -n "$name" link set lo up
         rm -f "$home/pid"
         # nsenter: `ip netns exec` would hide the control groups.
-        setsid nsenter --net="/run/netns/$name" -- nice -n 19 dockerd --host "unix://$socket" --data-root "$home/data" \
+        setsid nsenter --net="/run/netns/$name" -- dockerd --host "unix://$socket" --data-root "$home/data" \
             --exec-root "$home/exec" --pidfile "$home/pid" --storage-driver overlay2 </dev/null >"$home/log" 2>&1 &
         for _ in $(seq 150); do
             DOCKER_HOST=unix://$socket docker info >/dev/null 2>&1 && break

@@ -10,16 +10,24 @@ import urllib.error
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
 
-from parts import Failure, check, get, wait_for  # noqa: E402
+import parts  # noqa: E402
+from parts import Failure, check, get  # noqa: E402
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 BALANCER, UPSTREAM, PROMETHEUS = "127.0.0.1:8080", "127.0.0.1:9100", "127.0.0.1:9091"
 TOKEN = "alice-for-trials"
+# A factor on every bound of a wait, for a slow machine.
+SLOWNESS = float(os.environ.get("WARMKEY_SLOWNESS", "1"))
+LOOK_SECONDS = 0.5
+
+
+def wait_for(what, probe, seconds):
+    return parts.wait_for(what, probe, seconds * SLOWNESS)
 
 
 def run(*command, seconds=120, **options):
     """The output of a command that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT, **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds * SLOWNESS, cwd=ROOT, **options)
     check(done.returncode == 0, f"{shlex.join(command)}: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.stdout
 
@@ -65,17 +73,19 @@ class Stack:
     def healthy(self, replicas, seconds=120):
         """Waits until all containers are healthy, and the balancer and Prometheus know just these replicas."""
 
-        states = {}
+        health = {}
 
-        def states():
+        def all_healthy():
+            # A look starts a dozen programs, which take CPU that the replicas on a small machine need.
+            time.sleep(LOOK_SECONDS)
             found = [json.loads(docker("inspect", one))[0] for name in self.services for one in self.ids(name)]
-            states.update({one["Name"]: one["State"].get("Health", {}).get("Status") for one in found})
+            health.update({one["Name"]: one["State"].get("Health", {}).get("Status") for one in found})
             return all(one["State"]["Health"]["Status"] == "healthy" for one in found)
 
         try:
-            wait_for("health of all containers", states, seconds)
+            wait_for("health of all containers", all_healthy, seconds)
         except Failure as failure:
-            raise Failure(f"{failure}: {states}") from failure
+            raise Failure(f"{failure}: {health}") from failure
         wait_for(f"{replicas} replicas in Prometheus", lambda: self.up_targets() == replicas, 60)
 
     def up_targets(self):
