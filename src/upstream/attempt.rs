@@ -49,17 +49,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
         let sending = pool.execute(rendered);
         match tokio::time::timeout(wait, sending).await {
             Err(_) => return Outcome::Silent,
-            Ok(Ok(response)) => match request.content {
-                Content::WebSocket(nonce) => return read_handshake(response, nonce).await,
-                // No request over HTTP asks for another protocol.
-                _ if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    return Outcome::Broken("it switches to another protocol".into());
-                }
-                _ if !is_framed_once(response.headers()) => {
-                    return Outcome::Broken("its length is stated twice, or in another way".into());
-                }
-                _ => return read(response).await,
-            },
+            Ok(Ok(response)) => return read_answer(response, &request.content).await,
             Ok(Err(error)) if lacks_descriptors(&error) => {
                 return Outcome::NoDescriptor(causes(&error));
             }
@@ -108,6 +98,21 @@ impl Failure {
             next = cause.source();
         }
         Self::Lost
+    }
+}
+
+/// Reads the answer to a request with this content.
+async fn read_answer(response: reqwest::Response, content: &Content<'_>) -> Outcome {
+    if !is_framed_once(response.headers()) {
+        return Outcome::Broken("its length is stated twice, or in another way".into());
+    }
+    match content {
+        Content::WebSocket(nonce) => read_handshake(response, nonce).await,
+        // No request over HTTP asks for another protocol.
+        _ if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Outcome::Broken("it switches to another protocol".into())
+        }
+        _ => read(response).await,
     }
 }
 
@@ -330,6 +335,26 @@ mod tests {
             };
             assert_eq!((answer.status.as_u16(), answer.head.len()), (status, 0));
             assert_eq!(answer.rest.expect("all of it").bytes().await.unwrap(), body, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn answer_is_framed_once_also_at_a_handshake() {
+        let answer = |status: u16, is_twice: bool| {
+            let mut answer = http::Response::builder().status(status);
+            if is_twice {
+                answer =
+                    answer.header("content-length", "2").header("transfer-encoding", "chunked");
+            }
+            reqwest::Response::from(answer.body("{}").unwrap())
+        };
+        for content in [Content::WebSocket("nonce"), Content::Nothing] {
+            for status in [403, 404, 101] {
+                let outcome = read_answer(answer(status, true), &content).await;
+                assert!(matches!(outcome, Outcome::Broken(_)), "{status}");
+            }
+            let outcome = read_answer(answer(403, false), &content).await;
+            assert!(matches!(outcome, Outcome::Refused(_)), "it is framed once");
         }
     }
 
