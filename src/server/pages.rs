@@ -1,5 +1,5 @@
 //! Tells requests of a browser's pages from those of programs. Where no token is asked for, a page
-//! could do all that its user's programs may. Pure.
+//! could do all that its user's programs may.
 
 use std::net::IpAddr;
 

@@ -169,8 +169,9 @@ fn secret_value(prefix: &str, secret: &Secret) -> Option<HeaderValue> {
 }
 
 /// Removes encodings from the client's `accept-encoding` that this gateway cannot read, and values
-/// that are no text: an upstream might find an encoding in them. The rest stays as the client wrote it. Reading every encoding would need a decoder for each; a client
-/// that loses one gets the same bytes in another that it accepts.
+/// that are no text: an upstream might find an encoding in them. The rest stays as the client wrote
+/// it. Reading every encoding would need a decoder for each; a client that loses one gets the same
+/// bytes in another that it accepts.
 fn keep_readable(client: &mut HeaderMap) {
     let is_readable = |coding: &&str| {
         let name = coding.split(';').next().unwrap_or_default().trim();

@@ -18,8 +18,8 @@ pub fn with_status(frame: &str, status: u16) -> Option<String> {
     (!places.is_empty()).then_some(edited)
 }
 
-/// The frame with a `retry-after` among its headers, which replaces each that was there. `None`: the
-/// frame is not an object.
+/// The frame with a `retry-after` among its headers, which replaces each that was there. `None`:
+/// the frame is not an object.
 pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
     let [headers] = fields(frame.as_bytes(), ["headers"]).ok()?;
     let told = format!(r#""retry-after":"{seconds}""#);
