@@ -29,6 +29,7 @@ use crate::reload::Reload;
 use crate::server::Listeners;
 use crate::server::drain::Drain;
 use crate::server::operator::{Access, AdminApi};
+use crate::server::process::Descriptors;
 use crate::server::routes::ClientRoutes;
 use crate::server::slowing::Slowing;
 use crate::session::identify::Identifier;
@@ -297,12 +298,13 @@ fn routes(
         timing: SocketTiming { spread: SPREAD.min(server.drain.0 / 2), ping: server.ping.0 },
         memory: memory.clone(),
     };
+    let (metrics, most) = (Arc::clone(&gateway.books.metrics), Descriptors::of_process().clients);
     let models = ModelRoutes { gateway: Arc::clone(gateway), lists: ModelLists::default() };
     ClientRoutes {
         http: Arc::new(http),
         websocket: Arc::new(websocket),
         models: Arc::new(models),
-        slowing: Arc::new(Slowing::new(Arc::clone(&gateway.books.metrics))),
+        slowing: Arc::new(Slowing::new(metrics, most)),
     }
 }
 

@@ -11,11 +11,13 @@ use crate::setting::{self, SecretSource, Size, Span};
 use crate::task::Tasks;
 use crate::turn::entry::ForeignIds;
 
+pub mod pages;
 pub mod operator;
 pub mod ledger;
 pub mod admin;
 pub mod process;
 pub mod connections;
+pub mod answering;
 pub mod no_room;
 pub mod unreadable;
 pub mod lingering;

@@ -5,6 +5,7 @@
 
 pub mod endpoint;
 pub(crate) mod quotes;
+pub(crate) mod query;
 pub mod references;
 pub mod scan;
 pub mod imprint;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::key::{UpstreamSettings, address};
 use crate::setting;
 use crate::wire::endpoint::Endpoint;
+use crate::wire::query::name_of;
 
 /// The kind of an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +142,7 @@ impl UpstreamHost {
             url.set_query(query);
             return url;
         }
-        let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_ascii_lowercase();
+        let name = |pair: &str| name_of(pair).to_ascii_lowercase();
         let fixed: Vec<String> = self.query.split('&').map(name).collect();
         let own = query.unwrap_or_default().split('&');
         let kept = own.filter(|pair| !pair.is_empty() && !fixed.contains(&name(pair)));
@@ -180,6 +181,12 @@ mod tests {
                 Some("API-version=v9&stream=true&&X=1"),
                 "?API-version=v9&stream=true&&X=1",
                 "?api-version=v1&x&stream=true",
+            ),
+            (
+                Endpoint::CreateResponse,
+                Some("api%2Dversion=v9&%78=1&b"),
+                "?api%2Dversion=v9&%78=1&b",
+                "?api-version=v1&x&b",
             ),
         ] {
             let of = |host: &UpstreamHost| host.url(endpoint, query).to_string();

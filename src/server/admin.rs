@@ -13,6 +13,7 @@ use http::{HeaderValue, Response, StatusCode};
 use super::drain::Readiness;
 use super::ledger::ledger_routes;
 use super::operator::{AdminApi, operator_routes, unknown};
+use super::process::Descriptors;
 use super::slowing::Slowing;
 use crate::metrics::{self, Metrics};
 use crate::task::Tasks;
@@ -24,7 +25,7 @@ pub fn admin_routes(
     api: Arc<AdminApi>,
     tasks: Tasks,
 ) -> Router {
-    let slowing = Arc::new(Slowing::new(Arc::clone(&metrics)));
+    let slowing = Arc::new(Slowing::new(Arc::clone(&metrics), Descriptors::of_process().admin));
     let memory = api.memory.clone();
     let page = move || async move {
         metrics.body_memory(memory.used(), memory.limit());

@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use crate::key::table::LONGEST_IDLE;
-use crate::server::connections::{Answering, Seat, Watched};
+use crate::server::answering::{Answering, Origin};
+use crate::server::connections::{Seat, Watched};
 use crate::server::lingering::Lingering;
 use crate::server::send_timeout::SendTimeout;
 
@@ -97,7 +98,11 @@ pub async fn connection<I, S, B>(
         + Send
         + 'static,
     S::Future: Send,
-    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>
+        + Origin
+        + Unpin
+        + Send
+        + 'static,
 {
     let (has_asked, is_http2) = (&AtomicBool::new(false), &AtomicBool::new(false));
     let (leaving, place, seat) = (&ending.leaving, &seat, Arc::clone(&seat));
@@ -119,7 +124,10 @@ pub async fn connection<I, S, B>(
             if !is_shared && leaving.is_cancelled() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(response.map(|body| Answering::new(body, Some(in_flight))))
+            Ok(response.map(|body| match is_shared {
+                true => Answering::among_others(body, in_flight),
+                false => Answering::new(body, Some(in_flight)),
+            }))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -282,38 +282,6 @@ impl Drop for Watched {
     }
 }
 
-/// The body of a response, whose request is in flight until the body has gone.
-pub struct Answering<B> {
-    body: B,
-    _request: Option<InFlightRequest>,
-}
-
-impl<B> Answering<B> {
-    pub const fn new(body: B, request: Option<InFlightRequest>) -> Self {
-        Self { body, _request: request }
-    }
-}
-
-impl<B: Body + Unpin> Body for Answering<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,7 @@ use http_body::Body;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_service::Service;
 
+use crate::server::answering::Origin;
 use crate::server::connection::{Ending, connection};
 use crate::server::connections::{Connections, Seat, Watched};
 use crate::server::no_room::{NoRoom, PAUSE, Waiting, lacks_room};
@@ -66,7 +67,11 @@ impl Listener {
             + Send
             + 'static,
         S::Future: Send,
-        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>
+            + Origin
+            + Unpin
+            + Send
+            + 'static,
     {
         let ending = ending.into();
         let mut no_room = NoRoom::default();

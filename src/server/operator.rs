@@ -20,6 +20,7 @@ use crate::health::operator::{KeyView, Operator, OperatorCommand};
 use crate::key::Key;
 use crate::ledger::Ledger;
 use crate::server::Settings;
+use crate::server::pages::is_for_this_machine;
 use crate::setting::Secret;
 use crate::telemetry::TurnId;
 use crate::turn::Gateway;
@@ -127,14 +128,21 @@ struct Answer {
     is_accepted: bool,
 }
 
+fn no_page() -> Error {
+    Error::new(ErrorKind::OriginNotAllowed, "Pages may not ask here.")
+}
+
 impl AdminApi {
     pub(super) fn admit(&self, request: &Request) -> Result<(), Error> {
         // A page in a browser on this machine could otherwise ask, because this machine is trusted.
         if request.headers().contains_key(ORIGIN) {
-            return Err(Error::new(ErrorKind::OriginNotAllowed, "Pages may not ask here."));
+            return Err(no_page());
         }
         match &self.access {
             Access::Token(token) => token.authenticate(request.headers()),
+            Access::Local if !is_for_this_machine(request.uri(), request.headers()) => {
+                Err(no_page())
+            }
             Access::Local => Ok(()),
             Access::Closed => Err(not_served(request)),
         }

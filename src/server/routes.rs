@@ -7,14 +7,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use ::http::header::{CONTENT_LENGTH, HOST, HeaderName, ORIGIN};
-use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use ::http::header::{CONTENT_LENGTH, HOST, HeaderName};
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use axum::body::Body;
 use http_body::Body as _;
 use tower_service::Service;
 
 use crate::error::{Error, ErrorKind};
 use crate::server::connections::Watched;
+use crate::server::pages::may_be_of_a_page;
 use crate::server::slowing::Slowing;
 use crate::server::unreadable;
 use crate::turn::Gateway;
@@ -31,7 +32,6 @@ use crate::wire::endpoint::{Endpoint, single_slashes};
 const HEAD: usize = 16 * 1024;
 /// What a header costs besides its name and value (RFC 9113, section 6.5.2).
 const HEADER: usize = 32;
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The clients' endpoints. Answers are not axum's, which would box each answer: every event would
 /// pay for the box.
@@ -83,7 +83,7 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
     if let Err(error) = has_one_host(&request) {
         return refuse(gateway, &request, &error);
     }
-    if gateway.entry.clients.get().is_open() && is_of_a_page(request.headers()) {
+    if gateway.entry.clients.get().is_open() && may_be_of_a_page(&request) {
         let error = Error::new(ErrorKind::OriginNotAllowed, "Pages may not call this gateway.");
         return refuse(gateway, &request, &error);
     }
@@ -115,13 +115,6 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
             list(models, id, request).await
         }
     }
-}
-
-/// Whether a browser sent the request for a page. By a name that leads here, any page may have our
-/// own origin. Where a token is asked for, no page can show it.
-fn is_of_a_page(headers: &HeaderMap) -> bool {
-    let is_fetched = headers.get(SEC_FETCH_SITE).is_some_and(|site| site != "none");
-    headers.contains_key(ORIGIN) || is_fetched
 }
 
 /// Whether the head of a request over HTTP/2 is too large.

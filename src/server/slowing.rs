@@ -28,7 +28,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 /// Most addresses that are remembered.
 const MOST: usize = 4_096;
 /// Most refusals that wait at once. Further ones are sent at once: they must not hold all
-/// connections.
+/// connections. A small listener waits with a quarter of its connections at most.
 const WAITING: usize = 256;
 
 pub struct Slowing {
@@ -43,8 +43,10 @@ struct Seen {
 }
 
 impl Slowing {
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, seen: Mutex::default(), places: Semaphore::new(WAITING) }
+    /// For a listener of `most` connections.
+    pub fn new(metrics: Arc<Metrics>, most: usize) -> Self {
+        let places = Semaphore::new(WAITING.min(most / 4));
+        Self { metrics, seen: Mutex::default(), places }
     }
 
     /// The caller of a request, if it shows a token.
@@ -117,7 +119,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn wrong_tokens_of_one_address_wait_longer_and_longer() {
-        let slowing = Slowing::new(Arc::new(Metrics::new()));
+        let slowing = Slowing::new(Arc::new(Metrics::new()), 4);
         let [one, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
         let began = Instant::now();
         for _ in 0..FREE {
@@ -139,9 +141,27 @@ mod tests {
         assert_eq!(began.elapsed(), Duration::ZERO, "it begins anew");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn waiting_refusals_hold_a_quarter_of_the_connections_at_most() {
+        for (most, waiting) in [(96, 24), (2_000, 256), (3, 0)] {
+            let slowing = Slowing::new(Arc::new(Metrics::new()), most);
+            let peer = IpAddr::from([10, 0, 0, 1]);
+            for _ in 0..FREE {
+                slowing.wait(peer).await;
+            }
+            let all = futures_util::future::join_all((0..300).map(async |_| {
+                let began = Instant::now();
+                slowing.wait(peer).await;
+                began.elapsed() > Duration::ZERO
+            }));
+            let held = all.await.into_iter().filter(|has_waited| *has_waited).count();
+            assert_eq!(held, waiting, "{most}");
+        }
+    }
+
     #[test]
     fn memory_of_addresses_is_bounded() {
-        let (slowing, now) = (Slowing::new(Arc::new(Metrics::new())), Instant::now());
+        let (slowing, now) = (Slowing::new(Arc::new(Metrics::new()), 4), Instant::now());
         for number in 0..MOST as u32 * 2 {
             slowing.note(std::net::Ipv4Addr::from_bits(number).into(), now);
         }

@@ -15,10 +15,12 @@ use crate::error::{Error, ErrorKind};
 use crate::session::identify::{Identifier, Identity};
 use crate::setting;
 use crate::turn::account::Account;
+use crate::wire::query::name_of;
 
 /// Query parameters in which a client might send a credential. A credential in a URL would end up
 /// in logs on the way.
-const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
+const CREDENTIALS: [&str; 6] =
+    ["key", "api_key", "api-key", "subscription-key", "token", "access_token"];
 
 /// `server.foreign_ids`: whether a turn may continue from an id that never passed through this
 /// gateway.
@@ -80,10 +82,8 @@ pub fn may_ask_for(client: &Client, model: Option<&str>) -> Result<(), Error> {
 }
 
 fn refuse_credentials(uri: &Uri) -> Result<(), Error> {
-    let names =
-        uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split('=').next());
-    match names.into_iter().any(|name| CREDENTIALS.iter().any(|one| name.eq_ignore_ascii_case(one)))
-    {
+    let mut names = uri.query().unwrap_or_default().split('&').map(name_of);
+    match names.any(|name| CREDENTIALS.iter().any(|one| name.eq_ignore_ascii_case(one))) {
         true => Err(Error::new(
             ErrorKind::InvalidApiKey,
             "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`.",
@@ -112,6 +112,10 @@ mod tests {
             "a=1&Key=x&b=2",
             "a&TOKEN",
             "key",
+            "api%2Dkey=x",
+            "a=1&%6Bey=x",
+            "subscription-key=x",
+            "Subscription%2dKey=x",
         ] {
             assert_eq!(refused(query), Some("invalid_api_key"), "{query}");
         }

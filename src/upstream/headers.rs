@@ -168,9 +168,10 @@ fn secret_value(prefix: &str, secret: &Secret) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Removes encodings from the client's `accept-encoding` that this gateway cannot read. The rest
-/// stays as the client wrote it. Reading every encoding would need a decoder for each; a client
-/// that loses one gets the same bytes in another that it accepts.
+/// Removes encodings from the client's `accept-encoding` that this gateway cannot read, and values
+/// that are no text: an upstream might find an encoding in them. The rest stays as the client wrote
+/// it. Reading every encoding would need a decoder for each; a client that loses one gets the same
+/// bytes in another that it accepts.
 fn keep_readable(client: &mut HeaderMap) {
     let is_readable = |coding: &&str| {
         let name = coding.split(';').next().unwrap_or_default().trim();
@@ -178,14 +179,17 @@ fn keep_readable(client: &mut HeaderMap) {
             .iter()
             .any(|readable| name.eq_ignore_ascii_case(readable))
     };
-    let values =
-        client.get_all(header::ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
+    let values: Vec<_> =
+        client.get_all(header::ACCEPT_ENCODING).into_iter().map(HeaderValue::to_str).collect();
+    let is_text = values.iter().all(Result::is_ok);
     let (kept, taken): (Vec<_>, Vec<_>) = values
+        .into_iter()
+        .flatten()
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .filter(|coding| !coding.is_empty())
         .partition(is_readable);
-    if !taken.is_empty() {
+    if !taken.is_empty() || !is_text {
         let kept = if kept.is_empty() { "identity".to_owned() } else { kept.join(", ") };
         client.insert(
             header::ACCEPT_ENCODING,
@@ -230,8 +234,10 @@ fn contains(value: &[u8], secret: &[u8]) -> bool {
 
 /// The names that `Connection` declares as headers of the connection.
 fn nominated(headers: &HeaderMap) -> Vec<&str> {
-    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).collect()
+    let values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
+    let names = values.flat_map(|value| value.split(|byte| *byte == b','));
+    // What is no text is no name either.
+    names.filter_map(|name| std::str::from_utf8(name).ok()).map(str::trim).collect()
 }
 
 #[cfg(test)]

@@ -165,23 +165,44 @@ pub enum Acceptance {
 /// looked at the credential first.
 pub async fn ask_about(key: &Key) -> Acceptance {
     let probe = info_span!(target: WORK, "probe", warmkey.key = %key.id, answer = Empty);
-    let answer = ask(key).instrument(probe.clone()).await;
-    let status = answer.map_or("no answer".into(), |(status, _)| status.as_u16().to_string());
+    let answer = examine(key).instrument(probe.clone()).await;
+    let status = answer.map_or("no answer".into(), |told| told.status.as_u16().to_string());
     probe.record("answer", &status);
-    match answer {
-        Some((_, Some(scope))) => Acceptance::Refused(scope),
-        Some((
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS,
-            None,
-        )) => Acceptance::Accepted,
-        Some((status, None)) if status.is_success() => Acceptance::Accepted,
-        Some(_) | None => Acceptance::Unknown,
+    answer.map_or(Acceptance::Unknown, |told| told.acceptance())
+}
+
+/// What an answer to a probe tells.
+#[derive(Clone, Copy)]
+struct Told {
+    status: StatusCode,
+    /// The scope of the refusal, if the key is refused.
+    refused: Option<Scope>,
+    /// The upstream itself says what is wrong. A page, or an error that names nothing, may be that
+    /// of an edge, which looks at no credential.
+    is_own_error: bool,
+}
+
+impl Told {
+    fn acceptance(self) -> Acceptance {
+        match (self.refused, self.status) {
+            (Some(scope), _) => Acceptance::Refused(scope),
+            (
+                None,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS,
+            ) if self.is_own_error => Acceptance::Accepted,
+            (None, status) if status.is_success() => Acceptance::Accepted,
+            (None, _) => Acceptance::Unknown,
+        }
     }
 }
 
 /// Asks `GET /models`. Returns the status, and the scope of the refusal if the key is refused.
 /// `None`: the upstream did not answer.
 pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
+    examine(key).await.map(|told| (told.status, told.refused))
+}
+
+async fn examine(key: &Key) -> Option<Told> {
     let mut request = reqwest::Request::new(Method::GET, key.upstream.host.models(None));
     show(request.headers_mut(), key);
     let asked = async {
@@ -200,7 +221,14 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
         }
         _ => None,
     };
-    Some((outcome.answer()?.status, scope))
+    let is_own_error = match &outcome {
+        // Missing scopes are told without a code.
+        Outcome::Refused(Refusal { error, .. }) => {
+            !error.is_page && (error.code.is_some() || error.lacks_right)
+        }
+        _ => false,
+    };
+    Some(Told { status: outcome.answer()?.status, refused: scope, is_own_error })
 }
 
 #[cfg(test)]

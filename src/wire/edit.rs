@@ -2,6 +2,8 @@
 //! other byte stays. Pure.
 
 use crate::wire::peek::fields;
+use crate::wire::quotes::unescaped;
+use crate::wire::scan::{NotJson, Scanner};
 
 /// The frame with its status replaced. `None`: the frame states none.
 pub fn with_status(frame: &str, status: u16) -> Option<String> {
@@ -16,13 +18,22 @@ pub fn with_status(frame: &str, status: u16) -> Option<String> {
     (!places.is_empty()).then_some(edited)
 }
 
-/// The frame with a `retry-after` among its headers. `None`: the frame is not an object.
+/// The frame with a `retry-after` among its headers, which replaces each that was there. `None`:
+/// the frame is not an object.
 pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
     let [headers] = fields(frame.as_bytes(), ["headers"]).ok()?;
     let told = format!(r#""retry-after":"{seconds}""#);
     let mut edited = frame.to_owned();
     match headers {
         Some(raw) if raw.starts_with(b"{") => {
+            let there = waits(raw).ok()?;
+            for value in there.iter().rev() {
+                let (start, end) = place(frame, value);
+                edited.replace_range(start..end, &format!(r#""{seconds}""#));
+            }
+            if !there.is_empty() {
+                return Some(edited);
+            }
             let (start, _) = place(frame, raw);
             let is_empty = raw[1..raw.len() - 1].trim_ascii().is_empty();
             edited.insert_str(start + 1, &format!("{told}{}", if is_empty { "" } else { "," }));
@@ -39,6 +50,25 @@ pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
         }
     }
     Some(edited)
+}
+
+/// The values of each `retry-after` among `headers`, an object, in their order.
+fn waits(headers: &[u8]) -> Result<Vec<&[u8]>, NotJson> {
+    let (mut scanner, mut found) = (Scanner::new(headers), Vec::new());
+    if !scanner.take(b'{') || scanner.take(b'}') {
+        return Ok(found);
+    }
+    loop {
+        let name = unescaped(scanner.string()?);
+        scanner.expect(b':')?;
+        let value = scanner.value()?;
+        if name.eq_ignore_ascii_case(b"retry-after") {
+            found.push(value);
+        }
+        if !scanner.take(b',') {
+            return Ok(found);
+        }
+    }
 }
 
 /// Where `part`, a slice of `whole`, begins and ends.
@@ -79,6 +109,14 @@ mod tests {
             (
                 r#"{"headers":null,"type":"error"}"#,
                 r#"{"headers":{"retry-after":"20"},"type":"error"}"#,
+            ),
+            (
+                r#"{"headers":{"a":"b","Retry-After" : "soon"}}"#,
+                r#"{"headers":{"a":"b","Retry-After" : "20"}}"#,
+            ),
+            (
+                r#"{"headers":{"retry\u002dafter":{"x":[1]},"RETRY-AFTER":-1.5,"z":"retry-after"}}"#,
+                r#"{"headers":{"retry\u002dafter":"20","RETRY-AFTER":"20","z":"retry-after"}}"#,
             ),
         ] {
             let edited = with_retry_after(frame, 20).unwrap();

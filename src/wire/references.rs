@@ -4,7 +4,7 @@
 //! OpenAI's API reference for responses lists where references may stand. The scanner checks names
 //! at any depth inside `input`, `messages`, `tools` and `prompt`, in its one pass over the body.
 
-use memchr::memchr;
+use memchr::memchr2;
 
 use crate::wire::quotes::unescaped;
 
@@ -27,29 +27,16 @@ impl References {
     #[inline]
     pub fn look(&mut self, name: &[u8], value: &[u8], is_first: bool) {
         match name {
-            br#""type""# if value.starts_with(br#""item_reference""#) => self.find_own(),
+            br#""type""# if may_say(value, |text| text == b"item_reference") => self.find_own(),
             // The type is optional: an item with only an id is a reference.
             br#""id""# if is_first && is_alone(value) => self.find_own(),
-            br#""file_id""# if value.starts_with(br#""file"#) => self.find_foreign(),
-            br#""file_ids""# if list(value).is_some_and(|list| list.starts_with(br#""file"#)) => {
-                self.find_foreign()
-            }
-            br#""vector_store_ids""#
-                if list(value).is_some_and(|list| list.starts_with(br#""vs_"#)) =>
-            {
-                self.find_foreign()
-            }
             // Includes container files, which an answer cites.
-            br#""file_id""# | br#""container_id""# | br#""container""# | br#""skill_id""#
-                if is_text(value) =>
-            {
+            br#""file_id""# if is_text(value) => self.find(value, b"file"),
+            br#""container_id""# | br#""container""# | br#""skill_id""# if is_text(value) => {
                 self.find_own()
             }
-            br#""file_ids""# | br#""vector_store_ids""#
-                if list(value).is_some_and(|list| !list.starts_with(b"]")) =>
-            {
-                self.find_own()
-            }
+            br#""file_ids""# => self.find_all(value, b"file"),
+            br#""vector_store_ids""# => self.find_all(value, b"vs_"),
             name if name.len() >= SHORTEST_ESCAPED && name.contains(&b'\\') => {
                 let plain = unescaped(name);
                 if !plain.contains(&b'\\') {
@@ -57,6 +44,36 @@ impl References {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Records one id. An id that begins with `foreign` is no answer's.
+    fn find(&mut self, value: &[u8], foreign: &[u8]) {
+        self.find_own();
+        if may_say(value, |text| text.starts_with(foreign)) {
+            self.find_foreign();
+        }
+    }
+
+    /// Records each id of a list.
+    fn find_all(&mut self, value: &[u8], foreign: &[u8]) {
+        let Some(mut rest) = value.strip_prefix(b"[") else { return };
+        loop {
+            rest = rest.trim_ascii_start();
+            rest = match rest {
+                [] | [b']', ..] => return,
+                // No list of ids. To search it at each depth would take time without a bound.
+                [b'[' | b'{', ..] => return self.find_foreign(),
+                [b'"', ..] => {
+                    self.find(rest, foreign);
+                    string(rest).map_or(&[], |(_, after)| after)
+                }
+                [b',', after @ ..] => after,
+                [_, after @ ..] => {
+                    self.find_own();
+                    after
+                }
+            };
         }
     }
 
@@ -79,16 +96,33 @@ fn is_text(value: &[u8]) -> bool {
     matches!(value, [b'"', first, ..] if *first != b'"')
 }
 
-/// The inside of an array, from its first element on.
-fn list(value: &[u8]) -> Option<&[u8]> {
-    value.strip_prefix(b"[").map(<[u8]>::trim_ascii_start)
+/// The string that `value` begins with, with its quotes, and the text after it.
+fn string(value: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut end = value.starts_with(b"\"").then_some(1)?;
+    loop {
+        end += memchr2(b'"', b'\\', value.get(end..)?)?;
+        if value[end] == b'"' {
+            return Some(value.split_at(end + 1));
+        }
+        // The escaped byte.
+        end += 2;
+    }
+}
+
+/// Whether `value` begins with a string whose text `is` so. A text that cannot be unescaped may say
+/// anything: an upstream might read it in its own way.
+fn may_say(value: &[u8], is: impl Fn(&[u8]) -> bool) -> bool {
+    let Some((text, _)) = string(value) else { return false };
+    match text.contains(&b'\\') {
+        false => is(&text[1..text.len() - 1]),
+        true => serde_json::from_slice::<String>(text).map_or(true, |text| is(text.as_bytes())),
+    }
 }
 
 /// Whether `value` is a string at the end of its object.
 fn is_alone(value: &[u8]) -> bool {
-    let end =
-        value.strip_prefix(b"\"").and_then(|text| memchr(b'"', text).map(|end| &text[end + 1..]));
-    is_text(value) && end.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"}"))
+    is_text(value)
+        && string(value).is_some_and(|(_, rest)| rest.trim_ascii_start().starts_with(b"}"))
 }
 
 #[cfg(test)]
@@ -142,6 +176,31 @@ mod tests {
         ] {
             assert_eq!(found(body), (true, foreign), "{body}");
         }
+    }
+
+    #[test]
+    fn reference_is_found_however_it_is_written() {
+        for (body, foreign) in [
+            (r#"{"input":[{"file_id":"\u0066ile-OTHER"}]}"#, true),
+            (r#"{"input":[{"file_id":"fi\u006Ce-1"}]}"#, true),
+            (r#"{"input":[{"file\u005fid":"\u0066ile-1"}]}"#, true),
+            (r#"{"tools":[{"vector_store_ids":["\u0076s_x"]}]}"#, true),
+            (r#"{"tools":[{"vector_store_ids":["other" , "vs_x"]}]}"#, true),
+            (r#"{"tools":[{"file_ids":["cfile_1","file-OTHER"]}]}"#, true),
+            (r#"{"tools":[{"file_ids":[null, 1,"a\"]","file-OTHER"]}]}"#, true),
+            (r#"{"tools":[{"file_ids":["cfile_1",["file-OTHER"]]}]}"#, true),
+            // No Unicode: what an upstream makes of it is not known.
+            (r#"{"input":[{"file_id":"\ud800file-1"}]}"#, true),
+            (r#"{"tools":[{"file_ids":["cfile_1","\udc00"]}]}"#, true),
+            (r#"{"tools":[{"file_ids":["cfile_1","\u0063file_2"]},{"file_ids":[]}]}"#, false),
+            (r#"{"tools":[{"file_ids":["cfile_1"]},{"x":["file-1"]}]}"#, false),
+            (r#"{"input":[{"file_id":"\u0063file_1"}]}"#, false),
+            (r#"{"input":[{"type":"item\u005freference","id":"msg_1"}]}"#, false),
+            (r#"{"input":[{"id":"msg\"_1"}]}"#, false),
+        ] {
+            assert_eq!(found(body), (true, foreign), "{body}");
+        }
+        assert_eq!(found(r#"{"input":[{"type":"item\u005freferences"}]}"#), (false, false));
     }
 
     #[test]

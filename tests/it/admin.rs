@@ -12,7 +12,7 @@ use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::process::{Folder, Process, WARMKEY};
 use crate::world::simulator::siblings;
 use crate::world::waiting::{SOON, within};
-use crate::world::wire::{Answer, Request, ask, get};
+use crate::world::wire::{Answer, Connection, Request, ask, get};
 
 fn guarded() -> Cluster {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
@@ -140,6 +140,12 @@ async fn request_without_a_token_is_heard_from_this_machine_only() {
     ] {
         let (_folder, _replica, admin) = alone(listen, token).await;
         assert_eq!(unguarded(admin, "/keys").await.status, expected, "{listen} {token}");
+        // A page's own GET, by a name that its owner gave this machine.
+        let mut page = Connection::open(admin).await;
+        let rebound = b"GET /keys HTTP/1.1\r\nhost: evil.example\r\n\r\n";
+        page.send_raw(rebound).await.expect("it is taken");
+        let answer = within(SOON, "a head", page.head()).await.expect("an answer");
+        assert_eq!(answer.status, if expected == 200 { 403 } else { expected }, "{listen} {token}");
         assert_eq!(unguarded(admin, "/readyz").await.status, 200);
         if expected == 404 {
             assert_eq!(asked(admin, "POST", "/keys/a%2F1/disable").await.code(), "unknown_url");

@@ -151,9 +151,16 @@ impl Replacement {
                 let is_cured = bindings.would_leave(demand.after(&tried, within), binding);
                 (is_cured, Some(bindings.shortage(demand.after(&tried, within), binding)))
             }
-            Judgement::Model(Shortage::Limited(wait))
-            | Judgement::Tier(wait)
-            | Judgement::Transport(wait) => {
+            // Says nothing about the key's use of a model: nothing is remembered, so that the next
+            // connection would meet the same key.
+            Judgement::Transport(wait) => {
+                let error = Error::limited(
+                    "The upstream is limiting its WebSockets at the moment.",
+                    wait_or_usual(wait),
+                );
+                (false, Some(error).filter(|_| !says_when(refused.headers)))
+            }
+            Judgement::Model(Shortage::Limited(wait)) | Judgement::Tier(wait) => {
                 let wait = wait_or_usual(wait);
                 gateway.registry.limit(key, demand.asked(), wait);
                 let error = Error::limited(

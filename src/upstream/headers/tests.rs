@@ -49,6 +49,13 @@ fn nominated_header_stays_here_and_ours_does_not() {
 }
 
 #[test]
+fn nominated_header_stays_here_beside_what_is_no_name() {
+    let mut client = map(&[("x-org", "1"), ("x-other", "2")]);
+    client.insert("connection", HeaderValue::from_bytes(b"\xff, x-org").unwrap());
+    assert_eq!(names(&outgoing(&client, false)), ["x-other"]);
+}
+
+#[test]
 fn foreign_turn_state_stays_here() {
     let client = map(&[(TURN_STATE, "opaque")]);
     assert_eq!(outgoing(&client, false)[TURN_STATE], "opaque");
@@ -88,6 +95,13 @@ fn encoding_that_cannot_be_read_is_not_asked_for() {
     twice.append("accept-encoding", HeaderValue::from_static("zstd"));
     keep_readable(&mut twice);
     assert_eq!(twice.get_all("accept-encoding").iter().collect::<Vec<_>>(), ["zstd"]);
+    for (readable, kept) in [("gzip", "gzip"), ("br", "identity"), ("", "identity")] {
+        let mut unreadable = map(&[("accept-encoding", readable)]);
+        unreadable.append("accept-encoding", HeaderValue::from_bytes(b"br, \xff").unwrap());
+        keep_readable(&mut unreadable);
+        let sent: Vec<_> = unreadable.get_all("accept-encoding").iter().collect();
+        assert_eq!(sent, [kept], "{readable}");
+    }
     let mut none = map(&[]);
     keep_readable(&mut none);
     assert!(none.is_empty(), "nothing is added");

@@ -91,7 +91,11 @@ async fn upstream(
             let secret = head.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
             let (status, code) = script(secret.expect("a credential"));
             receiving.lock().unwrap().push(head);
-            let body = format!(r#"{{"error":{{"code":"{code}"}}}}"#);
+            // A code that begins a page, or a body, is one.
+            let body = match code.starts_with(['<', '{']) {
+                true => code.to_owned(),
+                false => format!(r#"{{"error":{{"code":"{code}"}}}}"#),
+            };
             let head = format!(
                 "HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
                 body.len()
@@ -165,6 +169,33 @@ async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
             let [question] = &received[..] else { panic!("one question: {received:?}") };
             assert!(question.starts_with("GET /v1/models HTTP/1.1\r\n"), "{question}");
         }
+    }
+}
+
+/// An edge refuses without a look at the credential.
+#[tokio::test]
+async fn key_is_accepted_by_its_upstream_and_by_no_edge() {
+    const PAGE: &str = "<html><h1>Access denied</h1></html>";
+    const SCOPE: &str = r#"{"error":{"message":"Missing scopes: api.model.read","code":null,"type":"invalid_request_error"}}"#;
+    let refused = Acceptance::Refused(Scope::Key);
+    for (status, answer, expected) in [
+        (200, "{}", Acceptance::Accepted),
+        (401, SCOPE, Acceptance::Accepted),
+        (403, "unsupported_country_region_territory", Acceptance::Accepted),
+        (429, "insufficient_quota", Acceptance::Accepted),
+        (401, "invalid_api_key", refused),
+        (403, PAGE, Acceptance::Unknown),
+        (429, PAGE, Acceptance::Unknown),
+        (403, r#"{"error":{"message":"no"}}"#, Acceptance::Unknown),
+        (403, r#"{"detail":"Forbidden"}"#, Acceptance::Unknown),
+        (404, "", Acceptance::Unknown),
+        (503, "", Acceptance::Unknown),
+        (0, "", Acceptance::Unknown),
+    ] {
+        let (url, _) = upstream(move |_| (status, answer)).await;
+        let (_, registry) = prober(&url, &[("a", "o")], &Arc::new(Memory::new(9)));
+        let found = ask_about(&registry.loaded().table.keys()[0]).await;
+        assert_eq!(found, expected, "{status} {answer}");
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::Instant;
 
@@ -102,6 +104,45 @@ async fn silent_stranger_gives_way_to_a_client() {
     }
     drop(strangers);
     cluster.replica().shows(r#"warmkey_connections{listener="clients"}"#, 2.0).await;
+}
+
+/// Over HTTP/2, a stranger may grant no window for the refusal that he receives.
+#[tokio::test]
+async fn stranger_who_reads_no_refusal_gives_way_to_a_client() {
+    let upstream = holding().await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .server("header_timeout", "\"60s\"")
+        .shell("ulimit -n 128")
+        .start()
+        .await;
+    let most = cluster.replica().metrics().await.get("warmkey_connections_limit") as usize;
+    // The preface, settings with INITIAL_WINDOW_SIZE 0, and `GET / HTTP/2` on stream 1.
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]);
+    bytes.extend([0, 0, 6, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x41, 1, b'x']);
+    let mut strangers = Vec::new();
+    for _ in 0..most {
+        let mut stranger = TcpStream::connect(cluster.address()).await.expect("it is accepted");
+        stranger.write_all(&bytes).await.expect("it is taken");
+        let mut come = Vec::new();
+        // HEADERS on stream 1: the refusal has begun.
+        while !come.windows(6).any(|frame| frame[0] == 1 && frame[2..] == [0, 0, 0, 1]) {
+            let read = within(SOON, "a refusal", stream_read(&mut stranger, &mut come)).await;
+            assert!(read > 0, "the connection is open");
+        }
+        strangers.push(stranger);
+    }
+    let mut client = Connection::open(cluster.address()).await;
+    let answer = client.ask(&Request::turn(ALICE, BODY)).await.expect("it is served");
+    assert_eq!(answer.status, 200);
+    let metrics = cluster.replica().metrics().await;
+    assert_eq!(metrics.get(&format!("{REFUSED}{{reason=\"silent\"}}")), 1.0);
+    upstream.release(1);
+}
+
+async fn stream_read(stream: &mut TcpStream, come: &mut Vec<u8>) -> usize {
+    stream.read_buf(come).await.expect("the connection is open")
 }
 
 /// Where every connection is busy, the next one is told so.

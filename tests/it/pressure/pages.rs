@@ -63,6 +63,10 @@ async fn page_may_call_where_a_token_is_asked_for_and_only_there() {
         let answer = ask(cluster.address(), &request).await;
         assert_eq!((answer.status, answer.code().as_str()), (403, "origin_not_allowed"), "{what}");
     }
+    for name in ["evil.example", "localhost.evil.example:8080"] {
+        let rebound = format!("GET /v1/models HTTP/1.1\r\nhost: {name}\r\n\r\n");
+        assert_eq!(refused(&cluster, &rebound).await.status, 403, "{name}");
+    }
     let page = head("/responses", "x", &[("origin", &own)]);
     assert_eq!(refused(&cluster, &page).await.status, 403);
     assert!(cluster.turns().await.is_empty());

@@ -219,6 +219,28 @@ async fn error_that_no_other_key_helps_says_when_to_retry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn limit_of_the_transport_is_no_limit_of_the_key() {
+    let limited = Judgement::Transport(Some(9 * SECOND));
+    check("another key", &TWO, limited, FIRST, "rate_limit_exceeded Some(9)").await;
+    let told = Case { retry_after: Some("9"), ..FIRST };
+    check("it says when", &TWO, limited, told, "nothing").await;
+    let (gateway, client) = (gateway(&TWO), Client::unrestricted("alice"));
+    let (turn, binding, _) = bound(&gateway, &client).await;
+    let headers = HeaderMap::new();
+    let refused = Refused {
+        judgement: limited,
+        frame: "{}",
+        headers: &headers,
+        has_begun: false,
+        is_provisional: false,
+        is_announced: true,
+    };
+    let turn = (&turn.demand, turn.tried.clone(), turn.within);
+    Replacement::of(&gateway, &binding, turn, refused).await;
+    assert!(gateway.registry.is_ready(&binding.key, "m"), "HTTP is not limited");
+}
+
+#[tokio::test(start_paused = true)]
 async fn forgotten_organization_is_searched_only_under_a_provisional_binding() {
     check("provisional", &TWO, FOREIGN, FIRST, "reconnect").await;
     check("no other key", &TWO[..1], FOREIGN, FIRST, "nothing").await;

@@ -1,0 +1,163 @@
+//! Tests of how answers are read.
+
+use super::*;
+use http::header::CONTENT_ENCODING;
+use std::io::Write;
+
+#[test]
+fn encoded_error_is_understood() {
+    let body = concat!(
+        r#"{"error":{"message":"m","type":"insufficient_quota","#,
+        r#""code":"credit_balance_exhausted"}}"#
+    )
+    .as_bytes();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(body).unwrap();
+    let zstd = zstd::encode_all(body, 1).unwrap();
+    for (encoding, bytes) in
+        [("gzip", gzip.finish().unwrap()), ("zstd", zstd), ("identity", body.to_vec())]
+    {
+        let headers =
+            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+        let error = ErrorBody::parse(&decoded(&headers, &bytes));
+        assert_eq!(error.code.as_deref(), Some("credit_balance_exhausted"), "{encoding}");
+    }
+}
+
+#[test]
+fn encoded_error_is_read_as_far_as_it_goes() {
+    let headers = |encoding: &'static str| {
+        HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))])
+    };
+    let text = [br#"{"error":{"code":"a"}}"#.to_vec(), vec![b' '; 4 * ERROR_BODY]].concat();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(&text).unwrap();
+    let (gzip, zstd) = (gzip.finish().unwrap(), zstd::encode_all(&text[..], 1).unwrap());
+    for (encoding, bytes) in [("gzip", &gzip[..]), ("zstd", &zstd)] {
+        assert!(bytes.len() < ERROR_BODY, "a small body that unfolds");
+        assert_eq!(decoded(&headers(encoding), bytes), &text[..ERROR_BODY], "{encoding}");
+        assert_eq!(&decoded(&headers(encoding), b"none of it")[..], b"", "{encoding}");
+    }
+    // A truncated body still says what it said.
+    assert!(
+        decoded(&headers("gzip"), &gzip[..gzip.len() - 8])
+            .starts_with(br#"{"error":{"code":"a"}}"#)
+    );
+    assert_eq!(&decoded(&headers("br"), b"as it came")[..], b"as it came");
+}
+
+#[test]
+fn handshake_is_accepted_by_its_own_key_alone() {
+    let nonce = "dGhlIHNhbXBsZSBub25jZQ==";
+    let answer = |lines: &[(&'static str, &'static str)]| {
+        let lines = lines
+            .iter()
+            .map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)));
+        is_accepted(&HeaderMap::from_iter(lines), nonce)
+    };
+    // RFC 6455, section 1.3.
+    let (upgrade, accept) =
+        (("upgrade", "WebSocket"), ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert!(answer(&[upgrade, accept]));
+    for wrong in [
+        &[upgrade][..],
+        &[accept],
+        &[("upgrade", "h2c"), accept],
+        &[upgrade, ("sec-websocket-accept", "S3pPLMBiTxaQ9kYGzzhZRbK+xOo=")],
+        &[upgrade, accept, ("sec-websocket-extensions", "permessage-deflate")],
+        &[upgrade, accept, ("sec-websocket-protocol", "x")],
+    ] {
+        assert!(!answer(wrong), "{wrong:?}");
+    }
+}
+
+fn response(status: u16, body: reqwest::Body) -> reqwest::Response {
+    http::Response::builder().status(status).body(body).unwrap().into()
+}
+
+#[tokio::test]
+async fn answer_with_a_meaning_is_read_before_it_is_passed_on() {
+    let body = r#"{"error":{"code":"some_code"}}"#;
+    for status in [400, 401, 403, 404, 429, 500, 502, 503, 504] {
+        let Outcome::Refused(refusal) = read(response(status, body.into())).await else {
+            panic!("{status} has a meaning")
+        };
+        assert_eq!(refusal.error.code.as_deref(), Some("some_code"), "{status}");
+        assert!(refusal.answer.head == body && refusal.answer.rest.is_none(), "{status}");
+        assert_eq!(refusal.answer.status.as_u16(), status);
+    }
+    for status in [200, 204, 307, 402, 405, 408, 409, 413, 415, 422, 501, 505] {
+        let Outcome::Answered(answer) = read(response(status, body.into())).await else {
+            panic!("{status} passes")
+        };
+        assert_eq!((answer.status.as_u16(), answer.head.len()), (status, 0));
+        assert_eq!(answer.rest.expect("all of it").bytes().await.unwrap(), body, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn answer_is_framed_once_also_at_a_handshake() {
+    let answer = |status: u16, is_twice: bool| {
+        let mut answer = http::Response::builder().status(status);
+        if is_twice {
+            answer = answer.header("content-length", "2").header("transfer-encoding", "chunked");
+        }
+        reqwest::Response::from(answer.body("{}").unwrap())
+    };
+    for content in [Content::WebSocket("nonce"), Content::Nothing] {
+        for status in [403, 404, 101] {
+            let outcome = read_answer(answer(status, true), &content).await;
+            assert!(matches!(outcome, Outcome::Broken(_)), "{status}");
+        }
+        let outcome = read_answer(answer(403, false), &content).await;
+        assert!(matches!(outcome, Outcome::Refused(_)), "it is framed once");
+    }
+}
+
+/// A body that arrives in these pieces, each after its pause.
+fn pieces(pieces: Vec<(Duration, Bytes)>) -> reqwest::Body {
+    let frames = futures_util::stream::unfold(pieces.into_iter(), |mut left| async move {
+        let (pause, bytes) = left.next()?;
+        tokio::time::sleep(pause).await;
+        Some((Ok::<_, std::io::Error>(http_body::Frame::data(bytes)), left))
+    });
+    reqwest::Body::wrap(http_body_util::StreamBody::new(frames))
+}
+
+/// The beginning of an error tells its meaning. No byte of the rest is lost, and the turn does
+/// not wait for it.
+#[tokio::test(start_paused = true)]
+async fn error_that_is_long_or_slow_is_passed_on_whole() {
+    let error = Bytes::from_static(br#"{"error":{"code":"some_code"}}"#);
+    let long = Bytes::from(vec![b' '; ERROR_BODY]);
+    let none = Duration::ZERO;
+    let almost = ERROR_BODY_TIME - Duration::from_secs(1);
+    let late = ERROR_BODY_TIME + Duration::from_secs(1);
+    for (what, parts, whole, time) in [
+        ("short", vec![(none, error.clone())], true, none),
+        ("slow, in time", vec![(none, error.clone()), (almost, error.clone())], true, almost),
+        ("slow", vec![(none, error.clone()), (late, error.clone())], false, ERROR_BODY_TIME),
+        ("silent", vec![(late, error.clone())], false, ERROR_BODY_TIME),
+        ("a byte short of long", vec![(none, long.slice(1..))], true, none),
+        ("long", vec![(none, long.clone()), (late, error.clone())], false, none),
+        (
+            "longer",
+            vec![(none, error.clone()), (none, long.clone()), (late, error.clone())],
+            false,
+            none,
+        ),
+    ] {
+        let expected: Vec<u8> = parts.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
+        let began = tokio::time::Instant::now();
+        let Outcome::Refused(refusal) = read(response(400, pieces(parts))).await else {
+            panic!("{what}")
+        };
+        assert_eq!(began.elapsed().as_secs(), time.as_secs(), "{what}: how long it was waited for");
+        assert_eq!(refusal.answer.rest.is_none(), whole, "{what}");
+        let mut bytes = refusal.answer.head.to_vec();
+        if let Some(rest) = refusal.answer.rest {
+            bytes.extend(rest.bytes().await.unwrap());
+        }
+        assert!(bytes == expected, "{what}: {} of {} bytes", bytes.len(), expected.len());
+    }
+}
