@@ -62,8 +62,8 @@ pub struct Gateway {
 
 impl Gateway {
     /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
-    /// or its organization, all replicas learn it. If no probe decides, they learn of the doubt only
-    /// once a second client has met it. `None`: a reload has replaced the key's secret since.
+    /// or its organization, all replicas learn it. If no probe decides, they learn of the doubt
+    /// only once a second client has met it. `None`: a reload has replaced the key's secret since.
     ///
     /// The first doubt of a turn always has its probe. All further ones take from the turn's waits.
     async fn settle(
