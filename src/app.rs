@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use crate::binding;
 use crate::binding::bind::Bindings;
@@ -42,7 +42,7 @@ use crate::turn::Gateway;
 use crate::turn::entry::Entry;
 use crate::turn::failover::{Failover, FailoverOptions};
 use crate::turn::http::exchange::HttpTurns;
-use crate::turn::http::heavy::HEAVY;
+use crate::turn::http::heavy_places::{HEAVY, HeavyPlaces};
 use crate::turn::http::models::ModelRoutes;
 use crate::turn::http::replay::Replay;
 use crate::turn::memory::BodyMemory;
@@ -287,7 +287,7 @@ fn routes(
         replay: Replay::new(server.max_body, memory.clone()),
         propagation: fixed.config.telemetry.propagate.then_some(fixed.traced.share),
         tasks: tasks.clone(),
-        heavy: Arc::new(Semaphore::new(HEAVY)),
+        heavy: HeavyPlaces::new(HEAVY),
     };
     let websocket = WebSocketTurns {
         gateway: Arc::clone(gateway),

@@ -41,7 +41,7 @@ use account::Account;
 use doubt::Settled;
 use entry::Entry;
 use failover::{ATTEMPTS, Failover, pause};
-use verdict::{Verdict, decide, forbidden, last_word};
+use verdict::{Verdict, decide, forbidden, last_word, undecided};
 
 /// A binding that takes no longer than this has only asked the store.
 const STORE_TIME: Duration = Duration::from_millis(100);
@@ -62,22 +62,32 @@ pub struct Gateway {
 
 impl Gateway {
     /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
-    /// or its organization, all replicas learn it. `None`: a reload has replaced the key's secret
-    /// since.
-    async fn settle(&self, key: &Key, doubted: Scope) -> Option<Settled> {
+    /// or its organization, all replicas learn it. If no probe decides, they learn of the doubt
+    /// only once a second client has met it. `None`: a reload has replaced the key's secret since.
+    ///
+    /// The first doubt of a turn always has its probe. All further ones take from the turn's waits.
+    async fn settle(
+        &self,
+        key: &Key,
+        doubted: Scope,
+        (demand, tried): (&Demand<'_>, &mut Tried),
+    ) -> Option<Settled> {
         if self.registry.successor(key).is_some() {
             return None;
         }
         let asked = || self.books.metrics.decided(Decision::Probe, Reason::Rejected);
-        let settled = self.failover.doubts.settle(key, Instant::now(), asked).await;
+        let (began, left) = (Instant::now(), Some(tried.wait_left));
+        let left = left.filter(|_| !tried.refused.is_empty());
+        let mut settled = self.failover.doubts.settle(key, (began, left), asked).await;
         match settled {
-            Settled::Accepted => {}
             Settled::Refused(scope) => self.registry.condemn(key, Ailment::Rejected(scope)),
-            Settled::Undecided => {
+            Settled::Undecided if self.failover.corroboration.doubts(key, doubted, demand) => {
+                settled = Settled::Suspected;
                 self.registry.observe(key, Ailment::Rejected(doubted));
-                self.registry.settled(key).await;
             }
+            Settled::Accepted | Settled::Undecided | Settled::Suspected => {}
         }
+        tried.wait_left = tried.wait_left.saturating_sub(began.elapsed());
         Some(settled)
     }
 
@@ -277,9 +287,16 @@ impl<'t, A: Ask> Attempts<'t, A> {
             // The key was accepted again meanwhile, and refuses this turn once more.
             return Ok(None);
         }
-        Ok(match self.gateway.settle(&binding.key, scope).await {
+        let case = (self.demand, &mut self.tried);
+        Ok(match self.gateway.settle(&binding.key, scope, case).await {
             Some(Settled::Accepted) => None,
-            Some(_) => Some(self.leave(binding, Reason::Rejected).await?),
+            Some(Settled::Undecided) => {
+                self.refuse(binding, Reason::Rejected);
+                return Err(undecided());
+            }
+            Some(Settled::Refused(_) | Settled::Suspected) => {
+                Some(self.leave(binding, Reason::Rejected).await?)
+            }
             None => Some(self.replaced(binding)),
         })
     }

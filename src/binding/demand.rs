@@ -105,7 +105,11 @@ impl<'t> Demand<'t> {
 
     /// Returns how the turn meets its upstream: on a WebSocket, keys are chosen by a handshake.
     pub fn met(&self) -> Met {
-        if self.by_websocket { Met::Handshake } else { Met::Turn }
+        match (self.by_websocket, self.is_free) {
+            (true, _) => Met::Handshake,
+            (false, true) => Met::Free,
+            (false, false) => Met::Turn,
+        }
     }
 
     /// Whether an answer seals the session. No chat client carries sealed content.

@@ -9,6 +9,7 @@ const PORT: u16 = 5432;
 /// Parameters that are understood, those that name a file first.
 const FILES: [&str; 7] =
     ["sslrootcert", "ssl-root-cert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
+const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
 const OTHERS: [&str; 10] = [
     "sslmode",
     "ssl-mode",
@@ -34,7 +35,8 @@ pub fn options(text: &str, variable: impl Fn(&str) -> bool) -> Result<PgConnectO
     let url = Url::parse(text).map_err(|_| FORM)?;
     let asked: Vec<_> = url.query_pairs().collect();
     let has = |names: &[&str]| asked.iter().any(|(name, _)| names.contains(&&**name));
-    if url.host_str().is_none_or(str::is_empty) && !has(&["host", "hostaddr"]) {
+    let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+    if !has_host && !has(&["host", "hostaddr"]) {
         return Err(FORM.into());
     }
     let is_plain = text.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '\\');
@@ -53,6 +55,21 @@ pub fn options(text: &str, variable: impl Fn(&str) -> bool) -> Result<PgConnectO
             ));
         }
     }
+    let mut said = vec![
+        ("host", has_host),
+        ("port", url.port().is_some()),
+        ("dbname", !url.path().trim_start_matches('/').is_empty()),
+        ("user", !url.username().is_empty()),
+        ("password", url.password().is_some()),
+    ];
+    said.retain(|(_, is_said)| *is_said);
+    for (name, _) in &asked {
+        let name = meaning(name);
+        if said.iter().any(|(other, _)| *other == name) {
+            return Err(format!("{name}: is given twice"));
+        }
+        said.push((name, true));
+    }
     if let Some((variable, parameter)) = VARIABLES.into_iter().find(|(name, _)| variable(name)) {
         return Err(format!(
             "does not go with {variable} in the environment: write {parameter}= in the address"
@@ -68,10 +85,29 @@ pub fn options(text: &str, variable: impl Fn(&str) -> bool) -> Result<PgConnectO
         let own = options.get_username().to_owned();
         options = options.database(&own);
     }
-    if !has(&["sslmode", "ssl-mode"]) {
-        options = options.ssl_mode(PgSslMode::Prefer);
+    let (has_mode, has_root) = (has(&["sslmode", "ssl-mode"]), has(&ROOTS));
+    if !has_mode {
+        // Who names the authority wants the server verified.
+        options =
+            options.ssl_mode(if has_root { PgSslMode::VerifyFull } else { PgSslMode::Prefer });
+    }
+    let verifies = matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+    if has_root && !verifies {
+        return Err("sslmode: must be verify-ca or verify-full beside sslrootcert".into());
     }
     Ok(options)
+}
+
+/// The usual name of a parameter that has several, or else an own one of those that are known.
+fn meaning(name: &str) -> &str {
+    match name {
+        "ssl-mode" => "sslmode",
+        "ssl-root-cert" | "ssl-ca" => "sslrootcert",
+        "ssl-cert" => "sslcert",
+        "ssl-key" => "sslkey",
+        "hostaddr" => "host",
+        name => name,
+    }
 }
 
 /// A certificate or key is a file that can be read, or stands in the address.
@@ -129,6 +165,45 @@ mod tests {
             let fault = read(wrong).expect_err(wrong);
             assert!(!fault.contains("canary"), "{wrong}: {fault}");
         }
+    }
+
+    #[test]
+    fn root_certificate_means_that_the_server_is_verified() {
+        const ROOT: &str = "-----BEGIN%20CERTIFICATE-----";
+        let with = |root: &str, rest: &str| read(&format!("postgres://h/d?{root}={ROOT}{rest}"));
+        for root in ROOTS {
+            let mode = with(root, "").expect(root).get_ssl_mode();
+            assert!(matches!(mode, PgSslMode::VerifyFull), "{root}: {mode:?}");
+            let mode = with(root, "&sslmode=verify-ca").expect(root).get_ssl_mode();
+            assert!(matches!(mode, PgSslMode::VerifyCa), "{root}: {mode:?}");
+            for weaker in ["disable", "allow", "prefer", "require"] {
+                let fault = with(root, &format!("&ssl-mode={weaker}")).expect_err(weaker);
+                assert!(fault.contains("verify-full"), "{root} {weaker}: {fault}");
+            }
+        }
+        let mode = read("postgres://h/d").expect("it is one").get_ssl_mode();
+        assert!(matches!(mode, PgSslMode::Prefer), "{mode:?}");
+    }
+
+    #[test]
+    fn parameter_said_twice_is_refused() {
+        for (wrong, twice) in [
+            ("postgres://h/d?host=canary", "host"),
+            ("postgres://h/d?hostaddr=127.0.0.1", "host"),
+            ("postgres:///d?host=canary&hostaddr=127.0.0.1", "host"),
+            ("postgres://h/d?sslmode=verify-full&sslmode=disable", "sslmode"),
+            ("postgres://h/d?sslmode=verify-full&ssl-mode=disable", "sslmode"),
+            ("postgres://h:1/d?port=2", "port"),
+            ("postgres://h/d?dbname=canary", "dbname"),
+            ("postgres://u:canary@h/d?user=v", "user"),
+            ("postgres://u:canary@h/d?password=w", "password"),
+            ("postgres://h/d?options[a]=canary&options[a]=2", "options[a]"),
+        ] {
+            let fault = read(wrong).expect_err(wrong);
+            assert!(fault == format!("{twice}: is given twice"), "{wrong}: {fault}");
+        }
+        let good = "postgres://h/d?options[a]=1&options[b]=2&user=u&password=w&port=1";
+        assert!(read(good).is_ok());
     }
 
     #[test]

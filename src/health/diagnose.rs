@@ -54,6 +54,8 @@ impl<'a> From<&'a str> for ModelUse<'a> {
 pub enum Met {
     /// An answer over HTTP, an error frame, or the failure of an answer that had begun.
     Turn,
+    /// The answer to a request that costs nothing.
+    Free,
     /// The answer to the handshake of a WebSocket.
     Handshake,
     /// The answer to `GET /models`.
@@ -171,6 +173,7 @@ pub fn judge(
         StatusCode::UNAUTHORIZED => unauthorized(code, error),
         StatusCode::TOO_MANY_REQUESTS => match met {
             Met::Turn => limited(asked, error, headers, wait()),
+            Met::Free => limited(ModelUse::default(), error, headers, wait()),
             Met::Handshake => Judgement::Transport(wait()),
             Met::Probe => Judgement::PASSED,
         },
@@ -181,7 +184,7 @@ pub fn judge(
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => Judgement::Host,
-        _ if met != Met::Turn => Judgement::PASSED,
+        _ if !matches!(met, Met::Turn | Met::Free) => Judgement::PASSED,
         StatusCode::BAD_REQUEST if code == "invalid_encrypted_content" => {
             Judgement::Request(Concern::Foreign)
         }
@@ -217,7 +220,8 @@ fn unauthorized(code: &str, error: &ErrorBody) -> Judgement {
     }
 }
 
-/// A 429 limits a project's use of a model only if nothing in it names another subject.
+/// A 429 limits a project's use of a model only if nothing in it names another subject. The limit
+/// of a request for no model is the request's alone.
 fn limited(
     asked: ModelUse<'_>,
     error: &ErrorBody,
@@ -244,7 +248,9 @@ fn limited(
         _ if code == "slow_down" => Judgement::Request(Concern::TooSteep(wait)),
         // No wait helps.
         _ if error.is_beyond_limit => Judgement::PASSED,
-        _ if !is_usual || is_of_another => Judgement::Request(Concern::Busy(wait)),
+        _ if asked.model.is_empty() || !is_usual || is_of_another => {
+            Judgement::Request(Concern::Busy(wait))
+        }
         Some(_) => Judgement::Tier(wait),
         None => Judgement::Model(Shortage::Limited(wait)),
     }

@@ -1,5 +1,4 @@
-//! Slows down whoever tries tokens: the refusals of wrong tokens from one address wait longer and
-//! longer.
+//! Delays the refusals of wrong tokens: those to one address wait longer and longer.
 //!
 //! A valid token never waits, whatever its address has shown before: behind a balancer, that
 //! address is everybody's. Keeps no token and no hash of one.

@@ -1,5 +1,7 @@
-//! The clients that an upstream has denied a model. A single client may ask for a model that no
-//! project has, so a denial counts only once two clients report it.
+//! What one client's answers cannot prove: a denied model, or a 401 that no probe has decided.
+//!
+//! A single client may ask for a model that no project has, or for something that no key may do. So
+//! a report counts only once two clients make it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,6 +12,7 @@ use tokio::time::Instant;
 use crate::binding::demand::Demand;
 use crate::client::ClientId;
 use crate::health::condition::Subject;
+use crate::health::diagnose::Scope;
 use crate::health::registry::Registry;
 use crate::key::Key;
 
@@ -28,6 +31,12 @@ impl Corroboration {
         if self.is_second(Subject::model(key, demand.model), &demand.client.id, Instant::now()) {
             registry.deny(key, demand.model);
         }
+    }
+
+    /// Reports that the client of `demand` met a 401 that no probe has decided. Returns whether
+    /// another client has met the same.
+    pub fn doubts(&self, key: &Key, doubted: Scope, demand: &Demand<'_>) -> bool {
+        self.is_second(Subject::of(key, doubted), &demand.client.id, Instant::now())
     }
 
     fn is_second(&self, subject: Subject, client: &ClientId, now: Instant) -> bool {

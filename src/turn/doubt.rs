@@ -18,7 +18,7 @@ use crate::key::{Key, Tag};
 use crate::upstream::probe::{Acceptance, ask_about};
 
 /// Maximum time that a turn waits for the probe of its key.
-const PATIENCE_TIMEOUT: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most keys whose last probe is remembered, beyond those that are being probed.
 const MOST: usize = 1_024;
 
@@ -29,8 +29,10 @@ pub enum Settled {
     Accepted,
     /// The upstream refuses the key, or its organization.
     Refused(Scope),
-    /// The upstream did not say in time.
+    /// The upstream did not say in time. Nothing is known about the key.
     Undecided,
+    /// The upstream did not say in time, but a second client has met the same.
+    Suspected,
 }
 
 /// The last probe of a key: when it was sent, and what the upstream answered.
@@ -43,6 +45,9 @@ pub struct Doubts {
     /// The keys that probes find refused, in place of an upstream.
     #[cfg(test)]
     refused: Option<Arc<Lock<HashSet<Tag>>>>,
+    /// No probe decides anything, in place of an upstream.
+    #[cfg(test)]
+    is_silent: bool,
 }
 
 impl Doubts {
@@ -52,7 +57,17 @@ impl Doubts {
         Self { refused: Some(refused), ..Self::default() }
     }
 
+    /// Doubts whose probes decide nothing.
+    #[cfg(test)]
+    pub fn that_stay() -> Self {
+        Self { is_silent: true, ..Self::default() }
+    }
+
     async fn ask(&self, key: &Key) -> Acceptance {
+        #[cfg(test)]
+        if self.is_silent {
+            return std::future::pending().await;
+        }
         #[cfg(test)]
         if let Some(refused) = &self.refused {
             return match refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&key.tag) {
@@ -64,8 +79,18 @@ impl Doubts {
     }
 
     /// Asks the upstream about `key`, unless another turn has asked since `met`, when this turn met
-    /// the refusal. `asked` is called for each probe that is sent.
-    pub async fn settle(&self, key: &Key, met: Instant, asked: impl FnOnce()) -> Settled {
+    /// the refusal. `left`: the time that the turn's further doubts may take. `asked` is called for
+    /// each probe that is sent.
+    pub async fn settle(
+        &self,
+        key: &Key,
+        (met, left): (Instant, Option<Duration>),
+        asked: impl FnOnce(),
+    ) -> Settled {
+        let longest = left.map_or(PROBE_TIMEOUT, |left| left.min(PROBE_TIMEOUT));
+        if longest.is_zero() {
+            return Settled::Undecided;
+        }
         let last = self.last(key);
         let settling = async {
             let mut last = last.lock().await;
@@ -80,7 +105,7 @@ impl Doubts {
             *last = Some((sent, credential));
             credential
         };
-        match timeout(PATIENCE_TIMEOUT, settling).await {
+        match timeout(longest, settling).await {
             Ok(Acceptance::Accepted) => Settled::Accepted,
             Ok(Acceptance::Refused(scope)) => Settled::Refused(scope),
             Ok(Acceptance::Unknown) | Err(_) => Settled::Undecided,

@@ -6,6 +6,7 @@ pub mod id_gate;
 pub mod form;
 pub mod passage;
 pub mod relay;
+pub mod heavy_places;
 pub mod exchange;
 pub mod heavy;
 pub mod stored;

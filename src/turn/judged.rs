@@ -15,13 +15,14 @@ use crate::binding::select::Reach;
 use crate::client::Client;
 use crate::clock::time_of_day;
 use crate::health::condition::Subject;
-use crate::health::diagnose::{Judgement, Met, ModelUse, judge};
+use crate::health::diagnose::{Judgement, Met, ModelUse, Trouble, judge};
 use crate::key::Key;
 use crate::metrics::Transport;
 use crate::outcome::{Answer, Outcome, Refusal};
 use crate::session::SessionId;
 use crate::store::Budget;
 use crate::turn::account::Account;
+use crate::turn::doubt::Doubts;
 use crate::turn::tests::gateway;
 use crate::turn::{Ask, Attempts, Gateway};
 use crate::wire::error_body::ErrorBody;
@@ -117,6 +118,8 @@ fn subject(key: &Key, judgement: Judgement, asked: ModelUse<'_>) -> Option<Subje
     match judgement {
         Judgement::Model(_) => Some(Subject::model(key, asked.model)),
         Judgement::Tier(_) => Subject::tier(key, asked),
+        // No probe decides here, and one client's doubt proves nothing.
+        Judgement::Key | Judgement::Organization(Trouble::Refused) => None,
         _ => judgement.ailment().map(|ailment| Subject::of(key, ailment.scope())),
     }
 }
@@ -178,7 +181,8 @@ proptest! {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let (gateway, alice) = (gateway(&KEYS), Client::unrestricted("alice"));
+            let (mut gateway, alice) = (gateway(&KEYS), Client::unrestricted("alice"));
+            gateway.failover.doubts = Doubts::that_stay();
             let named = play(&gateway, &alice, &turns).await;
             let named: BTreeSet<String> = named.into_iter().map(Subject::name).collect();
             for key in gateway.registry.loaded().table.keys() {

@@ -15,7 +15,7 @@ use crate::health::diagnose::Ailment;
 use crate::metrics::Reason;
 use crate::outcome::Answer;
 use crate::turn::doubt::Settled;
-use crate::turn::verdict::{Verdict, forbidden};
+use crate::turn::verdict::{Verdict, forbidden, undecided};
 use crate::turn::{Ask, Attempts};
 
 impl<A: Ask> Attempts<'_, A> {
@@ -49,13 +49,19 @@ impl<A: Ask> Attempts<'_, A> {
                     gateway.registry.observe(&next.key, Ailment::Exhausted(scope));
                     continue;
                 }
-                Verdict::Doubted(answer, scope) => match gateway.settle(&next.key, scope).await {
-                    Some(Settled::Accepted) => {
-                        other = other.or(Some((next.clone(), forbidden(answer))));
+                Verdict::Doubted(answer, scope) => {
+                    let case = (self.demand, &mut self.tried);
+                    match gateway.settle(&next.key, scope, case).await {
+                        Some(Settled::Accepted) => {
+                            other = other.or(Some((next.clone(), forbidden(answer))));
+                        }
+                        Some(Settled::Refused(_)) => continue,
+                        Some(Settled::Undecided | Settled::Suspected) => {
+                            later = later.or(Some(Err(undecided())));
+                        }
+                        None => {}
                     }
-                    Some(Settled::Refused(_)) => continue,
-                    Some(Settled::Undecided) | None => {}
-                },
+                }
                 Verdict::TransportLimited(wait) => {
                     later = later.or(Some(Err(limited(wait))));
                 }

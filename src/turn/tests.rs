@@ -280,3 +280,41 @@ async fn failed_turn_without_a_sibling_is_repeated_once() {
         "the client receives the last answer"
     );
 }
+
+/// An upstream that refuses each turn with a 401, and counts the turns.
+struct Doubtful(std::cell::Cell<u32>);
+
+impl Ask for Doubtful {
+    async fn ask(&self, _: &Binding, _: bool) -> Outcome {
+        self.0.set(self.0.get() + 1);
+        let status = ::http::StatusCode::UNAUTHORIZED;
+        let (headers, head) = (HeaderMap::new(), bytes::Bytes::new());
+        let answer = Answer { status, headers, head, rest: None, upgrade: None };
+        let error = crate::wire::error_body::ErrorBody::parse(b"{}");
+        Outcome::Refused(crate::outcome::Refusal { answer, error })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn doubt_that_no_probe_decides_stays_with_its_turn() {
+    let mut gateway = gateway(&[("a", "o", "p"), ("b", "o", "q"), ("c", "r", "s")]);
+    gateway.failover.doubts = doubt::Doubts::that_stay();
+    for (name, most) in [("alice", 1), ("alice", 1), ("bob", 3)] {
+        let client = Client::unrestricted(name);
+        let (turn, _, mut budget) = bound(&gateway, &client).await;
+        let (mut account, upstream) = (self::account(&gateway), Doubtful(0.into()));
+        let case = (&turn.demand, turn.tried.clone(), turn.within);
+        let attempts = Attempts::new(&gateway, &mut account, &upstream, case, &mut budget);
+        let began = Instant::now();
+        let error = attempts.run(Ok(None), began).await.err().expect("no key serves");
+        assert_eq!(error.code(), "no_key_available", "{name}");
+        assert!(error.retry_after.is_some(), "{name}: the client asks again");
+        assert!(upstream.0.get() <= most, "{name}: {} keys", upstream.0.get());
+        let longest = if most == 1 { 2 * SECOND } else { 2 * SECOND + WAIT };
+        assert!(began.elapsed() <= longest, "{name}: {:?}", began.elapsed());
+        let loaded = gateway.registry.loaded();
+        let keys = loaded.table.keys().iter();
+        let known = keys.filter(|key| !gateway.registry.conditions.of(key).is_empty()).count();
+        assert_eq!(known > 0, name == "bob", "{name}: a second client has met it");
+    }
+}

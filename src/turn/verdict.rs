@@ -171,6 +171,17 @@ pub fn forbidden(answer: Answer) -> Answer {
     Answer { status: StatusCode::FORBIDDEN, ..answer }
 }
 
+/// The error after a 401 of which no probe has told whether it is about the key. The client asks
+/// again, and so does the probe. The upstream's own words may be about the key.
+pub fn undecided() -> Error {
+    Error::new(
+        ErrorKind::NoKeyAvailable,
+        "The upstream refused the request, and did not say in time whether it refuses the key. \
+         Please try again in a moment.",
+    )
+    .retry_after(SOON)
+}
+
 /// An outcome at another Warmkey. If that gateway itself has refused the turn, it has already
 /// waited and tried its keys, so that its answer passes. Only a refused token is this gateway's own
 /// affair.

@@ -138,8 +138,11 @@ impl Prober {
                     continue;
                 }
                 Some((_, Some(scope))) => self.registry.condemn(key, Ailment::Rejected(scope)),
-                // Any other answer shows that the upstream accepts the key.
-                Some((status, None)) if !status.is_server_error() => {
+                // A path that is not there says nothing about the key. Any other answer shows that
+                // the upstream accepts it.
+                Some((status, None))
+                    if !status.is_server_error() && status != StatusCode::NOT_FOUND =>
+                {
                     self.registry.recovered(subject, &key.id)
                 }
                 Some(_) | None => {}

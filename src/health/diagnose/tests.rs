@@ -270,3 +270,23 @@ proptest! {
         prop_assert!(!found.is_shared() || status == 401 && found == Judgement::Key, "{found:?}");
     }
 }
+
+#[test]
+fn limit_without_a_model_and_that_of_a_free_request_are_the_requests() {
+    let text = body("rate_limit_exceeded", "requests", "");
+    assert_eq!(on_body(Met::Turn, USUAL, 429, &text), LIMITED);
+    for (met, asked) in [
+        (Met::Turn, ModelUse::default()),
+        (Met::Turn, ModelUse { model: "", tier: Some("flex") }),
+        (Met::Free, USUAL),
+        (Met::Free, FLEX),
+    ] {
+        assert_eq!(on_body(met, asked, 429, &text), BUSY, "{met:?} {asked:?}");
+        assert_eq!(on_body(met, asked, 429, ""), BUSY, "{met:?} {asked:?}");
+        let spent = body("insufficient_quota", "", "");
+        assert_eq!(on_body(met, asked, 429, &spent), SPENT, "a quota is its place's");
+    }
+    let error = ErrorBody::parse(text.as_bytes());
+    assert_eq!(judge_failure(ModelUse::default(), &error), BUSY, "a failure without a model");
+    assert_eq!(on_body(Met::Free, USUAL, 404, &body("model_not_found", "", "")), DENIED);
+}

@@ -7,7 +7,6 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::binding::Binding;
@@ -29,6 +28,7 @@ use crate::telemetry::{Share, TurnId};
 use crate::turn::account::{Account, kept_name};
 use crate::turn::entry::may_ask_for;
 use crate::turn::http::form::{self, Form};
+use crate::turn::http::heavy_places::HeavyPlaces;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
@@ -55,7 +55,7 @@ pub struct HttpTurns {
     /// Owns the answers that outlive their handlers.
     pub tasks: Tasks,
     /// Places for long texts, which other threads decode and scan.
-    pub heavy: Arc<Semaphore>,
+    pub heavy: HeavyPlaces,
 }
 
 /// Serves one turn. However the turn ends, the client receives an answer and the turn is recorded.
@@ -264,7 +264,7 @@ impl HttpTurns {
         let chat = if by_chat {
             let named = session.filter(|_| !names_cache_key);
             let chat = ChatBody::new(body.bytes.clone(), decoded.cloned(), named);
-            Some(self.rendered(chat, bound).await?)
+            Some(self.rendered(&client.id, chat, bound).await?)
         } else {
             None
         };

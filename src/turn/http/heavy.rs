@@ -10,7 +10,7 @@ use http::HeaderMap;
 
 use crate::binding::record::BindingRecord;
 use crate::chat::body::ChatBody;
-use crate::client::Client;
+use crate::client::{Client, ClientId};
 use crate::error::{Error, ErrorKind};
 use crate::session::identify::Identity;
 use crate::store::StoredValue;
@@ -18,11 +18,7 @@ use crate::turn::http::exchange::{Asking, Glance, HttpTurns};
 use crate::turn::http::replay::{LIGHT, Replayed};
 use crate::turn::memory::MemoryPlace;
 
-/// Long texts that are decoded, scanned or translated at once. More would take the cores from other
-/// turns.
-pub const HEAVY: usize = 2;
-/// Longest wait for one of these places, and `Retry-After` of a turn that gets none.
-const HEAVY_TIMEOUT: Duration = Duration::from_secs(30);
+/// `Retry-After` of a turn that gets no place.
 const SOON: Duration = Duration::from_secs(5);
 
 impl HttpTurns {
@@ -39,10 +35,10 @@ impl HttpTurns {
         if let Some(glance) = self.glance(asking, &body, &identity, LIGHT)? {
             return Ok((body, glance));
         }
-        let (turns, client, headers) = (Arc::clone(self), Arc::clone(client), headers.clone());
+        let (turns, owned, headers) = (Arc::clone(self), Arc::clone(client), headers.clone());
         let (body, glance) = self
-            .aside(move || {
-                let asking = Asking { client: &client, headers: &headers, by_chat };
+            .on_other_thread(&client.id, move || {
+                let asking = Asking { client: &owned, headers: &headers, by_chat };
                 let glance = turns.glance(asking, &body, &identity, usize::MAX);
                 (body, glance)
             })
@@ -55,6 +51,7 @@ impl HttpTurns {
     /// is made of it.
     pub(super) async fn rendered(
         &self,
+        client: &ClientId,
         chat: ChatBody,
         bound: Option<&StoredValue>,
     ) -> Result<(ChatBody, MemoryPlace), Error> {
@@ -80,7 +77,7 @@ impl HttpTurns {
             let _ = chat.translated(derives);
             chat
         };
-        Ok((self.aside(render).await?, reserved))
+        Ok((self.on_other_thread(client, render).await?, reserved))
     }
 
     /// Does `work` on another thread, as soon as one of the places is free.
@@ -88,12 +85,12 @@ impl HttpTurns {
         clippy::disallowed_methods,
         reason = "`heavy` bounds the threads, `max_body` the time"
     )]
-    async fn aside<T: Send + 'static>(
+    async fn on_other_thread<T: Send + 'static>(
         &self,
+        client: &ClientId,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let place = Arc::clone(&self.heavy).acquire_owned();
-        let Ok(Ok(place)) = tokio::time::timeout(HEAVY_TIMEOUT, place).await else {
+        let Some(place) = self.heavy.take(client).await else {
             let error = Error::new(ErrorKind::NoKeyAvailable, "Too many long bodies come at once.");
             return Err(error.retry_after(SOON));
         };

@@ -13,7 +13,7 @@ use crate::limit::wait_or_usual;
 use crate::metrics::{Decision, Reason};
 use crate::turn::Gateway;
 use crate::turn::doubt::Settled;
-use crate::turn::verdict::{overloaded, whole_seconds};
+use crate::turn::verdict::{overloaded, undecided, whole_seconds};
 use crate::wire::edit::{with_retry_after, with_status};
 
 /// The replacement of an error frame.
@@ -129,11 +129,12 @@ impl Replacement {
             Judgement::Request(concern) => return refused.of_request(concern),
             Judgement::Key | Judgement::Organization(Trouble::Refused) => {
                 let doubted = refused.judgement.ailment().map_or(Scope::Key, Ailment::scope);
-                match gateway.settle(key, doubted).await {
+                match gateway.settle(key, doubted, (demand, &mut tried)).await {
                     Some(Settled::Accepted) => return refused.forbidden(),
+                    Some(Settled::Undecided) => return Self::Error(undecided()),
                     // A reload has replaced the secret that the upstream refused.
                     None => (true, None),
-                    Some(Settled::Refused(_) | Settled::Undecided) => {
+                    Some(Settled::Refused(_) | Settled::Suspected) => {
                         tried.refused.push(key.tag);
                         // If a probe has found since that the key is accepted, the same key serves
                         // the next connection.

@@ -134,12 +134,13 @@ async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
     use Condition::{Recovering, Rejected, Suspected};
     for (status, code, expected) in [
         (200, "", Some(Recovering)),
+        (400, "", Some(Recovering)),
         // The upstream answers a key that it accepts.
-        (404, "", Some(Recovering)),
         (403, "unsupported_country_region_territory", Some(Recovering)),
         (429, "insufficient_quota", Some(Recovering)),
         (401, "invalid_api_key", Some(Rejected)),
         // An upstream that fails or is silent says nothing: the condition before stays.
+        (404, "", None),
         (500, "", None),
         (503, "server_is_overloaded", None),
         (0, "", None),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::setting::Size;
 use crate::turn::entry::ForeignIds;
-use crate::turn::http::heavy::HEAVY;
+use crate::turn::http::heavy_places::HEAVY;
 use crate::turn::memory::BodyMemory;
 use crate::turn::tests::gateway;
 use http::header::CONTENT_ENCODING;
@@ -15,7 +15,7 @@ fn turns(gateway: Gateway) -> HttpTurns {
         replay,
         propagation: None,
         tasks: Tasks::new(),
-        heavy: Arc::new(Semaphore::new(HEAVY)),
+        heavy: HeavyPlaces::new(HEAVY),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::binding::demand::Sealed;
 use crate::client::Client;
 use crate::health::condition::Subject;
 use crate::health::diagnose::Scope;
+use crate::turn::doubt::Doubts;
 use crate::turn::tests::{bound, decided, gateway};
 
 const TWO: [(&str, &str, &str); 2] = [("a", "o", "p"), ("b", "q", "p")];
@@ -53,6 +54,11 @@ async fn replaced(
     let mut headers = HeaderMap::new();
     if let Some(wait) = case.retry_after {
         headers.insert(RETRY_AFTER, wait.parse().unwrap());
+    }
+    // Another client has met the same 401, and no probe has decided.
+    let bob = Client::unrestricted("bob");
+    for scope in [Scope::Key, Scope::Organization] {
+        gateway.failover.corroboration.doubts(&binding.key, scope, &Demand::of(&bob));
     }
     let Case { has_begun, is_provisional, is_announced, .. } = case;
     let frame = r#"{"type":"error","status":429}"#;
@@ -275,5 +281,30 @@ async fn model_that_two_clients_are_denied_is_denied_to_the_project() {
         ));
         assert_eq!(!gateway.registry.is_ready(&binding.key, "m"), is_denied, "{name}");
         assert!(gateway.registry.is_ready(&binding.key, "n"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn undecided_401_is_one_clients_until_a_second_meets_it() {
+    let mut gateway = gateway(&TWO);
+    gateway.failover.doubts = Doubts::that_stay();
+    for (name, is_suspected) in [("alice", false), ("alice", false), ("bob", true)] {
+        let client = Client::unrestricted(name);
+        let (turn, binding, _) = bound(&gateway, &client).await;
+        let headers = HeaderMap::new();
+        let refused = Refused {
+            judgement: REJECTED,
+            frame: "{}",
+            headers: &headers,
+            has_begun: false,
+            is_provisional: false,
+            is_announced: true,
+        };
+        let case = (&turn.demand, turn.tried.clone(), turn.within);
+        let instead = Replacement::of(&gateway, &binding, case, refused).await;
+        let Replacement::Error(error) = instead else { panic!("{name}: an error") };
+        assert!(error.code() == "no_key_available" && error.retry_after.is_some(), "{name}");
+        let known = gateway.registry.conditions.of(&binding.key);
+        assert_eq!(!known.is_empty(), is_suspected, "{name}: {known:?}");
     }
 }

@@ -1,0 +1,99 @@
+//! The places for long texts, which other threads decode, scan and translate.
+//!
+//! A client has at most one at a time, so that one with many long bodies does not hold up others.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::client::ClientId;
+
+/// Long texts that are decoded, scanned or translated at once. More would take the cores from other
+/// turns.
+pub const HEAVY: usize = 2;
+/// Longest wait for a place.
+const HEAVY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The places of all clients.
+pub struct HeavyPlaces {
+    all: Arc<Semaphore>,
+    /// The one place of each client that has or awaits one.
+    own: Mutex<HashMap<ClientId, Weak<Semaphore>>>,
+}
+
+/// A place, until it is dropped.
+pub struct HeavyPlace {
+    _shared: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
+}
+
+impl HeavyPlaces {
+    pub fn new(places: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(places)), own: Mutex::default() }
+    }
+
+    /// Waits for a place for `client`. `None`: none was free in time.
+    pub async fn take(&self, client: &ClientId) -> Option<HeavyPlace> {
+        let own = self.of(client);
+        let both = async {
+            let own = own.acquire_owned().await.ok()?;
+            let shared = Arc::clone(&self.all).acquire_owned().await.ok()?;
+            Some(HeavyPlace { _shared: shared, _own: own })
+        };
+        tokio::time::timeout(HEAVY_TIMEOUT, both).await.ok()?
+    }
+
+    /// The place of `client`. Those of clients that need none are dropped.
+    fn of(&self, client: &ClientId) -> Arc<Semaphore> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = own.get(client).and_then(Weak::upgrade) {
+            return place;
+        }
+        own.retain(|_, place| place.strong_count() > 0);
+        let place = Arc::new(Semaphore::new(1));
+        own.insert(client.clone(), Arc::downgrade(&place));
+        place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn client_with_many_long_bodies_holds_up_no_other() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let places = Arc::new(HeavyPlaces::new(HEAVY));
+        let [alice, bob, carol] = ["alice", "bob", "carol"].map(ClientId::new);
+        let most = Arc::new([const { AtomicUsize::new(0) }; 2]);
+        let queued: Vec<_> = (0..10)
+            .map(|_| {
+                let (places, alice, most) = (Arc::clone(&places), alice.clone(), Arc::clone(&most));
+                tokio::spawn(async move {
+                    let place = places.take(&alice).await;
+                    let now = most[0].fetch_add(1, Ordering::SeqCst) + 1;
+                    most[1].fetch_max(now, Ordering::SeqCst);
+                    tokio::time::sleep(SECOND).await;
+                    most[0].fetch_sub(1, Ordering::SeqCst);
+                    place.is_some()
+                })
+            })
+            .collect();
+        tokio::time::sleep(SECOND / 2).await;
+        let began = tokio::time::Instant::now();
+        let bobs = places.take(&bob).await;
+        assert!(bobs.is_some() && began.elapsed().is_zero(), "a place is free");
+        assert!(places.take(&carol).await.is_some());
+        assert!(began.elapsed() <= SECOND, "{:?}: one body at most", began.elapsed());
+        drop(bobs);
+        for one in queued {
+            assert!(one.await.unwrap(), "each has its turn");
+        }
+        assert_eq!(most[1].load(Ordering::SeqCst), 1, "one at a time");
+        drop(places.take(&bob).await);
+        assert_eq!(places.own.lock().unwrap().len(), 1, "nothing is left of the others");
+    }
+}
