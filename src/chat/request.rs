@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use crate::chat::json::{Fields, Object, invalid, list, unsupported};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 mod messages;
 mod tools;
@@ -59,6 +59,9 @@ const REFUSED: [(&str, &[&str]); 14] = [
     ("function_call", &["\"none\""]),
     ("web_search_options", &[]),
 ];
+
+/// The lowest limit of output tokens that the Responses API takes.
+const LEAST_TOKENS: f64 = 16.0;
 
 /// What a client wants to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,8 +126,10 @@ fn settings(fields: &Fields<'_>, object: &mut Object<'_>) -> Result<(), Error> {
         (Some(_), Some(_)) => {
             return Err(invalid("max_tokens", "stands beside 'max_completion_tokens'"));
         }
-        (limit, older) => object.maybe("max_output_tokens", limit.or(older)),
-    };
+        (Some(limit), None) => limited("max_completion_tokens", limit, object)?,
+        (None, Some(limit)) => limited("max_tokens", limit, object)?,
+        (None, None) => {}
+    }
     if let Some(effort) = fields.get("reasoning_effort") {
         let mut reasoning = Object::open(object.begin("reasoning"));
         reasoning.raw("effort", effort);
@@ -147,6 +152,24 @@ fn settings(fields: &Fields<'_>, object: &mut Object<'_>) -> Result<(), Error> {
         options.close();
     }
     Ok(())
+}
+
+/// Writes the limit of output tokens, which the client calls `name`. The Responses API would refuse
+/// a lower one by a name that the client never sent.
+fn limited(name: &str, limit: &[u8], object: &mut Object<'_>) -> Result<(), Error> {
+    match serde_json::from_slice::<f64>(limit) {
+        Err(_) => Err(invalid(name, "is not a number")),
+        Ok(tokens) if tokens < LEAST_TOKENS => {
+            let message = format!(
+                "Unsupported value: '{name}' is below {LEAST_TOKENS}. The upstream of this session speaks only the Responses API, which takes no lower limit."
+            );
+            Err(Error::new(ErrorKind::UnsupportedParameter, message).about(name))
+        }
+        Ok(_) => {
+            object.raw("max_output_tokens", limit);
+            Ok(())
+        }
+    }
 }
 
 fn wish(fields: &Fields<'_>) -> Result<Wish, Error> {

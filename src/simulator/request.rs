@@ -17,6 +17,9 @@ pub use calls::OpenCalls;
 
 mod calls;
 
+/// The lowest limit of output tokens.
+const LEAST_TOKENS: f64 = 16.0;
+
 /// How a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -135,6 +138,7 @@ impl<'d> Ask<'d> {
             typed(body, name, &[kind])?;
         }
         truth(body, "parallel_tool_calls")?;
+        least_tokens(body)?;
         Ok(Self {
             caching: caching(body, &model, regime, options)?,
             // `generate` is only known on a WebSocket.
@@ -220,6 +224,21 @@ pub fn object<'d>(body: Value<'d>, name: &str) -> Result<Option<Value<'d>>, Refu
 
 pub fn text<'d>(object: Value<'d>, name: &str) -> Result<Option<Cow<'d, str>>, Refusal> {
     Ok(typed(object, name, &[Kind::String])?.and_then(Value::text))
+}
+
+/// Refuses a limit of output tokens below the lowest one.
+fn least_tokens(body: Value<'_>) -> Result<(), Refusal> {
+    const NAME: &str = "max_output_tokens";
+    let limit = typed(body, NAME, &[Kind::Number])?;
+    match limit.map(|limit| serde_json::from_slice::<f64>(limit.raw())) {
+        Some(Ok(tokens)) if tokens < LEAST_TOKENS => {
+            let message = format!(
+                "Invalid '{NAME}': integer below minimum value. Expected a value >= {LEAST_TOKENS}, but got {tokens} instead."
+            );
+            Err(Refusal::invalid(Some("integer_below_min_value"), Some(NAME), message))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub fn truth(object: Value<'_>, name: &str) -> Result<Option<bool>, Refusal> {

@@ -89,7 +89,11 @@ impl Items<'_> {
         if message.get(PARSED).is_some() && message.get("content").is_none() {
             return Err(unsupported(&message.at(PARSED)));
         }
-        let (refusal, has_calls) = (message.get("refusal"), message.get("tool_calls").is_some());
+        let calls = match message.get("tool_calls") {
+            Some(_) => message.elements("tool_calls")?,
+            None => Vec::new(),
+        };
+        let (refusal, has_calls) = (message.get("refusal"), !calls.is_empty());
         let text = message.get("content");
         let is_empty = text.is_none_or(|text| text == b"\"\"" || text == b"[]");
         if !is_empty || refusal.is_some() || !has_calls {
@@ -111,10 +115,8 @@ impl Items<'_> {
             }
             item.close();
         }
-        if has_calls {
-            for (place, raw) in message.elements("tool_calls")? {
-                self.call(&Fields::of(raw, place)?)?;
-            }
+        for (place, raw) in calls {
+            self.call(&Fields::of(raw, place)?)?;
         }
         Ok(())
     }
@@ -143,7 +145,8 @@ impl Items<'_> {
 
     /// Writes a tool's output.
     fn returned(&mut self, message: &Fields<'_>) -> Result<(), Error> {
-        message.only(&[&["role", "content", "tool_call_id"]])?;
+        // Some clients repeat the tool's name, which the call's id already says.
+        message.only(&[&["role", "content", "tool_call_id", "name"]])?;
         let (id, said) = (message.needed("tool_call_id")?, message.needed("content")?);
         let is_custom = word(id).is_some_and(|id| self.custom.contains(&id));
         let kind = if is_custom { "custom_tool_call_output" } else { "function_call_output" };

@@ -109,6 +109,7 @@ fn setting_becomes_its_counterpart() {
     for (chat, responses) in [
         (r#""max_completion_tokens":100"#, r#""max_output_tokens":100"#),
         (r#""max_tokens":100,"max_completion_tokens":null"#, r#""max_output_tokens":100"#),
+        (r#""max_tokens":16"#, r#""max_output_tokens":16"#),
         (r#""reasoning_effort":"high""#, r#""reasoning":{"effort":"high"}"#),
         (r#""verbosity":"low""#, r#""text":{"verbosity":"low"}"#),
         (r#""response_format":{"type":"text"}"#, r#""text":{"format":{"type":"text"}}"#),
@@ -199,6 +200,9 @@ fn field_without_equivalent_is_refused_by_its_name() {
         (r#","function_call":"auto""#, "function_call"),
         (r#","web_search_options":{}"#, "web_search_options"),
         (r#","store":true"#, "store"),
+        // The Responses API would refuse these by a name of its own.
+        (r#","max_tokens":15"#, "max_tokens"),
+        (r#","max_completion_tokens":1"#, "max_completion_tokens"),
         (r#","input":"hello""#, "input"),
         (r#","st\u006fp":"x""#, "stop"),
         (r#","stream_options":{"x":1}"#, "stream_options.x"),
@@ -251,6 +255,7 @@ fn field_without_equivalent_is_refused_by_its_name() {
         (r#","messages":[{"role":"user","content":7}]"#, "messages[0].content"),
         (r#","messages":[{"role":"tool","content":"x"}]"#, "messages[0].tool_call_id"),
         (r#","max_tokens":1,"max_completion_tokens":1"#, "max_tokens"),
+        (r#","max_completion_tokens":"20""#, "max_completion_tokens"),
         (r#","tools":{}"#, "tools"),
         (r#","tools":[{"type":"function"}]"#, "tools[0].function"),
     ] {
@@ -285,6 +290,7 @@ fn wish_is_what_the_client_reads() {
 }
 
 mod nulls;
+mod sent_back;
 
 /// Any JSON value.
 fn value() -> impl Strategy<Value = Value> {

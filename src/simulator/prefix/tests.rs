@@ -49,7 +49,7 @@ fn field_that_a_model_never_sees_changes_nothing() {
     let plain = prefix(&body("", USER), None).ends[0].digest;
     let same = [
         body(
-            r#","temperature":0.5,"metadata":{"a":"b"},"stream":true,"store":false,"tool_choice":"none","max_output_tokens":9"#,
+            r#","temperature":0.5,"metadata":{"a":"b"},"stream":true,"store":false,"tool_choice":"none","max_output_tokens":99"#,
             USER,
         ),
         body(

@@ -102,3 +102,14 @@ fn output_needs_its_call_and_a_call_its_output() {
         "No tool output found for function call c1."
     );
 }
+
+#[test]
+fn limit_of_output_tokens_is_at_least_sixteen() {
+    let body = |limit| format!(r#"{{"model":"gpt-5.4","input":[],"max_output_tokens":{limit}}}"#);
+    for limit in ["15", "1", "0", "\"16\""] {
+        assert_eq!(refusal(&body(limit)).param.as_deref(), Some("max_output_tokens"), "{limit}");
+    }
+    for limit in ["16", "4096", "null"] {
+        accepts(&body(limit), |_| {});
+    }
+}

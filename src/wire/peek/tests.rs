@@ -255,3 +255,27 @@ fn stable_prefix_of_chat_is_that_of_its_messages() {
     assert_ne!(prefix(first), prefix(&first.replace("\"s\"", "\"t\"")));
     assert_eq!(prefix(r#"{"role":"system","content":"s"}"#), None, "no user has spoken");
 }
+
+/// An assistant may greet before the first user message, in either dialect.
+#[test]
+fn stable_prefix_goes_through_a_greeting_to_the_first_user_text() {
+    for name in ["messages", "input"] {
+        let prefix = |items: &str| {
+            let body = format!(r#"{{"model":"m","{name}":[{items}]}}"#);
+            stable_prefix(body.as_bytes()).map(|parts| parts.concat())
+        };
+        let first = r#"{"role":"system","content":"s"},{"role":"assistant","content":"hi"},{"role":"user","content":"a"}"#;
+        let later = format!(
+            r#"{first},{{"role":"assistant","content":"b"}},{{"role":"user","content":"c"}}"#
+        );
+        let own = prefix(first).expect("a user has spoken");
+        assert_eq!(own, b"\"m\"\"s\"\"hi\"\"a\"");
+        assert_eq!(prefix(&later), Some(own.clone()));
+        for (text, other) in [("\"a\"", "\"x\""), ("\"hi\"", "\"x\"")] {
+            let other = prefix(&first.replace(text, other));
+            assert!(other.is_some_and(|other| other != own));
+        }
+        assert_eq!(prefix(r#"{"role":"assistant","content":"hi"}"#), None);
+        assert_eq!(prefix(r#"{"role":"tool","content":"x"},{"role":"user","content":"a"}"#), None);
+    }
+}
