@@ -27,6 +27,7 @@ pub(crate) mod error;
 pub mod setting;
 pub(crate) mod clock;
 pub(crate) mod current;
+pub mod process;
 pub mod metrics;
 pub mod telemetry;
 pub mod task;

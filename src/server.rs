@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Door, Metrics};
+use crate::process::Descriptors;
 use crate::setting::{self, SecretSource, Size, Span};
 use crate::task::Tasks;
 use crate::turn::entry::ForeignIds;
@@ -15,7 +16,6 @@ pub mod pages;
 pub mod operator;
 pub mod ledger;
 pub mod admin;
-pub mod process;
 pub mod connections;
 pub mod answering;
 pub mod no_room;
@@ -34,7 +34,6 @@ use connections::Connections;
 use drain::Drain;
 use listener::Listener;
 use operator::AdminApi;
-use process::Descriptors;
 use routes::ClientRoutes;
 use tls::{Certificate, Tls};
 

@@ -77,11 +77,14 @@ impl Gateway {
         }
         let asked = || self.books.metrics.decided(Decision::Probe, Reason::Rejected);
         let (began, left) = (Instant::now(), Some(tried.wait_left));
-        let left = left.filter(|_| !tried.refused.is_empty());
+        let left = left.filter(|_| std::mem::replace(&mut tried.has_doubted, true));
+        // A doubt without a probe says nothing.
+        let is_probed = left != Some(Duration::ZERO);
+        let corroboration = &self.failover.corroboration;
         let mut settled = self.failover.doubts.settle(key, (began, left), asked).await;
         match settled {
             Settled::Refused(scope) => self.registry.condemn(key, Ailment::Rejected(scope)),
-            Settled::Undecided if self.failover.corroboration.doubts(key, doubted, demand) => {
+            Settled::Undecided if is_probed && corroboration.doubts(key, doubted, demand) => {
                 settled = Settled::Suspected;
                 self.registry.observe(key, Ailment::Rejected(doubted));
             }

@@ -47,6 +47,8 @@ pub struct Tried {
     pub failed: Vec<Tag>,
     /// How much longer the turn may wait for limited keys, all waits together.
     pub wait_left: Duration,
+    /// A probe has been awaited for the turn. Further ones take from its waits.
+    pub has_doubted: bool,
 }
 
 /// A turn whose key is being chosen.
@@ -132,7 +134,8 @@ impl<'t> Demand<'t> {
 impl Tried {
     /// No attempt so far. `wait` limits the total time of all waits for limited keys.
     pub fn nothing(wait: Duration) -> Self {
-        Self { refused: Vec::new(), failed: Vec::new(), wait_left: wait }
+        let (refused, failed) = (Vec::new(), Vec::new());
+        Self { refused, failed, wait_left: wait, has_doubted: false }
     }
 }
 

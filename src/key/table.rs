@@ -13,6 +13,7 @@ use crate::key::resolve::Resolver;
 use crate::key::{
     Http2, Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring, address,
 };
+use crate::process::Descriptors;
 
 /// All keys, in the order of the configuration.
 #[derive(Clone)]
@@ -32,6 +33,9 @@ impl Table {
                 return Err(format!("upstream: two are named {}", upstream.name));
             }
         }
+        let pools = settings.iter().filter_map(|key| known.get(key.upstream.as_str()));
+        let pools = pools.map(|upstream| pools_of(upstream.wiring.http2)).sum();
+        let idle = idle_connections(Descriptors::of_process().clients, pools);
         let mut keys: Vec<Arc<Key>> = Vec::new();
         for key in settings {
             let upstream = known
@@ -43,7 +47,7 @@ impl Table {
                     && host.is_some_and(|other| !other.host.is_same_place(&upstream.host))
             };
             let is_scattered = settings.iter().any(is_elsewhere);
-            let key = build(key, Arc::clone(upstream), is_scattered)
+            let key = build(key, Arc::clone(upstream), is_scattered, idle)
                 .map_err(|why| format!("key {}: {why}", key.id))?;
             if keys.iter().any(|other| other.tag == key.tag) {
                 return Err(format!("key: two have the id {}", key.id));
@@ -212,6 +216,7 @@ fn build(
     settings: &Settings,
     upstream: Arc<Upstream>,
     is_scattered: bool,
+    idle: usize,
 ) -> Result<Arc<Key>, String> {
     for (option, name) in [("id", &settings.id), ("organization", &settings.organization)] {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -224,10 +229,10 @@ fn build(
         true => upstream.host.place(&settings.organization),
         false => settings.organization.clone(),
     };
-    let pool = connections(&upstream.wiring, upstream.wiring.http2)?;
+    let pool = connections(&upstream.wiring, upstream.wiring.http2, idle)?;
     let upgrades = match upstream.wiring.http2 {
         Http2::Never => pool.clone(),
-        Http2::Offered | Http2::Always => connections(&upstream.wiring, Http2::Never)?,
+        Http2::Offered | Http2::Always => connections(&upstream.wiring, Http2::Never, idle)?,
     };
     Ok(Arc::new(Key {
         id: settings.id.clone(),
@@ -247,22 +252,38 @@ fn build(
     }))
 }
 
-/// Maximum number of idle connections of a key: its turns in flight at a busy time.
-const IDLE_CONNECTIONS: usize = 4096;
+/// Maximum number of idle connections of a pool: its turns in flight at a busy time.
+const MAX_IDLE: usize = 4096;
+/// Idle connections that every pool may keep, however many pools there are.
+const MIN_IDLE: usize = 8;
 /// Maximum idle time of a connection to an upstream. Servers and balancers close idle connections
 /// after 60 s or more, and a request that meets a closing connection is lost.
 pub const LONGEST_IDLE: Duration = Duration::from_secs(55);
 
+/// The number of pools that a key has.
+const fn pools_of(http2: Http2) -> usize {
+    match http2 {
+        Http2::Never => 1,
+        Http2::Offered | Http2::Always => 2,
+    }
+}
+
+/// The idle connections of each of `pools`, so that all together stay within what the process keeps
+/// for upstreams.
+fn idle_connections(kept: usize, pools: usize) -> usize {
+    (kept / pools.max(1)).clamp(MIN_IDLE, MAX_IDLE)
+}
+
 /// A pool of connections. They follow no redirect and decode nothing, and add only `accept: */*` if
 /// the client sent no `accept`.
-fn connections(wiring: &Wiring, http2: Http2) -> Result<reqwest::Client, String> {
+fn connections(wiring: &Wiring, http2: Http2, idle: usize) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .connect_timeout(wiring.connect_timeout)
         .dns_resolver(wiring.resolver.clone())
         .tcp_nodelay(true)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_max_idle_per_host(idle)
         .pool_idle_timeout(LONGEST_IDLE)
         .no_proxy();
     builder = match http2 {

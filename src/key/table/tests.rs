@@ -217,3 +217,19 @@ fn table_without_a_key_or_with_a_repeated_id_is_refused() {
     assert!(table(&[]).is_err());
     assert!(table(&["a", "a"]).is_err_and(|why| why.contains("two have the id a")));
 }
+
+#[test]
+fn idle_connections_of_all_pools_stay_within_what_is_kept_for_upstreams() {
+    for (kept, pools, idle) in [
+        (16_384, 2, MAX_IDLE),
+        (16_384, 64, 256),
+        (384, 4, 96),
+        (384, 1_000, MIN_IDLE),
+        (1, 0, MIN_IDLE),
+    ] {
+        let each = idle_connections(kept, pools);
+        assert_eq!(each, idle, "{kept} for {pools}");
+        assert!(each == MIN_IDLE || each * pools <= kept, "{kept} for {pools}");
+    }
+    assert_eq!([Http2::Never, Http2::Offered, Http2::Always].map(pools_of), [1, 2, 2]);
+}
