@@ -152,8 +152,8 @@ pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
 
 /// The parts of a body that stay the same for a whole conversation, as written. They are the model,
 /// `instructions`, `tools`, the first user item, and the system, developer and assistant items
-/// before it, such as a greeting. A chat body has the same parts in its `messages`. `None` if no user text
-/// distinguishes the conversation.
+/// before it, such as a greeting. A chat body has the same parts in its `messages`. `None` if no
+/// user text distinguishes the conversation.
 pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     let [model, instructions, tools, input, messages] =
         fields(body, ["model", "instructions", "tools", "input", "messages"]).ok()?;
