@@ -63,6 +63,13 @@ impl Client {
         Self { id: ClientId::new(id), organizations: Vec::new(), models: Vec::new() }
     }
 
+    /// A client that may ask for these models only, in every organization.
+    #[cfg(test)]
+    pub fn of_models(id: &str, models: &[&str]) -> Self {
+        let models = models.iter().map(|name| (*name).into()).collect();
+        Self { models, ..Self::unrestricted(id) }
+    }
+
     #[cfg(test)]
     pub fn of_organizations(id: &str, organizations: &[&str]) -> Self {
         Self {
@@ -80,6 +87,11 @@ impl Client {
 
     pub fn may_use_organization(&self, organization: &str) -> bool {
         self.organizations.is_empty() || self.organizations.iter().any(|one| one == organization)
+    }
+
+    /// Whether the client may ask for some models only.
+    pub const fn has_models(&self) -> bool {
+        !self.models.is_empty()
     }
 
     /// A turn that names no model cannot be checked, so only a client without a list of models may

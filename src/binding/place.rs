@@ -14,8 +14,11 @@ use crate::key::generation::Loaded;
 use crate::key::{Key, Tag};
 use crate::session::SessionId;
 
+mod rules;
 mod shortage;
 mod standing;
+
+use rules::{is_alike, is_allowed, speaks, suits};
 
 pub use shortage::{none_in_use, not_loaded, unknown_project};
 pub use standing::Standing;
@@ -79,8 +82,8 @@ impl Places {
     }
 
     /// Returns the key that serves the session's turn in place of its own key. It is the next key
-    /// in the session's order within the organization. Keys of the same region come first, because
-    /// they read the same cache.
+    /// in the session's order within the organization. Keys of the same region and the same dialect
+    /// come first, because they read the same cache.
     pub fn sibling(
         &self,
         placing: Placing<'_>,
@@ -95,7 +98,9 @@ impl Places {
         };
         let open: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         let own = self.key_of(record);
-        let is_near = |key: &Key| own.as_ref().is_none_or(|own| own.region == key.region);
+        let is_like = |key: &Key| own.as_ref().is_none_or(|own| is_alike(placing, own, key));
+        let is_near =
+            |key: &Key| is_like(key) && own.as_ref().is_none_or(|own| own.region == key.region);
         // Later turns of the session find content that the same project has stored.
         let is_next = |key: &Key| {
             is_near(key) && own.as_ref().is_some_and(|own| own.project_tag == key.project_tag)
@@ -109,6 +114,7 @@ impl Places {
             .or_else(|| nearest(&|key| is_near(key) && is_free(key)))
             .or_else(|| nearest(&is_next))
             .or_else(|| nearest(&is_near))
+            .or_else(|| nearest(&is_like))
             .or_else(|| nearest(&|_| true))
             .cloned()
     }
@@ -124,6 +130,7 @@ impl Places {
         let is_sibling = |key: &&Arc<Key>| {
             key.tag != own.tag
                 && key.shares_cache_with(own)
+                && is_alike(placing, own, key)
                 && placing.within.includes(key)
                 && is_allowed(placing, key)
                 && speaks(placing, key)
@@ -374,22 +381,6 @@ fn expected<'f>(
     first(placing.demand.order(session), &open_of(frozen, placing).collect::<Vec<_>>(), |key| {
         !frozen.is_removed(key)
     })
-}
-
-fn speaks(placing: Placing<'_>, key: &Key) -> bool {
-    key.upstream.speaks_websocket || !placing.demand.by_websocket
-}
-
-/// Returns whether a key suits a session that begins or moves. A chat session prefers an upstream
-/// that speaks chat, if one of the `allowed` does. Otherwise its turns are translated.
-fn suits<'t>(placing: Placing<'t>, allowed: &[&Arc<Key>]) -> impl Fn(&Key) -> bool + use<'t> {
-    let is_chatty = |key: &&Arc<Key>| key.upstream.speaks_chat;
-    let needs_chat = placing.demand.by_chat && allowed.iter().any(is_chatty);
-    move |key| speaks(placing, key) && (key.upstream.speaks_chat || !needs_chat)
-}
-
-fn is_allowed(placing: Placing<'_>, key: &Key) -> bool {
-    placing.demand.client.may_use_organization(&key.organization) && placing.within.includes(key)
 }
 
 #[cfg(test)]

@@ -17,22 +17,34 @@ pub struct ChatBody {
     decoded: Option<Bytes>,
     /// The key for a body that has none.
     cache_key: Option<String>,
+    /// The body has a `prompt_cache_key`, even if that is null.
+    names_key: bool,
     spliced: OnceLock<Bytes>,
     /// Without and with the derived key.
     translated: [OnceLock<Result<Translated, Error>>; 2],
 }
 
 impl ChatBody {
-    /// `decoded`: the text of an encoded body. `session`: the session of a body that names no
-    /// `prompt_cache_key` itself.
-    pub fn new(own: Bytes, decoded: Option<Bytes>, session: Option<&SessionId>) -> Self {
+    /// `decoded`: the text of an encoded body. `names_key`: the body has a `prompt_cache_key`, even
+    /// if that is null.
+    pub fn new(
+        own: Bytes,
+        decoded: Option<Bytes>,
+        session: Option<&SessionId>,
+        names_key: bool,
+    ) -> Self {
         let cache_key = session.map(derived);
         let (spliced, translated) = (OnceLock::new(), [OnceLock::new(), OnceLock::new()]);
-        Self { own, decoded, cache_key, spliced, translated }
+        Self { own, decoded, cache_key, names_key, spliced, translated }
     }
 
     pub const fn is_encoded(&self) -> bool {
         self.decoded.is_some()
+    }
+
+    /// Whether `body` is the client's own: the derived key only adds bytes.
+    pub fn is_own(&self, body: &Bytes) -> bool {
+        body.len() == self.own.len()
     }
 
     /// The JSON text.
@@ -41,22 +53,49 @@ impl ChatBody {
     }
 
     /// The body for an upstream that speaks chat. `derives`: a body without a key gets one. An
-    /// encoded body passes as it is.
+    /// encoded body passes as it is, and so does a null, beside which a key would be a second one.
     pub fn native(&self, derives: bool) -> &Bytes {
         match &self.cache_key {
-            Some(key) if derives && self.decoded.is_none() => self
+            Some(key) if derives && !self.names_key && self.decoded.is_none() => self
                 .spliced
                 .get_or_init(|| splice(&self.own, key).unwrap_or_else(|| self.own.clone())),
             _ => &self.own,
         }
     }
 
-    /// The body for an upstream that speaks only Responses.
+    /// The body for an upstream that speaks only Responses. A null says no key.
     pub fn translated(&self, derives: bool) -> Result<&Translated, Error> {
         let text = self.text();
         let cache_key = self.cache_key.as_deref().filter(|_| derives);
         let translated =
             self.translated[usize::from(derives)].get_or_init(|| translate(text, cache_key));
         translated.as_ref().map_err(Error::clone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_key_passes_natively_and_is_derived_in_a_translation() {
+        let session = SessionId::parse("FVm43fzVIvXqRQ8foYWpvg").unwrap();
+        let body = |key: &str| Bytes::from(format!(r#"{{"model":"m","messages":[]{key}}}"#));
+        let derived = derived(&session);
+        for (key, names_key, expected) in [
+            (r#","prompt_cache_key":null"#, true, &derived[..]),
+            (r#","prompt_cache_key":"own""#, true, "own"),
+            ("", false, &derived[..]),
+        ] {
+            let chat = ChatBody::new(body(key), None, Some(&session), names_key);
+            assert_eq!(chat.native(true) == &body(key), names_key, "{key}");
+            let translated = &chat.translated(true).unwrap().body;
+            let read: serde_json::Value = serde_json::from_slice(translated).unwrap();
+            assert_eq!(read["prompt_cache_key"], expected, "{key}");
+        }
+        let chat = ChatBody::new(body(r#","prompt_cache_key":null"#), None, Some(&session), true);
+        let translated = &chat.translated(false).unwrap().body;
+        let read: serde_json::Value = serde_json::from_slice(translated).unwrap();
+        assert!(read.get("prompt_cache_key").is_none(), "the upstream wants none");
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use crate::chat::answer::{Call, Head, ToldFailure, annotation, finish_reason, words, write_usage};
-use crate::chat::json::Object;
+use crate::chat::json::{Object, array};
 use crate::wire::event::{field, line_length};
 use crate::wire::peek::fields;
 
@@ -22,8 +22,9 @@ pub struct Stream {
     is_begun: bool,
     is_over: bool,
     calls: Vec<Known>,
-    /// Parts of the answer whose text has come in pieces.
+    /// Parts of the answer whose text was written, and those whose annotations were.
     told: HashSet<Vec<u8>>,
+    noted: HashSet<Vec<u8>>,
     /// The current line, as far as it has come.
     line: Vec<u8>,
     /// The data lines of the current event.
@@ -51,6 +52,7 @@ impl Stream {
             is_over: false,
             calls: Vec::new(),
             told: HashSet::new(),
+            noted: HashSet::new(),
             line: Vec::new(),
             data: Vec::new(),
             after_return: false,
@@ -121,12 +123,26 @@ impl Stream {
             br#""response.refusal.delta""# => self.text("refusal", text, padding, place),
             br#""response.output_text.done""# => self.whole("content", data, "text", place),
             br#""response.refusal.done""# => self.whole("refusal", data, "refusal", place),
-            br#""response.output_text.annotation.added""# => self.annotated(data),
-            br#""response.output_item.added""# => self.call(data, output.unwrap_or(b""), false),
-            br#""response.output_item.done""# => self.call(data, output.unwrap_or(b""), true),
+            br#""response.output_text.annotation.added""# => {
+                let [annotation] = fields(data, ["annotation"]).unwrap_or_default();
+                self.annotated(annotation, place);
+            }
+            kind @ (br#""response.output_item.added""# | br#""response.output_item.done""#) => {
+                let [item] = fields(data, ["item"]).unwrap_or_default();
+                let (item, output) = (item.unwrap_or(b"null"), output.unwrap_or(b""));
+                match kind.ends_with(b"done\"") {
+                    true => self.item(item, output),
+                    false => self.call(item, output, false),
+                }
+            }
             br#""response.function_call_arguments.delta""#
             | br#""response.custom_tool_call_input.delta""# => {
                 self.arguments(output.unwrap_or(b""), text, padding);
+            }
+            br#""response.function_call_arguments.done""#
+            | br#""response.custom_tool_call_input.done""# => {
+                let [function, custom] = fields(data, ["arguments", "input"]).unwrap_or_default();
+                self.all_arguments(output.unwrap_or(b""), function.or(custom));
             }
             br#""response.completed""# | br#""response.incomplete""# => self.finish(data),
             br#""response.failed""# => {
@@ -176,17 +192,37 @@ impl Stream {
         }
     }
 
-    fn annotated(&mut self, data: &[u8]) {
-        let [found] = fields(data, ["annotation"]).unwrap_or_default();
+    fn annotated(&mut self, found: Option<&[u8]>, place: Vec<u8>) {
+        self.noted.insert(place);
         if let Some(annotation) = found.and_then(annotation) {
             self.delta(&[br#"{"annotations":["#, &annotation[..], b"]}"].concat(), None);
         }
     }
 
+    /// Tells the client what it does not know of a complete item.
+    fn item(&mut self, item: &[u8], output: &[u8]) {
+        self.call(item, output, true);
+        let [kind, content] = fields(item, ["type", "content"]).unwrap_or_default();
+        let parts = content.filter(|_| kind == Some(br#""message""#)).and_then(array);
+        for (index, part) in parts.unwrap_or_default().into_iter().enumerate() {
+            let index = index.to_string();
+            let place = [output, b"/", index.as_bytes()].concat();
+            if !is_in(&self.told, output, &index) {
+                self.whole("content", part, "text", place.clone());
+                self.whole("refusal", part, "refusal", place.clone());
+            }
+            if !is_in(&self.noted, output, &index) {
+                let [notes] = fields(part, ["annotations"]).unwrap_or_default();
+                for note in notes.and_then(array).unwrap_or_default() {
+                    self.annotated(Some(note), place.clone());
+                }
+            }
+        }
+    }
+
     /// Tells the client of a call, once. `is_done`: the item is complete.
-    fn call(&mut self, data: &[u8], place: &[u8], is_done: bool) {
-        let [item] = fields(data, ["item"]).unwrap_or_default();
-        let Some(call) = item.and_then(Call::of) else { return };
+    fn call(&mut self, item: &[u8], place: &[u8], is_done: bool) {
+        let Some(call) = Call::of(item) else { return };
         if !self.calls.iter().any(|known| known.place == place) {
             let index = self.calls.len();
             let mut delta = Vec::new();
@@ -203,9 +239,16 @@ impl Stream {
             self.calls.push(Known { place, is_custom: call.is_custom, is_told: false });
             self.delta(&delta, None);
         }
-        let is_untold = self.calls.iter().any(|known| known.place == place && !known.is_told);
-        if is_done && is_untold && call.said != b"\"\"" {
-            self.arguments(place, Some(call.said), None);
+        if is_done {
+            self.all_arguments(place, Some(call.said));
+        }
+    }
+
+    /// Writes arguments that have not come in pieces.
+    fn all_arguments(&mut self, place: &[u8], said: Option<&[u8]>) {
+        let said = said.filter(|said| said.starts_with(b"\"") && *said != b"\"\"");
+        if self.calls.iter().any(|known| known.place == place && !known.is_told) {
+            self.arguments(place, said, None);
         }
     }
 
@@ -221,10 +264,18 @@ impl Stream {
     fn finish(&mut self, data: &[u8]) {
         let [response] = fields(data, ["response"]).unwrap_or_default();
         let response = response.unwrap_or(b"null");
-        let names = ["incomplete_details", "usage"];
-        let [details, usage] = fields(response, names).unwrap_or_default();
+        let names = ["incomplete_details", "usage", "output"];
+        let [details, usage, output] = fields(response, names).unwrap_or_default();
         self.head = Head::of(response);
         self.begin();
+        if self.told.is_empty() && self.calls.is_empty() {
+            // Its items need not be counted as the events before counted theirs. Where those told
+            // something, the client would read it twice.
+            let items = output.and_then(array).unwrap_or_default();
+            for (index, item) in items.into_iter().enumerate() {
+                self.item(item, index.to_string().as_bytes());
+            }
+        }
         let reason = finish_reason(details, !self.calls.is_empty());
         self.chunk(b"{}", Some(reason), None);
         if let Some(usage) = usage.filter(|usage| self.include_usage && *usage != b"null") {
@@ -276,6 +327,14 @@ impl Stream {
         chunk.close();
         self.out.extend_from_slice(b"\n\n");
     }
+}
+
+/// Whether `places` has the part `index` of the item `output`. An event may lack either number.
+fn is_in(places: &HashSet<Vec<u8>>, output: &[u8], index: &str) -> bool {
+    let (index, none): (&[u8], &[u8]) = (index.as_bytes(), b"");
+    [(output, index), (output, none), (none, index), (none, none)]
+        .into_iter()
+        .any(|(output, index)| places.contains(&[output, b"/", index].concat()))
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ const PROMISED: f64 = 0.99;
 /// So a prewarm and its turn count as one: the input is the turn's, and computed tokens are those
 /// that either of them computed. That equals the same turn over HTTP, which prepares nothing. The
 /// price includes both.
+///
+/// A chat conversation names no session. Its sessions are those of the derived key, and another
+/// model begins another one. A model reads nothing of another model's cache, so that costs nothing.
 pub struct Row {
     name: &'static str,
     /// Cached part of the input tokens.

@@ -194,9 +194,39 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     }))
 }
 
-/// Headers that no option may name: they carry identity or frame the message.
-const RESERVED: [&str; 7] =
-    ["authorization", "host", "content-length", "content-type", "connection", "cookie", "te"];
+/// Headers that no option may name: they frame the message, or say who asks.
+const RESERVED: [&str; 29] = [
+    "accept",
+    "accept-encoding",
+    "api-key",
+    "authorization",
+    "chatgpt-account-id",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "ocp-apim-subscription-key",
+    "openai-organization",
+    "openai-project",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+    "x-api-key",
+    "x-codex-turn-state",
+    "x-goog-api-key",
+    "yai-sticky-session",
+];
+const RESERVED_PREFIXES: [&str; 3] = ["sec-websocket-", "x-forwarded-", "x-warmkey-"];
 
 fn session_header(name: &str) -> Result<Option<HeaderName>, String> {
     if name.is_empty() {
@@ -204,8 +234,12 @@ fn session_header(name: &str) -> Result<Option<HeaderName>, String> {
     }
     let header =
         HeaderName::try_from(name).map_err(|_| "session_header: is no name of a header")?;
-    match RESERVED.contains(&header.as_str()) {
-        true => Err("session_header: names a header that Warmkey writes itself".into()),
+    // Some servers read `_` as `-`.
+    let read = header.as_str().replace('_', "-");
+    let is_reserved = RESERVED.contains(&&*read)
+        || RESERVED_PREFIXES.iter().any(|prefix| read.starts_with(prefix));
+    match is_reserved {
+        true => Err(format!("session_header: {header} frames the request or says who asks")),
         false => Ok(Some(header)),
     }
 }

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::chat::cache_key::derived;
+use crate::client::Client;
 use crate::key::Key;
 use crate::key::host::Credential;
 use crate::session::SessionId;
@@ -21,6 +22,9 @@ const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 /// An upstream's own sticky token: opaque, and useless to another key.
 pub const TURN_STATE: &str = "x-codex-turn-state";
+
+/// The version of an upstream's list of models. Codex asks for the list again if it has another.
+const MODELS_VERSION: &str = "x-models-etag";
 
 /// Headers of one connection (RFC 9110, section 7.6.1), and headers that the client of the next hop
 /// writes itself.
@@ -83,7 +87,7 @@ const RETURNED: [&str; 24] = [
     "retry-after-ms",
     "vary",
     "x-error-json",
-    "x-models-etag",
+    MODELS_VERSION,
     "x-oai-request-id",
     "x-reasoning-included",
     "x-request-id",
@@ -218,6 +222,14 @@ pub fn returned(upstream: &HeaderMap, secret: &Secret) -> HeaderMap {
         }
     }
     passed
+}
+
+/// Removes the version of the upstream's list of models from its answer, if `client` gets only a
+/// part of that list: the part has a version of its own.
+pub fn hide_models_version(answer: &mut HeaderMap, client: &Client) {
+    if client.has_models() {
+        answer.remove(MODELS_VERSION);
+    }
 }
 
 fn is_returned(name: &HeaderName) -> bool {

@@ -22,6 +22,9 @@ use crate::wire::rename::with_model;
 /// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// Headers that hold a digest of the body's bytes.
+const DIGESTS: [&str; 4] = ["content-digest", "content-md5", "digest", "repr-digest"];
+
 /// A turn as its client sent it.
 pub struct Request<'t> {
     method: &'t Method,
@@ -159,7 +162,7 @@ impl<'t> Request<'t> {
     fn plain(&self, key: &Key, own: &Bytes, headers: &mut HeaderMap) -> Bytes {
         let body = match self.renamed(key, self.asked.decoded.unwrap_or(own)) {
             Some(renamed) => {
-                headers.remove(CONTENT_ENCODING);
+                changed(headers);
                 renamed
             }
             None => own.clone(),
@@ -176,9 +179,18 @@ impl<'t> Request<'t> {
     fn native(&self, key: &Key, chat: &ChatBody, headers: &mut HeaderMap) -> Bytes {
         let native = chat.native(key.upstream.derives_cache_key);
         let text = if chat.is_encoded() { chat.text() } else { native };
-        let Some(renamed) = self.renamed(key, text) else { return native.clone() };
-        headers.remove(CONTENT_ENCODING);
-        renamed
+        match self.renamed(key, text) {
+            Some(renamed) => {
+                changed(headers);
+                renamed
+            }
+            None => {
+                if !chat.is_own(native) {
+                    changed(headers);
+                }
+                native.clone()
+            }
+        }
     }
 
     /// A chat body for an upstream that speaks only Responses. The translation is plain text, and
@@ -189,7 +201,7 @@ impl<'t> Request<'t> {
         chat: &ChatBody,
         headers: &mut HeaderMap,
     ) -> Result<Bytes, Error> {
-        headers.remove(CONTENT_ENCODING);
+        changed(headers);
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let body = &chat.translated(key.upstream.derives_cache_key)?.body;
         Ok(self.renamed(key, body).unwrap_or_else(|| body.clone()))
@@ -207,6 +219,15 @@ impl<'t> Request<'t> {
             Content::WebSocket(_) => first_byte_timeout.min(HANDSHAKE),
             Content::Body(_) | Content::Chat(_) | Content::Nothing => first_byte_timeout,
         }
+    }
+}
+
+/// Removes what the client's headers say of the bytes of a body that is not sent as it came. A
+/// changed body is never encoded.
+fn changed(headers: &mut HeaderMap) {
+    headers.remove(CONTENT_ENCODING);
+    for name in DIGESTS {
+        headers.remove(name);
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::world::chain::{Chain, id_of, made};
+use crate::world::chat::Chat;
 use crate::world::cluster::{ALICE, BOB, Cluster, Running};
 use crate::world::codex::{Codex, uuid};
 use crate::world::simulator::{Key, Turn, keys_by_session, siblings};
@@ -268,4 +269,37 @@ async fn limit_behind_the_inner_gateway_is_that_sessions_alone() {
     for replica in &tiers.edge.replicas {
         replica.shows(r#"warmkey_key_state{key="edge",state="ready"}"#, 1.0).await;
     }
+}
+
+/// No field of a chat body names its session: only the edge can find it, and tells it on.
+#[tokio::test]
+async fn chat_conversation_stays_on_one_key_end_to_end() {
+    let tiers = Tiers::start(HOP, keys()).await;
+    let mut chats: Vec<_> = (0..SESSIONS).map(|_| Chat::new(tiers.edge.address(), ALICE)).collect();
+    for _ in 0..3 {
+        for chat in &mut chats {
+            chat.turn("a question").await.served();
+        }
+    }
+    let turns = tiers.judge().await;
+    assert_eq!(turns.len(), 3 * SESSIONS);
+    assert!(turns.iter().all(|turn| turn.method_path.ends_with("/chat/completions")));
+    let keys = keys_by_session(&turns);
+    assert_eq!(keys.len(), SESSIONS, "each conversation has a name of its own: {keys:?}");
+    let all: BTreeSet<_> = turns.iter().map(|turn| &turn.key).collect();
+    assert!(all.len() > 1, "more than one key is at work: {all:?}");
+}
+
+#[tokio::test]
+async fn stored_response_is_deleted_through_the_edge() {
+    let tiers = Tiers::start(HOP, keys()).await;
+    let id = id_of(&Chain::new(tiers.edge.address()).asks(json!({})).await);
+    let asked = async |method: &str, token: &str| {
+        let request = Request::new(method, &format!("/responses/{id}")).bearer(token);
+        ask(tiers.edge.address(), &request).await.status
+    };
+    assert_eq!(asked("DELETE", BOB).await, 404, "another client's");
+    assert_eq!(asked("GET", ALICE).await, 200);
+    assert_eq!(asked("DELETE", ALICE).await, 200);
+    assert_eq!(asked("GET", ALICE).await, 404);
 }

@@ -165,3 +165,45 @@ fn project_without_a_key_in_use_is_named() {
     let (status, wait, _) = refused(Reach::Nowhere);
     assert_eq!((status, wait), (503, Some(1)), "no other key serves instead");
 }
+
+/// In another dialect, a turn would find nothing cached at a sibling.
+#[test]
+fn chat_turn_goes_to_a_sibling_of_the_same_dialect_first() {
+    let upstreams = [("u", ""), ("r", r#","speaks":["responses"]"#)].map(|(name, more)| {
+        let text = format!(r#"{{"name":"{name}","base_url":"http://127.0.0.1:1"{more}}}"#);
+        serde_json::from_str::<UpstreamSettings>(&text).unwrap()
+    });
+    let keys = [("a-1", "u"), ("a-2", "r"), ("a-3", "u")].map(|(id, upstream)| {
+        let key = serde_json::json!({ "id": id, "upstream": upstream, "organization": "org-a", "secret": "sk" });
+        serde_json::from_value::<Settings>(key).unwrap()
+    });
+    let table = Table::new(&upstreams, &keys).unwrap();
+    let registry = Arc::new(Registry::new(table, Arc::new(Metrics::new())));
+    let places = Places::new(Arc::clone(&registry));
+    let client = Client::unrestricted("alice");
+    let [plain, chat] = [false, true].map(|by_chat| {
+        Turn::of(&client).with(|turn| {
+            turn.demand.by_chat = by_chat;
+            turn.demand.model = "m";
+        })
+    });
+    let own = key(&registry, "a-1");
+    let siblings = |turn: &Turn<'_>, own: &Key| {
+        let bound = BindingRecord::first(own, 1);
+        let sibling = |number| places.sibling(turn.placing(), &session(number), &bound);
+        let mut ids: Vec<_> =
+            (0..40).filter_map(|number| Some(sibling(number)?.id.clone())).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    };
+    assert_eq!(siblings(&chat, &own), ["a-3"]);
+    assert_eq!(siblings(&plain, &own), ["a-2", "a-3"]);
+    assert_eq!(siblings(&chat, &key(&registry, "a-2")), ["a-1", "a-3"], "better than none");
+    registry.strain(&own, "m".into());
+    assert!(places.is_relieved(chat.placing(), &own));
+    registry.condemn(&key(&registry, "a-3"), Ailment::Rejected(Scope::Key));
+    assert!(places.is_relieved(plain.placing(), &own));
+    assert!(!places.is_relieved(chat.placing(), &own), "only another dialect is left");
+    assert_eq!(siblings(&chat, &own), ["a-2"], "better than none");
+}

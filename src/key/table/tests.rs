@@ -169,6 +169,31 @@ fn option_that_cannot_serve_is_refused_by_name() {
 }
 
 #[test]
+fn header_that_frames_or_identifies_names_no_session() {
+    let table =
+        |name: &str| upstream(&format!(r#""base_url":"http://h","session_header":{name:?}"#)).err();
+    for name in [
+        "Content-Encoding",
+        "transfer-encoding",
+        "upgrade",
+        "accept-encoding",
+        "api-key",
+        "api_key",
+        "openai-organization",
+        "x-warmkey-hop",
+        "yai-sticky-session",
+        "x-forwarded-for",
+        "sec-websocket-key",
+    ] {
+        let fault = table(name).expect(name);
+        assert!(fault.starts_with("upstream u: session_header: "), "{name}: {fault}");
+    }
+    for name in ["x-session-affinity", "session-id", "X-Conversation"] {
+        assert_eq!(table(name), None, "{name}");
+    }
+}
+
+#[test]
 fn key_names_an_upstream_that_is_there_and_has_a_name() {
     let upstream: UpstreamSettings =
         serde_json::from_str(r#"{"name":"u","base_url":"http://h"}"#).unwrap();

@@ -35,7 +35,7 @@ use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, LIGHT, Replay, Replayed, Text};
 use crate::turn::memory::MemoryPlace;
 use crate::turn::{Attempts, Gateway};
-use crate::upstream::headers::{TURN_STATE, returned};
+use crate::upstream::headers::{TURN_STATE, hide_models_version, returned};
 use crate::upstream::request::{AskedModel, Content, Request as Asked};
 use crate::wire::endpoint::{Dialect, Endpoint};
 use crate::wire::event::is_stream;
@@ -262,8 +262,8 @@ impl HttpTurns {
         let decoded = decoded.as_ref().map(|(text, _)| text);
         let bound = found.as_ref().ok().and_then(Option::as_ref);
         let chat = if by_chat {
-            let named = session.filter(|_| !names_cache_key);
-            let chat = ChatBody::new(body.bytes.clone(), decoded.cloned(), named);
+            let own = body.bytes.clone();
+            let chat = ChatBody::new(own, decoded.cloned(), session, names_cache_key);
             Some(self.rendered(&client.id, chat, bound).await?)
         } else {
             None
@@ -279,6 +279,7 @@ impl HttpTurns {
         let turn = (&demand, tried, within);
         let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
         let (binding, mut answer) = attempts.run(found, complete).await?;
+        hide_models_version(&mut answer.headers, &client);
         let upstream = &binding.key.upstream;
         let form = match &chat {
             Some((chat, _)) if !upstream.speaks_chat => {

@@ -9,6 +9,7 @@ use axum::body::Body;
 use futures_util::future::join_all;
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderValue, Request, Response, StatusCode};
+use sha2::{Digest, Sha256};
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
@@ -94,14 +95,15 @@ impl ModelRoutes {
         seen: Option<&HeaderValue>,
     ) -> Result<Response<Outgoing>, Error> {
         let listed = self.list(client, query).await?;
-        if let Some(etag) = listed.etag.as_ref().filter(|etag| seen == Some(*etag)) {
+        let etag = etag_for(client, &listed);
+        if let Some(etag) = etag.as_ref().filter(|etag| seen == Some(*etag)) {
             let mut response = Response::new(Outgoing::from(String::new()));
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response.headers_mut().insert(ETAG, etag.clone());
             return Ok(response);
         }
         let body = listed.list.body(|name| client.may_ask_for(Some(name)));
-        Ok(json(body, listed.etag))
+        Ok(json(body, etag))
     }
 
     async fn one(&self, client: &Client, id: &str) -> Result<Response<Outgoing>, Error> {
@@ -162,6 +164,30 @@ impl ModelRoutes {
     }
 }
 
+/// The version of the list as `client` gets it. A part of the list has a version of its own, which
+/// changes with the upstream's version and with the names in the part.
+fn etag_for(client: &Client, listed: &Listed) -> Option<HeaderValue> {
+    let etag = listed.etag.as_ref()?;
+    if !client.has_models() {
+        return Some(etag.clone());
+    }
+    let mut digest = Sha256::new();
+    for (name, _) in &listed.list.entries {
+        if client.may_ask_for(Some(name)) {
+            digest.update((name.len() as u64).to_be_bytes());
+            digest.update(name);
+        }
+    }
+    let digest: String =
+        digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let text = etag.to_str().ok()?;
+    let own = match text.strip_suffix('"') {
+        Some(inside) => format!("{inside}-{digest}\""),
+        None => format!("{text}-{digest}"),
+    };
+    HeaderValue::try_from(own).ok()
+}
+
 fn json(body: String, etag: Option<HeaderValue>) -> Response<Outgoing> {
     let mut response = Response::new(Outgoing::from(body));
     let headers = response.headers_mut();
@@ -188,5 +214,31 @@ mod tests {
         ] {
             assert_eq!(version(query), expected, "{query:?}");
         }
+    }
+
+    #[test]
+    fn part_of_a_list_has_a_version_that_changes_with_it() {
+        let client = |models: &[&str]| Client::of_models("alice", models);
+        let listed = |etag: &'static str| {
+            let body = br#"{"models":[{"slug":"a"},{"slug":"b"}]}"#;
+            let list = crate::wire::models::ModelList::parse(body).expect("a list");
+            Listed { list, etag: Some(HeaderValue::from_static(etag)) }
+        };
+        let etag = |models: &[&str], upstreams: &'static str| {
+            let etag = etag_for(&client(models), &listed(upstreams)).expect("a version");
+            etag.to_str().unwrap().to_owned()
+        };
+        assert_eq!(etag(&[], "W/\"1\""), "W/\"1\"");
+        let own = etag(&["a"], "W/\"1\"");
+        assert!(own.starts_with("W/\"1-") && own.ends_with('"'), "{own}");
+        assert_eq!(etag(&["a", "unknown"], "W/\"1\""), own, "the same part");
+        assert_eq!(etag(&["b", "a"], "\"1\""), etag(&["a", "b"], "\"1\""));
+        for other in
+            [etag(&["b"], "W/\"1\""), etag(&["a", "b"], "W/\"1\""), etag(&["a"], "W/\"2\"")]
+        {
+            assert_ne!(other, own);
+        }
+        let without = Listed { etag: None, ..listed("") };
+        assert_eq!(etag_for(&client(&["a"]), &without), None);
     }
 }

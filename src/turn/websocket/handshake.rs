@@ -36,7 +36,7 @@ use crate::turn::websocket::peer::frames;
 use crate::turn::websocket::socket::{Connection, Socket};
 use crate::turn::websocket::sockets::{Open, WebSocketTurns};
 use crate::turn::{Attempts, Gateway};
-use crate::upstream::headers::{TURN_STATE, returned};
+use crate::upstream::headers::{TURN_STATE, hide_models_version, returned};
 use crate::upstream::request::{Content, Request as Asked};
 use crate::wire::endpoint::Endpoint;
 
@@ -73,15 +73,18 @@ async fn answer(
         Err(error) => Err(error),
     };
     match connected {
-        Ok((accepted, mut connected)) => match connected.answer.upgrade.take() {
-            Some(upstream) => {
-                open(turns, account, &head.headers, connected, (client, upstream), accepted)
+        Ok((accepted, mut connected)) => {
+            hide_models_version(&mut connected.answer.headers, &connected.client);
+            match connected.answer.upgrade.take() {
+                Some(upstream) => {
+                    open(turns, account, &head.headers, connected, (client, upstream), accepted)
+                }
+                None => {
+                    let course = Course::new(&turns.gateway, connected.binding.key, account);
+                    pass_on(course, connected.answer, None, &turns.answers).await
+                }
             }
-            None => {
-                let course = Course::new(&turns.gateway, connected.binding.key, account);
-                pass_on(course, connected.answer, None, &turns.answers).await
-            }
-        },
+        }
         Err(error) => {
             account.note_error(&error);
             error.to_response()

@@ -379,3 +379,15 @@ fn session_is_named_unless_the_client_named_it() {
     name_session(&mut sent, &name, &session);
     assert!(sent[&name] == "own" && sent.len() == 1);
 }
+
+#[test]
+fn version_of_the_models_is_hidden_from_a_client_with_a_list_of_its_own() {
+    let all = Client::unrestricted("alice");
+    let some = Client::of_models("bob", &["m"]);
+    for (client, is_shown) in [(all, true), (some, false)] {
+        let mut answer = HeaderMap::new();
+        answer.insert("x-models-etag", HeaderValue::from_static("\"e\""));
+        hide_models_version(&mut answer, &client);
+        assert_eq!(answer.contains_key("x-models-etag"), is_shown);
+    }
+}

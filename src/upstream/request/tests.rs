@@ -111,7 +111,7 @@ fn model_of_a_chat_body_is_renamed_in_each_dialect() {
     head.headers.insert(CONTENT_ENCODING, "zstd".parse().unwrap());
     let text = br#"{"model":"gpt-5.4","messages":[{"role":"user","content":"x"}]}"#;
     let own = Bytes::from(zstd::encode_all(&text[..], 1).unwrap());
-    let chat = ChatBody::new(own.clone(), Some(Bytes::from_static(text)), None);
+    let chat = ChatBody::new(own.clone(), Some(Bytes::from_static(text)), None, false);
     let request = Request::new(&head, Endpoint::CreateChatCompletion, Content::Chat(&chat))
         .asking(AskedModel { model: "gpt-5.4", decoded: None });
     let sent = |options: &str| {
@@ -128,4 +128,33 @@ fn model_of_a_chat_body_is_renamed_in_each_dialect() {
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((&body["model"], path.as_str()), (&"ours".into(), "/v1/responses"));
     assert!(!is_encoded && body["input"].is_array());
+}
+
+#[test]
+fn digest_of_a_body_goes_only_with_that_body() {
+    let mut head = head("POST", "/chat/completions");
+    for name in ["content-digest", "content-md5"] {
+        head.headers.insert(name, "x".parse().unwrap());
+    }
+    let own = Bytes::from_static(br#"{"model":"gpt-5.4","messages":[]}"#);
+    let session = SessionId::parse("FVm43fzVIvXqRQ8foYWpvg").unwrap();
+    let derived = ChatBody::new(own.clone(), None, Some(&session), false);
+    let as_it_came = ChatBody::new(own.clone(), None, None, false);
+    let names = r#","models":{"gpt-5.4":"ours"}"#;
+    for (content, options, is_kept) in [
+        (Content::Body(&own), "", true),
+        (Content::Body(&own), names, false),
+        (Content::Chat(&as_it_came), "", true),
+        (Content::Chat(&as_it_came), names, false),
+        (Content::Chat(&as_it_came), r#","speaks":["responses"]"#, false),
+        (Content::Chat(&derived), "", false),
+        (Content::Chat(&derived), r#","cache_key":false"#, true),
+    ] {
+        let request = Request::new(&head, Endpoint::CreateChatCompletion, content)
+            .asking(AskedModel { model: "gpt-5.4", decoded: None });
+        let sent = rendered(&request, options);
+        for name in ["content-digest", "content-md5"] {
+            assert_eq!(sent.headers().contains_key(name), is_kept, "{name}, {options}");
+        }
+    }
 }

@@ -51,8 +51,27 @@ fn document((_, status, items, more): &Case) -> String {
     )
 }
 
-/// The stream of the same answer. `in_pieces`: texts and arguments also come in pieces.
-fn stream(case: &Case, in_pieces: bool) -> String {
+/// Which events of a stream say what an answer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Telling {
+    /// All events of the real service.
+    Pieces,
+    /// All but the pieces of texts and arguments.
+    Whole,
+    /// The same, without the end of an item.
+    Parts,
+    /// Only the beginning and the end of each item.
+    Items,
+    /// Only the terminal event.
+    End,
+}
+
+impl Telling {
+    const ALL: [Self; 5] = [Self::Pieces, Self::Whole, Self::Parts, Self::Items, Self::End];
+}
+
+/// The stream of the same answer.
+fn stream(case: &Case, telling: Telling) -> String {
     let tier = if case.3 == TIER { TIER } else { "" };
     let mut list = vec![
         format!(
@@ -60,21 +79,27 @@ fn stream(case: &Case, in_pieces: bool) -> String {
         ),
         r#"{"type":"response.in_progress","response":{}}"#.to_owned(),
     ];
-    for (place, item) in case.2.iter().enumerate() {
-        tell(&mut list, place, &serde_json::from_str(item).unwrap(), in_pieces);
+    for (place, item) in case.2.iter().enumerate().filter(|_| telling != Telling::End) {
+        tell(&mut list, place, &serde_json::from_str(item).unwrap(), telling);
     }
     list.push(format!(r#"{{"type":"response.{}","response":{}}}"#, case.1, document(case)));
     events(&list.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// Adds the events of one item, in the order of the real service.
-fn tell(list: &mut Vec<String>, place: usize, item: &Value, in_pieces: bool) {
+fn tell(list: &mut Vec<String>, place: usize, item: &Value, telling: Telling) {
     let mut say = |kind: &str, more: String| {
+        let is_of_items = kind.starts_with("output_item");
+        if telling == Telling::Items && !is_of_items
+            || telling == Telling::Parts && kind == "output_item.done"
+        {
+            return;
+        }
         list.push(format!(r#"{{"type":"response.{kind}","output_index":{place},{more}}}"#));
     };
     let pieces = |said: &str| -> Vec<String> {
         said.chars()
-            .filter(|_| in_pieces)
+            .filter(|_| telling == Telling::Pieces)
             .map(|piece| json!(piece.to_string()).to_string())
             .collect()
     };
@@ -189,10 +214,10 @@ fn stream_tells_what_the_document_tells() {
         let expected = gathered(&document(case));
         let mut without_usage = expected.clone();
         without_usage.as_object_mut().unwrap().remove("usage");
-        for in_pieces in [true, false] {
-            let stream = stream(case, in_pieces);
+        for telling in Telling::ALL {
+            let stream = stream(case, telling);
             let out = translated(&stream, true);
-            assert_eq!(folded(&out), expected, "{}, {in_pieces}: {out}", case.0);
+            assert_eq!(folded(&out), expected, "{}, {telling:?}: {out}", case.0);
             assert_eq!(out.ends_with("data: [DONE]\n\n"), case.1 != "failed", "{}", case.0);
             assert_eq!(folded(&translated(&stream, false)), without_usage, "{}", case.0);
         }
@@ -202,15 +227,26 @@ fn stream_tells_what_the_document_tells() {
 #[test]
 fn stream_is_the_same_wherever_it_is_cut() {
     let flat = events(&[CREATED, r#"{"type":"error","code":"server_error","message":"m"}"#]);
-    let streams = CASES.iter().map(|case| stream(case, true)).chain([flat, events(&[CREATED])]);
-    for text in streams {
+    let streams = CASES.iter().map(|case| stream(case, Telling::Pieces));
+    for text in streams.chain([flat, events(&[CREATED])]) {
         let whole = translated(&text, true);
-        for at in 0..=text.len() {
-            let mut stream = Stream::new(true);
-            let mut out = stream.push(&text.as_bytes()[..at]);
-            out.extend(stream.push(&text.as_bytes()[at..]));
-            out.extend(stream.end());
-            assert_eq!(String::from_utf8_lossy(&out), whole, "cut at {at}");
+        for ending in ["\n", "\r", "\r\n"] {
+            let text = text.replace('\n', ending);
+            for at in 0..=text.len() {
+                let mut stream = Stream::new(true);
+                let mut out = stream.push(&text.as_bytes()[..at]);
+                out.extend(stream.push(&text.as_bytes()[at..]));
+                out.extend(stream.end());
+                assert_eq!(String::from_utf8_lossy(&out), whole, "{ending:?} cut at {at}");
+            }
         }
     }
+}
+
+#[test]
+fn part_that_came_in_pieces_without_its_number_is_not_told_again() {
+    let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
+    let done = r#"{"type":"response.output_item.done","output_index":0,"item":{"type":"message","content":[{"type":"output_text","text":"x"}]}}"#;
+    let out = translated(&events(&[CREATED, delta, done, DONE]), false);
+    assert_eq!(folded(&out)["message"]["content"], "x", "{out}");
 }
