@@ -13,9 +13,9 @@ use http::{HeaderValue, Response, StatusCode};
 use super::drain::Readiness;
 use super::ledger::ledger_routes;
 use super::operator::{AdminApi, operator_routes, unknown};
-use super::process::Descriptors;
 use super::slowing::Slowing;
 use crate::metrics::{self, Metrics};
+use crate::process::Descriptors;
 use crate::task::Tasks;
 use crate::telemetry::log;
 
