@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -219,7 +219,8 @@ async fn core_of_a_replica_holds_no_secret() {
 async fn core_of_an_unprotected_process_is_found() {
     let cluster = Cluster::new().start().await;
     let folder = cluster.replica().file().parent().unwrap().to_owned();
-    let since = SystemTime::now();
+    // The times of files are some milliseconds behind.
+    let since = SystemTime::now() - Duration::from_millis(100);
     let script = "ulimit -c unlimited; exec sh -c 'kill -ABRT $$' \"$0\"";
     let mut child = Command::new("sh");
     child.args(["-c", script, BY_HTTP]).current_dir(folder).kill_on_drop(true);
