@@ -98,8 +98,9 @@ async fn b14_stored_response_of_another_client_does_not_exist() {
         r#"{{"error":{{"message":"Response with id '{foreign}' not found.","type":"invalid_request_error","param":null,"code":"response_not_found"}}}}"#
     );
     for (method, behind) in ABOUT {
-        let (mut times, mut costs) = (BTreeMap::<bool, Vec<_>>::new(), Vec::new());
-        for number in 0..20 {
+        let mut times = BTreeMap::<bool, Vec<_>>::new();
+        let mut costs = BTreeMap::<bool, Vec<_>>::new();
+        for _ in 0..20 {
             for (is_foreign, id) in [(true, &foreign[..]), (false, unknown)] {
                 let gets = cluster.redis().calls("get").await;
                 let asked = asked_of_the_store(&cluster).await;
@@ -111,12 +112,12 @@ async fn b14_stored_response_of_another_client_does_not_exist() {
                 let names: Vec<_> = answer.headers.iter().map(|(name, _)| name.clone()).collect();
                 let gets = cluster.redis().calls("get").await - gets;
                 let asked = asked_of_the_store(&cluster).await - asked;
-                if number == 0 {
-                    costs.push((gets, asked, names));
-                }
+                costs.entry(is_foreign).or_default().push((gets, asked as u64, names));
             }
         }
-        assert_eq!(costs[0], costs[1], "{method} {behind}: both cost the same");
+        // What an earlier turn left to do may ask the store meanwhile.
+        let least = |kind| costs[&kind].iter().min();
+        assert_eq!(least(true), least(false), "{method} {behind}: both cost the same");
         times.values_mut().for_each(|times| times.sort_unstable());
         for kind in [true, false] {
             let (fastest, median) = (times[&kind][0], times[&!kind][times[&!kind].len() / 2]);
