@@ -135,6 +135,11 @@ impl Clients {
         self.for_all.is_some()
     }
 
+    /// Whether there is just one client, so that what it meets concerns no other.
+    pub fn is_single(&self) -> bool {
+        self.by_id.len() + usize::from(self.for_all.is_some()) == 1
+    }
+
     /// Whether `token` belongs to a client.
     pub fn knows(&self, token: &Secret) -> bool {
         self.by_token.contains_key(&hash(token.expose()))

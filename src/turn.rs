@@ -63,7 +63,8 @@ pub struct Gateway {
 impl Gateway {
     /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
     /// or its organization, all replicas learn it. If no probe decides, they learn of the doubt
-    /// only once a second client has met it. `None`: a reload has replaced the key's secret since.
+    /// only once a second client has met it, or at once from an only client. `None`: a reload has
+    /// replaced the key's secret since.
     ///
     /// The first doubt of a turn always has its probe. All further ones take from the turn's waits.
     async fn settle(
@@ -81,10 +82,13 @@ impl Gateway {
         // A doubt without a probe says nothing.
         let is_probed = left != Some(Duration::ZERO);
         let corroboration = &self.failover.corroboration;
+        // What an only client meets concerns nobody else.
+        let counts =
+            || self.entry.clients.get().is_single() || corroboration.doubts(key, doubted, demand);
         let mut settled = self.failover.doubts.settle(key, (began, left), asked).await;
         match settled {
             Settled::Refused(scope) => self.registry.condemn(key, Ailment::Rejected(scope)),
-            Settled::Undecided if is_probed && corroboration.doubts(key, doubted, demand) => {
+            Settled::Undecided if is_probed && counts() => {
                 settled = Settled::Suspected;
                 self.registry.observe(key, Ailment::Rejected(doubted));
             }

@@ -296,6 +296,21 @@ impl Ask for Doubtful {
 }
 
 #[tokio::test(start_paused = true)]
+async fn undecided_doubt_of_an_only_client_counts_at_once() {
+    let mut gateway = gateway(&[("a", "o", "p"), ("b", "o", "q")]);
+    gateway.failover.doubts = doubt::Doubts::that_stay();
+    let clients = Clients::new(&[]).unwrap().opened(true);
+    gateway.entry.clients = Arc::new(Current::new(Arc::new(clients)));
+    let client = Client::unrestricted("open");
+    let (turn, _, mut budget) = bound(&gateway, &client).await;
+    let (mut account, upstream) = (self::account(&gateway), Doubtful(0.into()));
+    let case = (&turn.demand, turn.tried.clone(), turn.within);
+    let attempts = Attempts::new(&gateway, &mut account, &upstream, case, &mut budget);
+    assert!(attempts.run(Ok(None), Instant::now()).await.is_err(), "no key serves");
+    assert_eq!(upstream.0.get(), 2, "the turn goes on to the other key");
+}
+
+#[tokio::test(start_paused = true)]
 async fn doubt_that_no_probe_decides_stays_with_its_turn() {
     let mut gateway = gateway(&[("a", "o", "p"), ("b", "o", "q"), ("c", "r", "s")]);
     gateway.failover.doubts = doubt::Doubts::that_stay();
