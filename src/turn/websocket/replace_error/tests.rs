@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::client::Client;
-use crate::health::condition::Subject;
 use crate::health::diagnose::Scope;
 use crate::turn::doubt::Doubts;
 use crate::turn::tests::{bound, decided, gateway};
@@ -125,35 +124,6 @@ async fn fault_of_a_key_makes_the_client_reconnect_if_another_key_serves() {
     .await;
     check("another project", &[TWO[0], ("c", "o", "r")], Judgement::Project, sealed, "reconnect")
         .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn key_that_a_probe_finds_accepted_serves_the_next_connection() {
-    let (gateway, client) = (gateway(&TWO[..1]), Client::unrestricted("alice"));
-    let (turn, binding, _) = bound(&gateway, &client).await;
-    let headers = HeaderMap::new();
-    let refused = Refused {
-        judgement: REJECTED,
-        frame: "{}",
-        headers: &headers,
-        has_begun: false,
-        is_provisional: true,
-        is_announced: false,
-    };
-    let asked = async {
-        tokio::time::sleep(SECOND).await;
-        gateway.registry.recovered(Subject::of(&binding.key, Scope::Key), "a");
-    };
-    let (instead, ()) = tokio::join!(
-        Replacement::of(
-            &gateway,
-            &binding,
-            (&turn.demand, turn.tried.clone(), turn.within),
-            refused
-        ),
-        asked
-    );
-    assert!(matches!(instead, Replacement::Reconnect));
 }
 
 #[tokio::test(start_paused = true)]
