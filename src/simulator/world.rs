@@ -37,7 +37,8 @@ pub struct Memory {
     machines: Machines,
     cache: Cache,
     /// The ideal: the same turns, had all of them gone to one organization in one region whose
-    /// machines never overflow.
+    /// machines never overflow. Each beginning has a machine of its own there: what two sessions
+    /// share by chance is no loss where they are apart.
     ideal: Cache,
 }
 
@@ -76,7 +77,7 @@ impl Memory {
         // From GPT-5.6 on, a cache key separates accounts: one key reads nothing of another's.
         let account = if matches!(ask.caching, Caching::Breakpoints { .. }) { named } else { b"" };
         let scope = digest(&[b"machine", place[0], place[1], &machine.to_be_bytes(), account]);
-        let ideal = digest(&[b"ideal", &home.to_be_bytes(), account]);
+        let ideal = digest(&[b"ideal", &beginning, account]);
         Reading {
             served: self.cache.serve(now, scope, prefix, ask.caching),
             ideal: self.ideal.serve(now, ideal, prefix, ask.caching).cached,

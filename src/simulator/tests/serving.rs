@@ -42,6 +42,19 @@ async fn cold_turn_is_seen_beside_the_ideal() {
 }
 
 #[tokio::test]
+async fn session_that_shares_a_machine_by_chance_is_not_expected_to() {
+    let upstream = upstream_with(Config { machines: 1, ..Config::default() }).await;
+    let mut other = ask("gpt-5.4", &history());
+    upstream.post("a-1", &other).await;
+    other["prompt_cache_key"] = "session-2".into();
+    upstream.post("b-1", &other).await;
+    upstream.post("a-1", &other).await;
+    let turns = upstream.simulator.turns();
+    assert_eq!(turns[1].ideal_cached_tokens, 0);
+    assert!(turns[2].cached_tokens > 4900 && turns[2].ideal_cached_tokens > 4900);
+}
+
+#[tokio::test]
 async fn another_region_of_the_same_organization_is_cold_but_opens_what_is_sealed() {
     let upstream = upstream().await;
     let mut input = history();
