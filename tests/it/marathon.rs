@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -18,7 +19,7 @@ use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::{Codex, Talk};
 use crate::world::redis::shape::Shape;
 use crate::world::simulator::{Fault, Key, Turn};
-use crate::world::waiting::is_long;
+use crate::world::waiting::{ANSWER, eventually, is_long};
 
 /// Turns of each session in each phase.
 const TURNS: usize = 3;
@@ -229,17 +230,18 @@ impl Marathon {
         }
     }
 
-    /// Waits until no replica shows a key as cooling.
+    /// Waits until no key is limited, and no sibling serves in a key's place because a turn has
+    /// waited for its limit in vain.
     async fn calms_down(&self) {
+        let is_aside = |key: &Value| {
+            let conditions = key["conditions"].as_array().expect("a list of conditions");
+            conditions.iter().any(|one| one["reason"] == "limited" || one["reason"] == "strained")
+        };
         for replica in &self.cluster.replicas {
-            for key in keys() {
-                replica
-                    .shows(
-                        &format!("warmkey_key_state{{key=\"{}\",state=\"cooling\"}}", key.id),
-                        0.0,
-                    )
-                    .await;
-            }
+            eventually(ANSWER, "limits are over", async || {
+                (!replica.keys().await.iter().any(is_aside)).then_some(())
+            })
+            .await;
         }
     }
 }

@@ -222,8 +222,8 @@ async fn soak_under_pressure_costs_others_nothing() {
         assert!(all > 50 && lost == 0, "{lost} of {all} turns");
     }
     if is_long() {
-        let machine = after[1].saturating_sub(before[1]);
-        assert!(after[0] < before[0] + machine + ms(50), "{before:?} and then {after:?}");
+        // No allowance for the machine: it is the gateway that could make it busy.
+        assert!(after[0] < before[0] + ms(50), "{before:?} and then {after:?}");
     }
     eventually(Duration::from_secs(90), "memory and descriptors are back", async || {
         let is_back = process.resident() < memory + memory / 4 + (16 << 20)
