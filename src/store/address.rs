@@ -6,6 +6,8 @@
 use core::net::Ipv6Addr;
 use std::fmt;
 
+use percent_encoding::percent_decode_str;
+
 use crate::setting::Secret;
 
 const REDIS_PORT: u16 = 6379;
@@ -161,28 +163,17 @@ fn digits(text: &str) -> Option<u16> {
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Decodes percent-encoding.
+/// Decodes percent-encoding, in which each `%` must encode a byte.
 fn decoded(text: &str) -> Result<String, String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        bytes.push(match first {
-            b'%' => {
-                let (code, after) = rest.split_at_checked(2).ok_or(ENCODING)?;
-                rest = after;
-                let digit = |byte: u8| {
-                    char::from(byte)
-                        .to_digit(16)
-                        .and_then(|digit| u8::try_from(digit).ok())
-                        .ok_or(ENCODING)
-                };
-                digit(code[0])? * 16 + digit(code[1])?
-            }
-            plain => *plain,
-        });
+    let is_code = |after: &str| {
+        let code = after.as_bytes().get(..2);
+        code.is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !text.split('%').skip(1).all(is_code) {
+        return Err(ENCODING.into());
     }
-    String::from_utf8(bytes).map_err(|_| ENCODING.to_owned())
+    let text = percent_decode_str(text).decode_utf8().map_err(|_| ENCODING)?;
+    Ok(text.into_owned())
 }
 
 const UNENCODED: &str = "a / in the user or password must be written %2F";

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
+use percent_encoding::percent_decode_str;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tonic::client::Grpc;
@@ -142,27 +143,14 @@ fn headers(written: &str) -> MetadataMap {
     let mut headers = MetadataMap::new();
     for (name, value) in written.split(',').filter_map(|pair| pair.split_once('=')) {
         let name = MetadataKey::<Ascii>::from_bytes(name.trim().to_ascii_lowercase().as_bytes());
-        let value = MetadataValue::<Ascii>::try_from(decoded(value.trim().as_bytes()));
+        let value: Vec<u8> = percent_decode_str(value.trim()).collect();
+        let value = MetadataValue::<Ascii>::try_from(value);
         if let (Ok(name), Ok(mut value)) = (name, value) {
             value.set_sensitive(true);
             headers.append(name, value);
         }
     }
     headers
-}
-
-fn decoded(mut text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(text.len());
-    while let [first, rest @ ..] = text {
-        let byte = rest.get(..2).filter(|_| *first == b'%').and_then(hexadecimal);
-        plain.push(byte.unwrap_or(*first));
-        text = if byte.is_some() { &rest[2..] } else { rest };
-    }
-    plain
-}
-
-fn hexadecimal(digits: &[u8]) -> Option<u8> {
-    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
 /// Sends bytes as they are, and reads nothing from the answer.

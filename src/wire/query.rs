@@ -2,27 +2,12 @@
 
 use std::borrow::Cow;
 
+use percent_encoding::percent_decode_str;
+
 /// The name of `pair`, a query's part between two `&`, percent-decoded. A `%` that encodes nothing
 /// stays.
 pub fn name_of(pair: &str) -> Cow<'_, str> {
-    let name = pair.split('=').next().unwrap_or_default();
-    if !name.contains('%') {
-        return Cow::Borrowed(name);
-    }
-    let (mut plain, mut rest) = (Vec::with_capacity(name.len()), name.as_bytes());
-    while let [byte, after @ ..] = rest {
-        let encoded = match after {
-            [high, low, ..] if *byte == b'%' => digit(*high).zip(digit(*low)),
-            _ => None,
-        };
-        plain.push(encoded.map_or(*byte, |(high, low)| high << 4 | low));
-        rest = if encoded.is_some() { &after[2..] } else { after };
-    }
-    Cow::Owned(String::from_utf8_lossy(&plain).into_owned())
-}
-
-fn digit(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).and_then(|digit| digit.try_into().ok())
+    percent_decode_str(pair.split('=').next().unwrap_or_default()).decode_utf8_lossy()
 }
 
 #[cfg(test)]
