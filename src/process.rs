@@ -2,6 +2,9 @@
 //!
 //! A core would hold every secret and every body of the moment.
 
+use std::io;
+
+use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
@@ -46,6 +49,11 @@ impl Descriptors {
         let clients = ((limit - reserve) / 2).clamp(1, MOST);
         Self { limit, before: limit, clients, admin: (reserve / 4).max(1) }
     }
+}
+
+/// Whether this process or this machine has no descriptor left.
+pub fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Makes the system write no core of this process, and hides its memory from other processes of the

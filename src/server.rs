@@ -18,7 +18,7 @@ pub mod ledger;
 pub mod admin;
 pub mod connections;
 pub mod answering;
-pub mod no_room;
+pub mod overflow;
 pub mod unreadable;
 pub mod lingering;
 pub mod send_timeout;

@@ -102,7 +102,7 @@ impl Connections {
 
     /// Makes the longest silent connection give way to one that could not be accepted. Returns
     /// false if every connection has a request in flight.
-    pub fn make_room(&self, error: &io::Error) -> bool {
+    pub fn end_silent(&self, error: &io::Error) -> bool {
         let mut state = self.lock();
         let has_ended_one = self.end_longest_silent(&mut state, NotTaken::Descriptors);
         let is_due = state.told.is_none_or(|told| told.elapsed() >= TELL);

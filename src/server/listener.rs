@@ -20,7 +20,7 @@ use tower_service::Service;
 use crate::server::answering::Origin;
 use crate::server::connection::{Ending, connection};
 use crate::server::connections::{Connections, Seat, Watched};
-use crate::server::no_room::{NoRoom, PAUSE, Waiting, lacks_room};
+use crate::server::overflow::{NextClient, Overflow, PAUSE, lacks_resources};
 use crate::server::tls::Tls;
 use crate::task::Tasks;
 
@@ -74,18 +74,18 @@ impl Listener {
             + 'static,
     {
         let ending = ending.into();
-        let mut no_room = NoRoom::default();
+        let mut overflow = Overflow::default();
         let over = ending.over();
         tokio::pin!(over);
         loop {
             let (stream, peer) = tokio::select! {
                 () = &mut over => return,
-                accepted = self.next(&mut no_room, &tasks) => accepted,
+                accepted = self.next(&mut overflow, &tasks) => accepted,
             };
             // Events are small, and a person waits for each.
             let _ = stream.set_nodelay(true);
             let Some(seat) = self.connections.enter() else {
-                no_room.refuse(stream, NoRoom::TOO_MANY, self.tls.is_some(), &tasks);
+                overflow.refuse(stream, Overflow::TOO_MANY, self.tls.is_some(), &tasks);
                 continue;
             };
             let (service, ending) = (service.clone(), ending.clone());
@@ -101,27 +101,27 @@ impl Listener {
         }
     }
 
-    /// Accepts the next connection. Where descriptors lack, a silent connection gives way to it; if
-    /// all are busy, the client is refused, and the next one is waited for.
-    async fn next(&self, no_room: &mut NoRoom, tasks: &Tasks) -> (TcpStream, SocketAddr) {
+    /// Accepts the next connection. Without a descriptor for it, a silent connection gives way. If
+    /// all connections are busy, the client is refused, and the next one is awaited.
+    async fn next(&self, overflow: &mut Overflow, tasks: &Tasks) -> (TcpStream, SocketAddr) {
         loop {
-            no_room.refill().await;
+            overflow.refill().await;
             let error = match self.socket.accept().await {
                 Ok(accepted) => return accepted,
                 Err(error) => error,
             };
-            if lacks_room(&error) {
-                match no_room.accept(&self.socket) {
+            if lacks_resources(&error) {
+                match overflow.accept(&self.socket) {
                     // The error came before the system looked for a client.
-                    Waiting::NoClient => continue,
-                    Waiting::Client(stream, peer) if self.connections.make_room(&error) => {
+                    NextClient::None => continue,
+                    NextClient::Client(stream, peer) if self.connections.end_silent(&error) => {
                         return (stream, peer);
                     }
-                    Waiting::Client(stream, _) => {
-                        no_room.refuse(stream, NoRoom::DESCRIPTORS, self.tls.is_some(), tasks);
+                    NextClient::Client(stream, _) => {
+                        overflow.refuse(stream, Overflow::DESCRIPTORS, self.tls.is_some(), tasks);
                     }
-                    Waiting::Unknown => {
-                        self.connections.make_room(&error);
+                    NextClient::Unknown => {
+                        self.connections.end_silent(&error);
                     }
                 }
             }

@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::key::Key;
 use crate::outcome::{Answer, Outcome, Refusal};
+use crate::process::lacks_descriptors;
 use crate::upstream::framing::is_framed_once;
 use crate::upstream::request::{Content, Request};
 use crate::wire::decoder::Coding;
@@ -50,7 +51,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
         match tokio::time::timeout(wait, sending).await {
             Err(_) => return Outcome::Silent,
             Ok(Ok(response)) => return read_answer(response, &request.content).await,
-            Ok(Err(error)) if lacks_descriptors(&error) => {
+            Ok(Err(error)) if lacked_descriptors(&error) => {
                 return Outcome::NoDescriptor(causes(&error));
             }
             Ok(Err(error)) => match Failure::of(&error) {
@@ -217,14 +218,12 @@ fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
     Cow::Owned(text)
 }
 
-/// Whether no connection could be opened because this process, or this machine, has no descriptor
-/// left. The upstream has no part in that.
-fn lacks_descriptors(error: &(dyn std::error::Error + 'static)) -> bool {
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
+/// Whether a connection could not be opened for lack of descriptors. The upstream has no part in
+/// that.
+fn lacked_descriptors(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source())
-        .filter_map(|error| error.downcast_ref::<std::io::Error>())
-        .any(|error| matches!(error.raw_os_error(), Some(ENFILE | EMFILE)))
+        .filter_map(|error| error.downcast_ref())
+        .any(lacks_descriptors)
 }
 
 /// The causes of an error, without the URL, which may hold private data.

@@ -1,10 +1,10 @@
-//! Tells clients for whose connections there is no room that they may come again.
+//! Refuses connections that are too many, or for which the process has no descriptor.
 //!
 //! The replica answers before it reads the request. It reads the request afterwards: a connection
 //! that closes with unread bytes is reset, and its client would lose the answer.
 //!
-//! A system reports the lack of descriptors before it looks for a client. A spare descriptor
-//! accepts the client, so that no connection gives way for nobody.
+//! A system reports the lack of descriptors before it looks for a client. A spare descriptor shows
+//! whether a client waits, so that a connection gives way only to a client.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::process::lacks_descriptors;
 use crate::task::Tasks;
 
 /// Pause after a connection could not be accepted: spinning would only burn the core that the other
@@ -31,28 +33,28 @@ const AT_ONCE: usize = 64;
 /// Most bytes of a request that are read and discarded.
 const DISCARDED: usize = 1024 * 1024;
 
-/// What a listener needs where there is no room for a connection.
-pub struct NoRoom {
+/// What a listener needs to refuse connections.
+pub struct Overflow {
     at_once: Arc<Semaphore>,
     /// An open file, whose descriptor accepts a connection where no other descriptor is left.
     spare: Option<File>,
 }
 
-/// Who waits to be accepted.
-pub enum Waiting {
-    NoClient,
+/// The client that waits to be accepted.
+pub enum NextClient {
+    None,
     Client(TcpStream, SocketAddr),
     /// The spare descriptor is in use.
     Unknown,
 }
 
-impl Default for NoRoom {
+impl Default for Overflow {
     fn default() -> Self {
         Self { at_once: Arc::new(Semaphore::new(AT_ONCE)), spare: spare() }
     }
 }
 
-impl NoRoom {
+impl Overflow {
     /// Message where there are too many connections.
     pub const TOO_MANY: &str = "This replica has no room for another connection. Please try again.";
     /// Message where the process has too many files open.
@@ -83,27 +85,27 @@ impl NoRoom {
     }
 
     /// Accepts a connection with the spare descriptor.
-    pub fn accept(&mut self, socket: &TcpListener) -> Waiting {
+    pub fn accept(&mut self, socket: &TcpListener) -> NextClient {
         if self.spare.take().is_none() {
-            return Waiting::Unknown;
+            return NextClient::Unknown;
         }
         match socket.accept().now_or_never() {
-            Some(Ok((stream, peer))) => Waiting::Client(stream, peer),
+            Some(Ok((stream, peer))) => NextClient::Client(stream, peer),
             None => {
                 self.spare = spare();
-                Waiting::NoClient
+                NextClient::None
             }
             // Another task has the descriptor now.
-            Some(Err(_)) => Waiting::Unknown,
+            Some(Err(_)) => NextClient::Unknown,
         }
     }
 }
 
 /// Whether a connection could not be accepted for lack of descriptors or memory. Any other fault is
 /// that of the one connection.
-pub fn lacks_room(error: &io::Error) -> bool {
-    // ENOMEM, ENFILE, EMFILE, ENOBUFS.
-    matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105))
+pub fn lacks_resources(error: &io::Error) -> bool {
+    let lacks_memory = matches!(Errno::from_io_error(error), Some(Errno::NOMEM | Errno::NOBUFS));
+    lacks_memory || lacks_descriptors(error)
 }
 
 /// `None`: there is no descriptor left for it.
@@ -150,7 +152,7 @@ mod tests {
             client.read_to_string(&mut text).await.unwrap();
             text
         };
-        let (text, ()) = tokio::join!(sending, tell(stream, NoRoom::TOO_MANY));
+        let (text, ()) = tokio::join!(sending, tell(stream, Overflow::TOO_MANY));
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.ends_with(&format!("\r\ncontent-length: {}", body.len())), "{head}");
         let json: serde_json::Value = serde_json::from_str(body).unwrap();
