@@ -41,7 +41,7 @@ use account::Account;
 use doubt::Settled;
 use entry::Entry;
 use failover::{ATTEMPTS, Failover, pause};
-use verdict::{Verdict, decide, forbidden, last_word, undecided};
+use verdict::{Case, Verdict, decide, forbidden, undecided};
 
 /// A binding that takes no longer than this has only asked the store.
 const STORE_TIME: Duration = Duration::from_millis(100);
@@ -209,9 +209,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
                     Err(binding) => return last.map(|answer| (binding, answer)),
                 },
                 Verdict::Limited(stated) => self.limited(&binding, stated).await?,
-                Verdict::TransportLimited(stated) => {
-                    self.transport_limited(binding, stated).await?
-                }
+                Verdict::Deferred(stated) => self.deferred(binding, stated).await?,
                 Verdict::Doubted(answer, scope) => match self.doubted(&binding, scope).await? {
                     Some(next) => next,
                     None => return Ok((binding, forbidden(answer))),
@@ -243,15 +241,9 @@ impl<'t, A: Ask> Attempts<'t, A> {
         self.note(binding);
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
         self.account.attempted(&outcome);
-        let case = (self.demand.met(), self.demand.asked());
+        self.observe(&binding.key, &outcome);
+        let case = Case::new(&binding.key, self.demand.met(), self.demand.asked());
         let resends = self.gateway.failover.options.resends;
-        let outcome = if binding.key.upstream.host.is_gateway() {
-            // What a gateway says of a turn is about the keys behind it, and is its last word.
-            last_word(outcome)
-        } else {
-            self.observe(&binding.key, &outcome);
-            outcome
-        };
         let verdict = decide(outcome, case, resends, time_of_day());
         self.account.leaves(verdict.reason());
         verdict

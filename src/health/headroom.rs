@@ -24,10 +24,11 @@ pub struct Headrooms(RwLock<HashMap<Subject, Instant>>);
 
 impl Headrooms {
     /// Takes the `headers` with which `key`'s upstream has answered a turn. The headroom of a
-    /// special tier says nothing about the usual one.
+    /// special tier says nothing about the usual one, and a gateway's is that of a key behind it.
     pub fn observe<'a>(&self, key: &Key, asked: impl Into<ModelUse<'a>>, headers: &HeaderMap) {
         let asked = asked.into();
-        let Some(limit) = headroom(headers).filter(|_| asked.tier.is_none()) else { return };
+        let is_told = asked.tier.is_none() && !key.upstream.host.is_gateway();
+        let Some(limit) = headroom(headers).filter(|_| is_told) else { return };
         let (subject, now) = (Subject::model(key, asked.model), Instant::now());
         let is_known = self.is_scarce(key, asked.model);
         if limit.left < SCARCE {

@@ -62,9 +62,7 @@ impl<A: Ask> Attempts<'_, A> {
                         None => {}
                     }
                 }
-                Verdict::TransportLimited(wait) => {
-                    later = later.or(Some(Err(limited(wait))));
-                }
+                Verdict::Deferred(wait) => later = later.or(Some(Err(limited(wait)))),
                 Verdict::Again(Ok(answer)) => later = later.or(Some(Ok((next.clone(), answer)))),
                 // The organization has not seen the turn.
                 Verdict::GiveUp(error, Reason::Unreachable | Reason::Overloaded) => {

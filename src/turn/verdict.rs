@@ -7,6 +7,7 @@ use http::header::RETRY_AFTER;
 
 use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::{Concern, Judgement, Met, ModelUse, Scope, Shortage, Trouble, judge};
+use crate::key::Key;
 use crate::limit;
 use crate::metrics::Reason;
 use crate::outcome::{Answer, Outcome, Refusal};
@@ -29,9 +30,9 @@ pub enum Verdict {
     Exhausted(Scope),
     /// The key's project is rate-limited for this use of a model, for this time.
     Limited(Duration),
-    /// The upstream limits handshakes for this time. If no other key opens a WebSocket, the client
-    /// receives an error.
-    TransportLimited(Duration),
+    /// The key does not serve this turn for this time, which says nothing of other turns. If no
+    /// other key serves it, the client receives an error.
+    Deferred(Duration),
     /// The organization's traffic grows too fast. The client receives this answer.
     TooSteep(Answer),
     /// The upstream says that the key's project may not use this model. The client receives this
@@ -54,7 +55,7 @@ impl Verdict {
             Self::Deliver(_) => None,
             Self::Doubted(..) => Some(Reason::Rejected),
             Self::Exhausted(_) => Some(Reason::Exhausted),
-            Self::Limited(_) | Self::TransportLimited(_) => Some(Reason::Limited),
+            Self::Limited(_) | Self::Deferred(_) => Some(Reason::Limited),
             Self::TooSteep(_) => Some(Reason::TooSteep),
             Self::Denied(_) => Some(Reason::NoAccess),
             Self::Again(_) => Some(Reason::Failed),
@@ -64,21 +65,31 @@ impl Verdict {
     }
 }
 
-/// Decides about the outcome of a request that asked for `asked`. `resends`: a turn that may
-/// already have been served is sent again.
-pub fn decide(
-    outcome: Outcome,
-    (met, asked): (Met, ModelUse<'_>),
-    resends: bool,
-    now: SystemTime,
-) -> Verdict {
+/// What a verdict depends on beside the outcome.
+#[derive(Clone, Copy)]
+pub struct Case<'a> {
+    met: Met,
+    asked: ModelUse<'a>,
+    /// The upstream is another Warmkey: its answers are about the keys behind it.
+    is_gateway: bool,
+}
+
+impl<'a> Case<'a> {
+    pub fn new(key: &Key, met: Met, asked: ModelUse<'a>) -> Self {
+        Self { met, asked, is_gateway: key.upstream.host.is_gateway() }
+    }
+}
+
+/// Decides about an outcome. `resends`: a turn that may already have been served is sent again.
+pub fn decide(outcome: Outcome, case: Case<'_>, resends: bool, now: SystemTime) -> Verdict {
+    let outcome = if case.is_gateway { last_word(outcome) } else { outcome };
     let uncertain = |error: Error| {
         if resends { Verdict::Again(Err(error)) } else { Verdict::GiveUp(error, Reason::Failed) }
     };
     match outcome {
         Outcome::Answered(answer) => Verdict::Deliver(answer),
         Outcome::Refused(Refusal { answer, error }) => {
-            match judge((met, asked), answer.status, &error, &answer.headers, now) {
+            match judge((case.met, case.asked), answer.status, &error, &answer.headers, now) {
                 Judgement::Request(concern) => of_request(concern, answer),
                 Judgement::Key => Verdict::Doubted(answer, Scope::Key),
                 Judgement::Organization(Trouble::Refused) => {
@@ -90,7 +101,7 @@ pub fn decide(
                     Verdict::Limited(limit::wait_or_usual(wait))
                 }
                 Judgement::Model(Shortage::Denied) => Verdict::Denied(answer),
-                Judgement::Transport(wait) => Verdict::TransportLimited(limit::wait_or_usual(wait)),
+                Judgement::Transport(wait) => Verdict::Deferred(limit::wait_or_usual(wait)),
                 Judgement::Host => Verdict::Again(Ok(passing(answer, SOON))),
             }
         }
@@ -185,7 +196,7 @@ pub fn undecided() -> Error {
 /// An outcome at another Warmkey. If that gateway itself has refused the turn, it has already
 /// waited and tried its keys, so that its answer passes. Only a refused token is this gateway's own
 /// affair.
-pub fn last_word(outcome: Outcome) -> Outcome {
+fn last_word(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Refused(Refusal { answer, .. })
             if answer.headers.contains_key(INNER) && answer.status != StatusCode::UNAUTHORIZED =>

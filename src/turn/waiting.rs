@@ -91,7 +91,7 @@ impl<A: Ask> Attempts<'_, A> {
 
     /// Handles an upstream that limits handshakes, which says nothing about its turns: this turn
     /// waits once, or another key serves it. Nothing is remembered.
-    pub(super) async fn transport_limited(
+    pub(super) async fn deferred(
         &mut self,
         binding: Binding,
         stated: Duration,
