@@ -54,7 +54,7 @@ test: ## run all tests but those of real clients; installs missing servers (Debi
 
 test-long: ## play ten times as many sessions on failing keys as `make test`, and soak under pressure; takes minutes
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl
-	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon soak usage_of_many_rows
+	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon soak usage_of_many_rows day_is_told
 
 # The load is an endless loop on each core and 50,000 connections in TIME-WAIT.
 test-busy: ## run `make test` three times on a machine kept busy; as root

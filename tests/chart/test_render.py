@@ -209,7 +209,8 @@ class Restart(unittest.TestCase):
         config = yaml.safe_load(HA.read_text())["config"]
         before = self.template(config)
         key = '[[key]]\nid = "c-1"\nupstream = "openai"\norganization = "org-c"\nsecret = { file = "/run/secrets/warmkey/c" }\n'
-        for same in (config + key, config.replace("b-1", "b-2"), config + "# said\n", config + '[[client]]\nid = "b"\ntoken = { env = "B" }\n'):
+        price = '[[price]]\nmodel = "gpt-6-own"\ninput = 1.25\ncached = 0.125\noutput = 10\n'
+        for same in (config + key, config + price, config.replace("b-1", "b-2"), config + "# said\n", config + '[[client]]\nid = "b"\ntoken = { env = "B" }\n'):
             self.assertEqual(self.template(same), before)
         for other in (config.replace("[server]", '[server]\ndrain = "3m"'), config.replace("[store]", '[store]\nprefix = "p"'), config + '[binding]\nttl = "1h"\n'):
             self.assertNotEqual(self.template(other), before)
