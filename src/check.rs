@@ -1,4 +1,5 @@
-//! What `warmkey check` does: describes what `warmkey serve` would run, and tries the store.
+//! Runs `warmkey check`: describes what `warmkey serve` would run, and tries the store and the
+//! ledger.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -135,7 +135,7 @@ impl Clients {
         self.for_all.is_some()
     }
 
-    /// Whether there is just one client, so that what it meets concerns no other.
+    /// Whether there is only one client, whose refusals concern no other.
     pub fn is_single(&self) -> bool {
         self.by_id.len() + usize::from(self.for_all.is_some()) == 1
     }

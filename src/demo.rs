@@ -1,5 +1,5 @@
-//! The promise, shown in a minute: the same Codex-shaped sessions through a single key, through the
-//! usual gateways, and through Warmkey. The upstream's own record is the judge.
+//! Shows Warmkey's promise in a minute: plays the same Codex-shaped sessions through a single key,
+//! through the usual gateways, and through Warmkey. The upstream's own record is the judge.
 //!
 //! Everything runs in this process on real sockets. The demo reads no environment variable and
 //! connects to nothing outside this machine.
@@ -33,11 +33,12 @@ use tier::Tier;
 const KEYS: [(&str, &str); 4] =
     [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
 const REPLICAS: usize = 3;
-/// What an upstream speaks that does not need anything to be translated.
+/// The protocols of an upstream for which no turn is translated.
 const ALL: &str = r#""responses", "websocket", "chat""#;
 /// Replicas of the edge, where there are two tiers.
 const EDGES: usize = 2;
-/// What the edge shows the gateway behind it: its token, and the secret by which it is believed.
+/// The credentials of the edge for the gateway behind it: its token, and the secret by which it is
+/// believed.
 const EDGE: &str = "wk-edge";
 const HOP: &str = "the secret of the demo's two tiers";
 /// The simulator's clock. A turn every tenth of a second here is a turn every ten seconds there,

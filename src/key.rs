@@ -143,7 +143,7 @@ const fn one() -> u32 {
 #[derive(Debug, PartialEq)]
 pub struct Upstream {
     pub name: String,
-    /// Where the upstream is, and what is special about it.
+    /// The upstream's address, and what sets its API apart from OpenAI's own.
     pub host: UpstreamHost,
     pub first_byte_timeout: Duration,
     /// Maximum time between two bytes of an answer.

@@ -74,7 +74,7 @@ pub struct Session {
     connections: reqwest::Client,
 }
 
-/// Who plays it: a client with a token that can be shown.
+/// The client that plays the session, with a token that can be shown.
 struct Player {
     id: ClientId,
     token: Secret,
@@ -194,7 +194,8 @@ impl Session {
             .ok_or_else(|| Failure::Other("an answer ended without response.completed".into()))
     }
 
-    /// The key that the session is bound to. `None`: there is nobody to ask.
+    /// The key that the session is bound to. `None`: the probe has no admin listener to ask, or no
+    /// stored id.
     async fn key(&self) -> Result<Option<String>, Failure> {
         let (Some(admin), Some(id)) = (&self.admin, &self.stored_id) else { return Ok(None) };
         let view = admin.read(&["sessions", id], &[]).await?;

@@ -1,6 +1,7 @@
-//! The limits of this process: how many files and sockets it may open, and that it leaves no core.
+//! Sets the limits of this process: how many files and sockets it may open, and that it leaves no
+//! core dump.
 //!
-//! A core would hold every secret and every body of the moment.
+//! A core dump would hold every secret and every body of the moment.
 
 use std::io;
 
@@ -9,17 +10,17 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
 
-/// Most connections of clients, whatever the system allows: each may hold its buffers.
+/// Most connections of clients, even if the system allows more: each may hold its buffers.
 const MOST: usize = 16_384;
 /// Most descriptors that are kept for the admin listener, the store, the ledger and files.
 const RESERVE: usize = 256;
 
-/// The descriptors of this process, and how they are shared out.
+/// The descriptors of this process, and how many each kind of connection gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
     /// What the process may open.
     pub limit: usize,
-    /// The limit as it was before it was raised.
+    /// The limit before it was raised.
     pub before: usize,
     /// Connections of clients. As many are kept for upstreams.
     pub clients: usize,

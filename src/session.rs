@@ -30,8 +30,8 @@ pub struct HopSettings {
     pub secret: Option<SecretSource>,
 }
 
-/// What a session signal names. Signals that carry one identity in different places share a kind: a
-/// session stays one session when a turn carries it in another place.
+/// The kind of a session signal. Signals that carry one identity in different places share a kind:
+/// a session stays one session when a turn carries it in another place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionKind {
     /// `YAI-Sticky-Session`: an edge's stored id.

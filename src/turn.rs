@@ -82,7 +82,7 @@ impl Gateway {
         // A doubt without a probe says nothing.
         let is_probed = left != Some(Duration::ZERO);
         let corroboration = &self.failover.corroboration;
-        // What an only client meets concerns nobody else.
+        // If there is only one client, its doubt affects no other.
         let counts =
             || self.entry.clients.get().is_single() || corroboration.doubts(key, doubted, demand);
         let mut settled = self.failover.doubts.settle(key, (began, left), asked).await;
@@ -249,8 +249,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         verdict
     }
 
-    /// Notes what the answer says of the room under `key`'s rate limits. A free request says
-    /// nothing of it.
+    /// Notes the headroom that the answer states for `key`. The answer to a free request states
+    /// none.
     fn observe(&self, key: &Key, outcome: &Outcome) {
         if let Some(answer) = outcome.answer().filter(|_| !self.demand.is_free) {
             self.gateway.registry.headrooms.observe(key, self.demand.asked(), &answer.headers);
@@ -340,7 +340,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         Ok(next)
     }
 
-    /// Takes from the turn's waits what a binding has waited for its turn at a key since `began`.
+    /// Subtracts the time since `began` from the turn's waits, if binding waited in it for a key to
+    /// take the session.
     fn count_wait(&mut self, began: Instant) {
         let spent = began.elapsed();
         if spent > STORE_TIME {

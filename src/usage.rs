@@ -1,4 +1,5 @@
-//! What a turn cost. Warmkey reads copies of the bytes that pass and never changes the bytes.
+//! Finds out what a turn cost. Warmkey reads copies of the bytes that pass, and never changes the
+//! bytes.
 
 pub mod price;
 pub mod sieve;

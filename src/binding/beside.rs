@@ -22,7 +22,8 @@ impl Bindings {
         let own = self.places.key_of(record);
         let key = match (self.places.sibling(placing, session, record), own, reason) {
             (Some(key), ..) => key,
-            // If no key of the organization has access, the client receives the own key's answer.
+            // If no key of the organization has access, the client receives the answer of the
+            // session's own key.
             (None, Some(own), Reason::NoAccess) => own,
             (None, _, Reason::NotLoaded) => return Err(not_loaded()),
             (None, ..) => {

@@ -1,4 +1,5 @@
-//! A turn as binding sees it: its properties, the attempts so far, and the keys that it may reach.
+//! Describes a turn for the choice of its key: its properties, its attempts so far, and the keys
+//! that it may reach.
 
 use std::time::Duration;
 
@@ -47,7 +48,8 @@ pub struct Tried {
     pub failed: Vec<Tag>,
     /// How much longer the turn may wait for limited keys, all waits together.
     pub wait_left: Duration,
-    /// A probe has been awaited for the turn. Further ones take from its waits.
+    /// A probe has been awaited for the turn. Further probes take from the time that the turn may
+    /// wait.
     pub has_doubted: bool,
 }
 
@@ -56,12 +58,12 @@ pub struct Tried {
 pub struct Placing<'t> {
     pub demand: &'t Demand<'t>,
     pub tried: &'t Tried,
-    /// The keys that the turn may use, whatever its session is bound to. A turn that continues or
-    /// refers to stored content must use the project that stores the content.
+    /// The keys that the turn may use, even if its session is bound to another one. A turn that
+    /// continues or refers to stored content must use the project that stores the content.
     pub within: Reach,
 }
 
-/// Says where to search for content that only its organization can open.
+/// Whether a turn carries content that only its organization can open, or the text that says so.
 #[derive(Clone, Copy)]
 pub enum Sealed<'t> {
     Known(bool),

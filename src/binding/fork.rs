@@ -1,5 +1,5 @@
-//! The binding that a fork inherits. A fork's input carries its parent's encrypted reasoning, so
-//! the fork begins on its parent's key.
+//! Finds the binding that a fork inherits. A fork's input carries its parent's encrypted reasoning,
+//! so the fork begins on its parent's key.
 //!
 //! A fork names its parent by the parent's thread. The id of a root thread is its session's id. For
 //! other threads, the store maps the thread to its session; turns write this in the background.

@@ -303,9 +303,9 @@ impl Places {
     }
 
     /// Returns the key that every replica chooses for the session while the store is away. The
-    /// session's order decides, over the set of keys of the moment of loss, whatever this replica
-    /// has learned since. Only within the organization so found, keys in use come first: other
-    /// replicas reach such a key, too, after one refused attempt.
+    /// session's order decides, over the set of keys at the moment of loss. What this replica has
+    /// learned since counts only within the organization found so. There, keys in use come first:
+    /// other replicas reach such a key, too, after one refused attempt.
     pub fn default_of(&self, placing: Placing<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let frozen = self.registry.frozen();
         let Some(chosen) = expected(&frozen, placing, session) else {
@@ -372,7 +372,7 @@ fn open_of<'f>(frozen: &'f Loaded, placing: Placing<'f>) -> impl Iterator<Item =
     frozen.table.keys().iter().filter(move |key| frozen.is_common(key) && is_allowed(placing, key))
 }
 
-/// Returns the first of [`open_of`] that still exists, whatever its health.
+/// Returns the first key of [`open_of`] that still exists, healthy or not.
 fn expected<'f>(
     frozen: &'f Loaded,
     placing: Placing<'f>,

@@ -1,8 +1,8 @@
 //! Records each decision about a turn that its key could not simply serve. A decision is a log
 //! line, a metric, and a line in the session's trail.
 //!
-//! A session that is only ever served has no trail. Lines are written in the background. While the
-//! store is away, a bounded queue keeps them; lines that do not fit are only in the log.
+//! A session that its key has always served has no trail. Lines are written in the background.
+//! While the store is away, a bounded queue keeps them; lines that do not fit are only in the log.
 
 use std::collections::HashMap;
 use std::sync::Arc;

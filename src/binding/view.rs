@@ -14,7 +14,7 @@ use crate::store::name::Name;
 pub struct SessionView {
     pub session: String,
     pub binding: Option<Bound>,
-    /// The decisions, oldest first; empty for a session that was only ever served.
+    /// The decisions, oldest first; empty for a session that its key has always served.
     pub trail: Vec<Mark>,
 }
 

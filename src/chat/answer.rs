@@ -1,4 +1,5 @@
-//! A response as a chat completion, and the parts that a streamed answer shares with it.
+//! Translates a response into a chat completion, and writes the parts that a streamed answer shares
+//! with it.
 //!
 //! Texts and arguments are copied as the upstream wrote them. Reasoning has no place in a chat
 //! completion and is left out; its tokens stay in the usage.
@@ -8,7 +9,7 @@ use http::StatusCode;
 use crate::chat::json::{Object, array, inside, word};
 use crate::wire::peek::fields;
 
-/// What every part of an answer repeats.
+/// The fields that every part of an answer repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The inside of a JSON string.
@@ -123,7 +124,7 @@ pub fn finish_reason(details: Option<&[u8]>, has_calls: bool) -> &'static str {
     }
 }
 
-/// What an assistant said.
+/// The content of an assistant's message.
 #[derive(Default)]
 struct Said<'b> {
     /// Insides of JSON strings, which together are one text.

@@ -1,4 +1,5 @@
-//! A chat body as its upstreams get it: the client's own bytes, spliced once, or translated once.
+//! Renders the body of a chat turn for each upstream: unchanged, with a cache key spliced in, or
+//! translated. Each form is made at most once.
 
 use std::sync::OnceLock;
 
@@ -9,7 +10,7 @@ use crate::chat::request::{Translated, translate};
 use crate::error::Error;
 use crate::session::SessionId;
 
-/// The body of one turn. Attempts share what was made of it.
+/// The body of one chat turn. All its attempts share the rendered forms.
 pub struct ChatBody {
     /// The bytes as they came.
     own: Bytes,
@@ -53,7 +54,8 @@ impl ChatBody {
     }
 
     /// The body for an upstream that speaks chat. `derives`: a body without a key gets one. An
-    /// encoded body passes as it is, and so does a null, beside which a key would be a second one.
+    /// encoded body passes as it is. So does a body with a null, beside which a key would be a
+    /// duplicate.
     pub fn native(&self, derives: bool) -> &Bytes {
         match &self.cache_key {
             Some(key) if derives && !self.names_key && self.decoded.is_none() => self
@@ -63,7 +65,7 @@ impl ChatBody {
         }
     }
 
-    /// The body for an upstream that speaks only Responses. A null says no key.
+    /// The body for an upstream that speaks only Responses. A null counts as no key.
     pub fn translated(&self, derives: bool) -> Result<&Translated, Error> {
         let text = self.text();
         let cache_key = self.cache_key.as_deref().filter(|_| derives);

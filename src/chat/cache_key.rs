@@ -1,8 +1,8 @@
-//! The `prompt_cache_key` of a chat body without one: derived from its session. It is the same on
-//! every turn, every replica and after every restart.
+//! Derives a `prompt_cache_key` from the session, for a chat body without one. The key is the same
+//! on every turn and replica, and after every restart.
 //!
-//! An upstream reads the key as the name of a conversation. It must not change when the
-//! conversation grows, and two conversations must not share it.
+//! An upstream reads the key as the name of a conversation. The key therefore must not change when
+//! the conversation grows, and two conversations must not share a key.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};

@@ -1,5 +1,5 @@
-//! JSON as it was written: the fields and elements of a value, each a slice of the text, and a
-//! writer of objects.
+//! Reads JSON as it was written: the fields and elements of a value, each a slice of the text.
+//! Writes objects.
 
 use std::borrow::Cow;
 

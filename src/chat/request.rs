@@ -1,7 +1,7 @@
-//! A chat request as a Responses request.
+//! Translates a chat request into a Responses request.
 //!
-//! Settings and tools come first in a fixed order, and the messages come last. As long as only
-//! messages are added, each body is the one before it, and more.
+//! Settings and tools come first in a fixed order, and the messages come last. If a client only
+//! adds messages, each body therefore continues the one before it.
 
 use bytes::Bytes;
 
@@ -63,7 +63,7 @@ const REFUSED: [(&str, &[&str]); 14] = [
 /// The lowest limit of output tokens that the Responses API takes.
 const LEAST_TOKENS: f64 = 16.0;
 
-/// What a client wants to read.
+/// The form in which a client wants its answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
     pub stream: bool,
@@ -119,7 +119,7 @@ pub fn translate(body: &[u8], cache_key: Option<&str>) -> Result<Translated, Err
 /// Writes the settings whose form differs.
 fn settings(fields: &Fields<'_>, object: &mut Object<'_>) -> Result<(), Error> {
     if fields.get("store").is_some_and(|store| store != b"false") {
-        // What would be stored is a response, and no chat client could find it.
+        // The upstream would store a response, which no chat client could find.
         return Err(unsupported("store"));
     }
     match (fields.get("max_completion_tokens"), fields.get("max_tokens")) {

@@ -1,4 +1,4 @@
-//! A streamed response as a stream of chat chunks.
+//! Translates a streamed response into a stream of chat chunks.
 //!
 //! Each event yields its chunks as soon as its line has ended, however the bytes arrive. Events
 //! without an equivalent, such as those of reasoning, yield nothing. A stream that breaks before
@@ -199,7 +199,7 @@ impl Stream {
         }
     }
 
-    /// Tells the client what it does not know of a complete item.
+    /// Tells the client the parts of a complete item that no event has told yet.
     fn item(&mut self, item: &[u8], output: &[u8]) {
         self.call(item, output, true);
         let [kind, content] = fields(item, ["type", "content"]).unwrap_or_default();
@@ -269,7 +269,7 @@ impl Stream {
         self.head = Head::of(response);
         self.begin();
         if self.told.is_empty() && self.calls.is_empty() {
-            // Its items need not be counted as the events before counted theirs. Where those told
+            // Its items may have other indexes than those of the events before. If these had told
             // something, the client would read it twice.
             let items = output.and_then(array).unwrap_or_default();
             for (index, item) in items.into_iter().enumerate() {

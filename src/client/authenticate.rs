@@ -1,7 +1,7 @@
 //! Decides which client is calling, from the headers alone, before any byte of a body is read.
 //!
-//! Clients show a token as `Authorization: Bearer TOKEN`. The lookup goes by the token's hash, so
-//! that its duration does not reveal how much of a token was right.
+//! Clients show a token as `Authorization: Bearer TOKEN`. The token is looked up by its hash, so
+//! that the time of the lookup does not reveal how much of the token was right.
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
-//! Options that stay as they were at the start, and how a reload finds out which of them have
-//! changed.
+//! Keeps the options that only a restart can change, and tells a reload which of them have changed.
 //!
 //! Options are compared by hash, so that a secret written in the file is not kept for the
 //! comparison.

@@ -1,5 +1,5 @@
-//! Where a configuration is written: one file, and the files that hold its secrets. Tells whether
-//! any of them has changed.
+//! Reads a configuration from its file and the files that it names. Tells whether any of them has
+//! changed.
 //!
 //! Files are compared by content, never by date or link.
 //! Kubernetes changes a mounted file by swapping a link, which watching the file would not notice.

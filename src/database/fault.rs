@@ -1,4 +1,5 @@
-//! What a failure of the database means for the caller: wait, ask again, or give up. Pure.
+//! Classifies failures of the database by what the caller must do: wait, try again, or give up.
+//! Pure.
 
 use std::fmt;
 use std::time::Duration;

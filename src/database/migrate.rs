@@ -1,4 +1,5 @@
-//! Brings the tables to what this version needs. One folder, `migrations/`, serves both dialects.
+//! Brings the tables to the schema that this version needs. One folder, `migrations/`, serves both
+//! dialects.
 //!
 //! A migration only adds, because old and new replicas use one database during a roll-out. A later
 //! version removes the replaced parts. Migrations of a newer version are left alone.

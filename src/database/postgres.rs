@@ -1,4 +1,4 @@
-//! PostgreSQL alone: its connections, and the table of turns with one partition a day.
+//! Opens connections to PostgreSQL, and keeps its table of turns with one partition a day.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

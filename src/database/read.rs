@@ -1,4 +1,4 @@
-//! Reads the ledger: sums by one of their names, and the turns of a session.
+//! Reads the ledger: sums by client, key, organization, model or day, and the turns of a session.
 
 use super::fault::DatabaseFailure;
 use super::row::{Tokens, TurnRow};

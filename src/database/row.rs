@@ -37,7 +37,7 @@ pub struct TurnRow {
     pub is_unpriced: bool,
 }
 
-/// What the upstream counted.
+/// The tokens that the upstream counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     pub input: i64,

@@ -1,4 +1,4 @@
-//! How an SQLite file is opened: one connection writes, others read, in this process and in others.
+//! Opens an SQLite file: one connection writes and others read, in this process and in others.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The texts of statements that write many rows at once. Pure.
+//! Builds the statements that write many rows at once. Pure.
 //!
 //! Rows are written in groups whose sizes are powers of two, so that a connection prepares few
 //! statements.

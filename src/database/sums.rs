@@ -1,6 +1,6 @@
 //! Hourly and daily sums over turns: which sums a turn belongs to, and what it adds to them. Pure.
 //!
-//! Hours and days are those of one time zone, so that a day's sums are one reading of the table.
+//! Hours and days are those of one time zone, so that one query reads a day's sums.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -207,7 +207,7 @@ fn both(row: &TurnRow, zone: &TimeZone) -> [Bucket; 2] {
     SumPeriod::ALL.map(|span| (span, span.start(&at)))
 }
 
-/// What `rows` add to the sums, in the order in which it is written.
+/// The amounts that `rows` add to the sums, in the order in which they are written.
 pub fn roll_up(
     rows: &[&TurnRow],
     zone: &TimeZone,

@@ -87,7 +87,7 @@ pub fn options(text: &str, variable: impl Fn(&str) -> bool) -> Result<PgConnectO
     }
     let (has_mode, has_root) = (has(&["sslmode", "ssl-mode"]), has(&ROOTS));
     if !has_mode {
-        // Who names the authority wants the server verified.
+        // An address that names an authority wants the server verified.
         options =
             options.ssl_mode(if has_root { PgSslMode::VerifyFull } else { PgSslMode::Prefer });
     }
@@ -98,7 +98,7 @@ pub fn options(text: &str, variable: impl Fn(&str) -> bool) -> Result<PgConnectO
     Ok(options)
 }
 
-/// The usual name of a parameter that has several, or else an own one of those that are known.
+/// The usual name of a parameter, which may have several.
 fn meaning(name: &str) -> &str {
     match name {
         "ssl-mode" => "sslmode",

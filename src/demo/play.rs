@@ -1,5 +1,5 @@
 //! Plays sessions as Codex does. Each HTTP request carries the whole history; each WebSocket frame
-//! carries only new items. The client leaves an answer behind its terminal event.
+//! carries only new items. The client leaves once it has the answer's terminal event.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The sessions that every way of routing plays, in the shape of Codex's.
+//! Writes the sessions, in the shape of Codex's, that the demo plays through every way of routing.
 //!
 //! A body begins with about 40 KB: tools, developer message, environment. Each coding turn appends
 //! reasoning that only its organization can open, a tool call, and the tool's output. A few

@@ -1,4 +1,4 @@
-//! Replicas of Warmkey behind a balancer, which can be restarted.
+//! Replicas of Warmkey behind a balancer. All of them can be restarted at once.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Property: whatever each replica observes by itself, one heartbeat later all agree on every key.
+//! Tests a property: one heartbeat after any observations of any replicas, all replicas agree on
+//! every key.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

@@ -1,5 +1,4 @@
-//! What is known about a key's health: the conditions, their subjects, and their spelling on the
-//! board. Pure.
+//! The conditions of keys, their subjects, and their spelling on the board. Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -45,7 +44,7 @@ impl Subject {
             .then(|| Self::Model(key.project_tag, Tag::of("model", model.as_bytes())))
     }
 
-    /// What a limit of `asked` is about: the use of the model, or of its special tier.
+    /// The subject of a limit of `asked`: the use of the model, or of its special tier.
     pub fn of_use(key: &Key, asked: ModelUse<'_>) -> Self {
         Self::tier(key, asked).unwrap_or_else(|| Self::model(key, asked.model))
     }

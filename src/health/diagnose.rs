@@ -1,4 +1,4 @@
-//! The table of judgements: what an error answer says, and about whom. Pure.
+//! The table of judgements: what an error answer says, and about which subject. Pure.
 //!
 //! The subject of a judgement is part of its type. Only a judgement about a key or its place may
 //! change what other clients get; a judgement about a request changes that request alone.

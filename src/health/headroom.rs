@@ -18,7 +18,7 @@ const SCARCE: f64 = 0.1;
 /// Maximum number of entries, because clients name models freely.
 const MOST: usize = 1_000;
 
-/// What is scarce: a project's use of a model, and until when.
+/// The uses of a model by a project whose headroom is scarce, each until a time.
 #[derive(Default)]
 pub struct Headrooms(RwLock<HashMap<Subject, Instant>>);
 

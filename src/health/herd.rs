@@ -1,5 +1,5 @@
-//! Limits how many sessions move to a key from keys that can serve no more. First turns read
-//! nothing from the cache: too many at once would make the new key rate-limited as well.
+//! Limits how many sessions move to a key from keys that can serve no more. A moved session's first
+//! turn reads nothing from the cache, so too many at once would exhaust the new key's rate limit.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,8 +1,8 @@
 //! The operator's commands on keys: disable, enable, drain, probe.
 //!
 //! A command takes effect here at once and is reported to the other replicas right away. If the
-//! store is away, that happens as soon as it is back. This module asks no upstream and shows no
-//! secret.
+//! store is away, the report follows as soon as the store is back. This module asks no upstream and
+//! shows no secret.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +51,8 @@ impl OperatorCommand {
     const fn condition(self) -> Option<Condition> {
         match self {
             Self::Disable => Some(Condition::Disabled),
-            // `Enabled` replaces the last command: without it, a replica that was away would bring
-            // that back.
+            // `Enabled` replaces the last command, which a replica that was away would otherwise
+            // bring back.
             Self::Enable => Some(Condition::Enabled),
             Self::Drain => Some(Condition::Drained),
             Self::Probe => None,
@@ -141,8 +141,8 @@ impl Operator {
                 }
             }
             None => {
-                // The exchange brings in what others reported a moment ago, which is to be
-                // forgotten, too.
+                // The exchange brings in observations that others reported a moment ago, which must
+                // be forgotten, too.
                 self.heartbeat.exchange().await;
                 conditions.forget(|subject| target.keys.iter().any(|key| subject.concerns(key)));
             }

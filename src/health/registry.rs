@@ -1,11 +1,11 @@
-//! Which keys this replica has, and which of them it uses.
+//! Decides which of its loaded keys this replica uses, and what each can do for a turn.
 //!
-//! The set of keys is replaced as a whole. While the store is away, the set of the moment of loss
-//! still decides where sessions go. Replicas that reload at different moments, or not at all,
-//! therefore agree.
+//! A reload replaces the set of keys as a whole. While the store is away, the set in use at the
+//! moment of loss still decides where sessions go. Replicas that reload at different moments, or
+//! not at all, therefore agree.
 //!
-//! `conditions` shares what is known about a key's health. The registry turns that into what a key
-//! can do for a turn.
+//! `conditions` holds the conditions that all replicas share. The registry derives from them what a
+//! key can do for a turn.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
-//! Reads the addresses of upstreams and proxies. An address is understood as it is written, or
-//! refused: traffic must never go another way than the configured one.
+//! Reads the addresses of upstreams and proxies. An address that parsers could read in different
+//! ways is refused, because traffic must go only where the configuration says.
 //!
-//! No fault repeats an address, because a password in it was not meant to be shown.
+//! No error repeats an address, because the address may hold a password.
 
 use reqwest::Url;
 

@@ -1,8 +1,9 @@
-//! A set of keys as this replica has loaded it, and what the replica knows of the sets of others.
+//! A set of keys that this replica has loaded, and what the replica knows of the other replicas'
+//! sets.
 //!
 //! Replicas reload at different moments. The store numbers the sets, so that a replica can tell
-//! whether another's key is not loaded yet or was removed. A key takes new sessions once every live
-//! replica has it.
+//! whether a key that it lacks is not loaded yet or was removed. A key takes new sessions once
+//! every live replica has it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};

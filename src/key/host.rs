@@ -1,4 +1,5 @@
-//! Hosts of OpenAI's API: their addresses, and what each wants that others do not.
+//! Hosts of OpenAI's API: their addresses, and how they differ in credential header, query and
+//! names of models.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +42,7 @@ impl<'de> Deserialize<'de> for Credential {
     }
 }
 
-/// The address of an upstream, and what is special about it.
+/// The address of an upstream, and what sets its API apart from OpenAI's own.
 #[derive(Debug, PartialEq)]
 pub struct UpstreamHost {
     pub kind: UpstreamKind,
@@ -56,7 +57,7 @@ pub struct UpstreamHost {
 }
 
 impl UpstreamHost {
-    /// No fault repeats the address: a password or key in it was not meant to be shown.
+    /// No error repeats the address, because the address may hold a password or key.
     pub fn new(settings: &UpstreamSettings) -> Result<Self, String> {
         let base =
             address::base_url(&settings.base_url).map_err(|why| format!("base_url: {why}"))?;

@@ -1,7 +1,7 @@
 //! Detects an upstream that repeats a key's secret in the bytes of an answer as they pass. Pure.
 //!
-//! The scan changes nothing and opens nothing: it does not find a secret in a compressed body, or
-//! an escaped one.
+//! The scan changes and decodes nothing: it finds neither a secret in a compressed body nor an
+//! escaped secret.
 
 use std::fmt;
 use std::sync::Arc;

@@ -244,8 +244,9 @@ fn session_header(name: &str) -> Result<Option<HeaderName>, String> {
     }
 }
 
-/// `is_scattered`: keys of the same organization are at another host, too. An organization at one
-/// host goes by its name alone, as in versions that knew no hosts: its sessions survive an upgrade.
+/// `is_scattered`: keys of the same organization are at another host, too. The tag of an
+/// organization at one host comes from its name alone, as in versions that knew no hosts: its
+/// sessions survive an upgrade.
 fn build(
     settings: &Settings,
     upstream: Arc<Upstream>,

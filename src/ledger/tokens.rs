@@ -1,5 +1,5 @@
-//! Tokens of clients in the ledger: made and revoked by a command, followed by every running
-//! replica.
+//! Makes and revokes the tokens of clients in the ledger, by command. Every running replica follows
+//! the changes.
 //!
 //! A replica keeps the tokens that it read last, and admits them while the database is away.
 

@@ -1,4 +1,4 @@
-//! Tests of waits, headroom, rates and retries.
+//! Tests of waits, headroom, rates and the retry budget.
 
 use super::*;
 use http::{HeaderName, HeaderValue};

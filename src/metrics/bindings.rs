@@ -1,4 +1,5 @@
-//! Metrics of bindings: how turns got theirs, what moved them, and which turns were cold.
+//! Metrics of bindings: how turns got their bindings, which decisions followed, and which turns
+//! were cold.
 
 use crate::metrics::Metrics;
 use crate::metrics::family::{Counter, Counters, families};

@@ -1,5 +1,5 @@
-//! Metrics of what others do to a replica: connections, refused strangers, lost log lines, and
-//! tasks that panicked.
+//! Metrics of pressure on a replica: connections, refused callers without a valid token, memory for
+//! bodies, lost log lines, and tasks that panicked.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! The command lines of `token`, `usage` and `session`, and what each command says.
+//! The command lines of `token`, `usage` and `session`, and what each command prints.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! JSON as a tree that keeps order and duplicates, built by a well-known parser. The tree judges
-//! what the gateway's own readers find. Pure.
+//! JSON as a tree that keeps order and duplicates, built by serde_json. The tests compare the tree
+//! with what the gateway's own readers find. Pure.
 
 use std::fmt;
 

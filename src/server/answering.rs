@@ -1,4 +1,4 @@
-//! The bodies of responses, and how long each keeps its request in flight.
+//! Keeps a request in flight until the body of its response has gone.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -39,8 +39,9 @@ impl<B> Answering<B> {
 }
 
 impl<B: Origin> Answering<B> {
-    /// The body of an answer on a connection that has many at once. A stranger who grants no window
-    /// keeps the body of his refusal for ever: the request of an answer of our own has ended.
+    /// The body of an answer on a connection that has many at once. Only an upstream's answer keeps
+    /// its request in flight. Otherwise, a stranger who grants no window would keep a refusal in
+    /// flight for ever.
     pub fn among_others(body: B, request: InFlightRequest) -> Self {
         let request = body.is_relayed().then_some(request);
         Self::new(body, request)

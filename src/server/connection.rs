@@ -40,8 +40,8 @@ const BUFFER: usize = 64 * 1024;
 const HEAD: u32 = 64 * 1024;
 /// Bytes of answers that wait for a client which does not read a stream of HTTP/2.
 const STREAM_BUFFER: usize = 64 * 1024;
-/// Time for which a leaving replica still serves what comes on open connections: requests that were
-/// on their way when their client was told.
+/// Time for which a leaving replica still serves requests on open connections. They were on their
+/// way when their client was told.
 pub const MOMENT: Duration = Duration::from_secs(1);
 
 /// How a replica's connections end.

@@ -1,5 +1,5 @@
-//! How a replica leaves. First it is not ready but still serves, until balancers look away; then
-//! turns in flight finish.
+//! Drains a replica. First the replica is not ready but still serves, until balancers send turns
+//! elsewhere. Then it accepts no connection, and turns in flight finish.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -107,7 +107,7 @@ struct Story {
     view: SessionView,
     /// The newest ones, oldest first.
     turns: Vec<Turn>,
-    /// Whether there is a ledger that tells of turns: `read`, `away` or `none`.
+    /// The state of the ledger: `read`, `away` or `none`.
     ledger: &'static str,
 }
 

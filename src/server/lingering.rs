@@ -1,11 +1,12 @@
-//! A client's connection whose end waits for the rest of a refused request (RFC 9112, section 9.6).
+//! Delays the end of a client's connection until the rest of a refused request has come (RFC 9112,
+//! section 9.6).
 //!
 //! A request may be refused before its body has come. If the connection were closed with bytes
 //! unread, the system would reset it, and a client that writes before it reads would lose the
 //! answer. The gateway therefore closes its own half, and reads on for a while.
 //!
-//! The answer to a request whose head cannot be read is put in its place here, too: no service sees
-//! such a request.
+//! This connection also puts in the gateway's own answer to a request whose head cannot be read,
+//! because no service sees such a request.
 
 use std::io;
 use std::pin::Pin;

@@ -3,8 +3,8 @@
 //! The replica answers before it reads the request. It reads the request afterwards: a connection
 //! that closes with unread bytes is reset, and its client would lose the answer.
 //!
-//! A system reports the lack of descriptors before it looks for a client. A spare descriptor shows
-//! whether a client waits, so that a connection gives way only to a client.
+//! The system reports a lack of descriptors even if no client waits. Accepting with a spare
+//! descriptor shows whether one does, so that a connection gives way only to a client.
 
 use std::fs::File;
 use std::io;
@@ -28,12 +28,13 @@ pub const PAUSE: Duration = Duration::from_millis(50);
 const REFILLS: usize = 20;
 /// Time for one client to take its answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Clients that are told at the same time. Further ones only see their connection closed.
+/// Refused clients that get an answer at the same time. Further ones only see their connection
+/// closed.
 const AT_ONCE: usize = 64;
 /// Most bytes of a request that are read and discarded.
 const DISCARDED: usize = 1024 * 1024;
 
-/// What a listener needs to refuse connections.
+/// The parts that a listener needs to refuse connections.
 pub struct Overflow {
     at_once: Arc<Semaphore>,
     /// An open file, whose descriptor accepts a connection where no other descriptor is left.

@@ -1,5 +1,5 @@
-//! Tells requests of a browser's pages from those of programs. Where no token is asked for, a page
-//! could do all that its user's programs may.
+//! Distinguishes requests of web pages in a browser from requests of programs. Where no token is
+//! required, any page could otherwise do all that its user's programs may do.
 
 use std::net::IpAddr;
 
@@ -9,14 +9,14 @@ use http::{Request, Uri};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether a browser may have sent the request for a page: it says so, or it asks for us by a name
-/// that the page's owner may have given us.
+/// Whether a browser may have sent the request for a page: the request says so, or it uses a name
+/// that the page's owner may have given this machine.
 pub fn may_be_of_a_page<B>(request: &Request<B>) -> bool {
     is_of_a_page(request.headers()) || !is_for_this_machine(request.uri(), request.headers())
 }
 
-/// By a name that leads here, any page may have our own origin. Where a token is asked for, no page
-/// can show it.
+/// A page may have this listener's own origin, by a name that leads here. Where a token is
+/// required, no page can show one.
 fn is_of_a_page(headers: &HeaderMap) -> bool {
     let is_fetched = headers.get(SEC_FETCH_SITE).is_some_and(|site| site != "none");
     headers.contains_key(ORIGIN) || is_fetched

@@ -30,7 +30,7 @@ use crate::wire::endpoint::{Endpoint, single_slashes};
 /// Largest head of a request over HTTP/2, whose connection may have many at once. Over HTTP/1.1 the
 /// connection's buffer is the limit.
 const HEAD: usize = 16 * 1024;
-/// What a header costs besides its name and value (RFC 9113, section 6.5.2).
+/// Size that a header counts besides its name and value (RFC 9113, section 6.5.2).
 const HEADER: usize = 32;
 
 /// The clients' endpoints. Answers are not axum's, which would box each answer: every event would

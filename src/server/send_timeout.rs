@@ -1,4 +1,4 @@
-//! A client's connection that ends if the client takes nothing of what is written for too long.
+//! Ends a client's connection if the client takes none of the written bytes for too long.
 //!
 //! Without this limit, a client that does not read would hold its place, its upstream's connection
 //! and an in-flight place of its key for as long as its system answers.

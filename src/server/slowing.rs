@@ -1,7 +1,8 @@
-//! Delays the refusals of wrong tokens: those to one address wait longer and longer.
+//! Delays the refusals of wrong tokens, each refusal to one address longer than the last, up to a
+//! limit.
 //!
-//! A valid token never waits, whatever its address has shown before: behind a balancer, that
-//! address is everybody's. Keeps no token and no hash of one.
+//! A valid token never waits, even after wrong ones from its address: behind a balancer, all
+//! clients have one address. Keeps no token and no hash of a token.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -88,7 +89,7 @@ impl Slowing {
     }
 }
 
-/// Who shows a token, right or wrong.
+/// The caller of a request, and the caller's address if the request shows a token.
 pub struct TokenCaller {
     slowing: Arc<Slowing>,
     /// `None`: no token was shown, as by health checks of balancers.

@@ -27,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::current::Current;
 
-/// What a client is offered, the better one first (ALPN).
+/// Protocols that a client is offered, the better one first (ALPN).
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// `server.tls`.
@@ -78,7 +78,7 @@ fn described(error: &PemError) -> String {
     }
 }
 
-/// Begins connections with the certificate of the moment.
+/// Begins connections with the current certificate.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: tokio_rustls::TlsAcceptor,

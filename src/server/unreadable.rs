@@ -8,7 +8,7 @@ use http::header::CONTENT_LENGTH;
 
 use crate::error::{Error, ErrorKind};
 
-/// What hyper writes between its status line and its date.
+/// The text that hyper writes between its status line and its date.
 const REST: &str = "\r\nconnection: close\r\ncontent-length: 0\r\ndate: ";
 /// Length of a date and of the end of a head.
 const DATE: usize = "Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n".len();

@@ -20,8 +20,8 @@ pub const HOP: &str = "x-warmkey-hop";
 
 const CONVERSATION_HEADERS: [&str; 2] = ["conversation-id", "conversation_id"];
 
-/// What an edge tells the Warmkey behind it about a turn: its session, and the secret by which it
-/// is believed.
+/// The facts that an edge tells the Warmkey behind it about a turn: the session, and the secret by
+/// which the edge is believed.
 pub struct Hop<'s> {
     pub session: String,
     pub secret: &'s Secret,
@@ -34,7 +34,7 @@ pub struct Identity {
     pub skipped: u64,
 }
 
-/// What identifying needs besides the turn itself: the hasher, and the secret of edges.
+/// Identifies sessions: holds the hasher, and the secret of edges.
 #[derive(Clone)]
 pub struct Identifier {
     hasher: Hasher,

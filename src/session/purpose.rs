@@ -1,8 +1,8 @@
-//! Decides what a turn is for: to answer, or only to prepare, to compact or to name a conversation.
-//! Pure.
+//! Decides the purpose of a turn: to answer, or only to warm the cache, to compact the history, or
+//! to title the conversation. Pure.
 //!
-//! Codex says so in its turn metadata: in a header over HTTP, in `client_metadata` of each message
-//! on a WebSocket.
+//! Codex states the purpose in its turn metadata: in a header over HTTP, in `client_metadata` of
+//! each message on a WebSocket.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use serde::Deserialize;
 /// The header, and the field of `client_metadata`, with Codex's turn metadata.
 pub const METADATA: &str = "x-codex-turn-metadata";
 
-/// What a turn is for. Only a [`TurnKind::Turn`] can be cold.
+/// The purpose of a turn. Only a [`TurnKind::Turn`] can be cold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TurnKind {
     #[default]
@@ -73,7 +73,7 @@ impl TurnKind {
         }
     }
 
-    /// What a turn is for whose metadata states `self`, given what its body asks for.
+    /// The purpose of a turn whose metadata states `self`, corrected by what the body asks for.
     pub const fn with_body(self, is_warm_up: bool, asks_compaction: bool) -> Self {
         match self {
             Self::Turn | Self::Title if is_warm_up => Self::Prewarm,

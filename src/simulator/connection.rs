@@ -1,5 +1,5 @@
-//! One WebSocket's side of the conversation: what its frames ask for, and each request served in
-//! its lane's order.
+//! Serves one WebSocket: reads what its frames ask for, and serves each request in its lane's
+//! order.
 //!
 //! This file decides what is sent and what is remembered; the turn itself is the same as over HTTP.
 //! Frames come in as text and go out through a channel: no socket is touched here.

@@ -1,7 +1,7 @@
-//! How a client on a WebSocket controls an answer in flight: it may cancel or steer that answer, up
-//! to a point.
+//! Lets a client on a WebSocket cancel or steer an answer in flight, and decides when it is too
+//! late for that.
 //!
-//! This file decides when that is too late. An answer over HTTP cannot be controlled.
+//! An answer over HTTP cannot be controlled.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

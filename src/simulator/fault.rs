@@ -48,7 +48,7 @@ pub struct Fault {
     pub retry_after: Wait,
     /// Sends the time to come back as a date.
     pub retry_after_date: bool,
-    /// Sent as `retry-after` instead of a time, whatever it means.
+    /// Sent as `retry-after` instead of a time, even if the text means nothing.
     pub retry_after_text: Option<String>,
     /// Headers sent besides; each replaces another header of its name. Where nothing is refused,
     /// the answer carries them.

@@ -1,7 +1,7 @@
 //! The scripted faults, and which of them strikes a request.
 //!
-//! A fault strikes so many times, or until it is cleared. Of all faults that match, the first one
-//! added wins.
+//! A fault strikes a given number of times, or until it is cleared. Of all faults that match, the
+//! first one added wins.
 
 use super::fault::{At, Fault, Scope, Target};
 use super::key::Key;

@@ -1,7 +1,7 @@
-//! One text frame of a client on a WebSocket, read, and the frames that answer it.
+//! Reads a client's text frame on a WebSocket, and writes the frames that answer it.
 //!
-//! This file decides what kind of frame it is and whether the frame is well formed. A request's own
-//! body is checked as over HTTP. Pure.
+//! This file decides the kind of a frame and whether the frame is well formed. A request's own body
+//! is checked as over HTTP. Pure.
 
 use serde_json::json;
 

@@ -1,8 +1,9 @@
-//! A turn over HTTP: read, recognized, and answered with a stream or in one piece.
+//! Serves a turn over HTTP: reads it, recognizes its key, and answers with a stream or in one
+//! piece.
 //!
 //! The order is the real service's, with the judge's checks before it. Headers that must never
 //! reach an upstream are refused even without a known key. The turn is on record from its first
-//! header on. Whichever part holds the record's entry notices a client that leaves.
+//! header on. The part that holds the turn's entry in the record notices if the client leaves.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What one WebSocket alone remembers: the latest response of each lane, and the answers in flight.
+//! The memory of one WebSocket: the latest response of each lane, and the answers in flight.
 //!
 //! This file decides which responses `previous_response_id` may name besides stored ones, and when
 //! such a response is forgotten. All of them end with the connection.

@@ -1,4 +1,4 @@
-//! What a model's name decides: whether the model exists here, and by which rules its prompt cache
+//! Decides by a model's name whether the model exists here, and by which rules its prompt cache
 //! works.
 //!
 //! Source: the model table of OpenAI's prompt caching guide.

@@ -1,6 +1,6 @@
 //! The record of probes: which key asked for the list of models, and the answer.
 //!
-//! A probe costs nothing and is no turn, so that the record of turns leaves it out.
+//! A probe costs nothing and is no turn, so the record of turns leaves probes out.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

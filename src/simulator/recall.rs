@@ -1,6 +1,7 @@
 //! Requests about stored responses, and counts of tokens.
 //!
-//! Checked like turns: headers first, then the key, which must be of the response's project.
+//! They are checked like turns: headers first, then the key, which must be of the response's
+//! project.
 
 use axum::body::Body;
 use http::request::Parts;

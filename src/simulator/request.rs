@@ -1,5 +1,5 @@
-//! What a request asks for: the fields of its body that decide anything, checked as strictly as the
-//! real service checks them.
+//! Reads the fields of a request's body that decide anything, and checks them as strictly as the
+//! real service does.
 //!
 //! A request is refused for unknown parameters, wrong types, cache fields of the other regime and
 //! tool outputs without their calls. Unknown item types pass unread.

@@ -1,7 +1,7 @@
 //! One turn, over either transport: its body is read, checked and served from the cache, and its
 //! answer is decided.
 //!
-//! The order is the real service's. `caller` knows the key before, and `http` or `connection` sends
+//! The order is the real service's. `caller` finds the key first, and `http` or `connection` sends
 //! the answer.
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! Announcements of bindings by other replicas, and scans of the bindings stored before.
 //!
-//! Announcements only help local memory: the next turn finds any lost one in the store.
+//! Announcements only help this replica's memory. If one is lost, the session's next turn finds the
+//! binding in the store.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Whether every part of the store answers: one count of the links that do not.
+//! Tells whether every part of the store answers, by one count of the links that do not.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,5 +1,5 @@
-//! Counts bindings that no replica of the store has acknowledged, if other Warmkey replicas could
-//! not compute them; mainly rebinds. A failover of the store may lose about this many.
+//! Counts bindings that no replica of the store has acknowledged and that no other Warmkey replica
+//! could compute: mainly rebinds. A failover of the store may lose about this many.
 //!
 //! `WAIT` blocks its connection, so this module has connections of its own, and no turn waits for
 //! them. Writes during a `WAIT` are counted together: the queue is a number.

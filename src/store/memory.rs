@@ -20,8 +20,7 @@ pub struct Memory {
     /// Values of threads, responses and probes. They may far outnumber bindings, so they have a map
     /// of their own and evict no binding.
     beside: Mutex<Expiring<String>>,
-    /// What last turns have left in the prompt cache: as many as bindings, and they evict nothing
-    /// else.
+    /// The promises of last turns: as many as bindings. They evict nothing else.
     promises: Mutex<Expiring<String>>,
     trails: Mutex<Expiring<Vec<String>>>,
     board: Mutex<board::LocalBoard>,

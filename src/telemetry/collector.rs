@@ -30,7 +30,7 @@ const METHOD: PathAndQuery =
 /// Where the environment has headers for the collector. The first one that is there counts.
 const HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
 
-/// A collector of traces. It need not be there.
+/// Exports to a collector of traces, which may be away.
 pub struct Collector {
     channel: Channel,
     headers: MetadataMap,

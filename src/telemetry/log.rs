@@ -1,9 +1,9 @@
-//! The log's way to standard error: a bounded queue, and a thread that alone writes.
+//! Writes the log to standard error: a bounded queue, and one thread that writes.
 //!
-//! A log line is never worth a turn. A line is queued without waiting, or dropped and counted if
-//! the queue is full. A full disk, a reader that has stopped or a reader that has gone therefore
-//! costs lines only. The thread belongs to the process: it may hang in a write for ever, so nothing
-//! waits for it without a limit.
+//! No turn waits for the log. A line is queued without waiting, or dropped and counted if the queue
+//! is full. A full disk, a reader that has stopped or a reader that has gone therefore costs lines
+//! only. The thread belongs to the process: it may hang in a write for ever, so nothing waits for
+//! it without a limit.
 
 use std::io::{self, ErrorKind, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -174,7 +174,7 @@ impl<W: Write> Writer<W> {
                 Ok(0) => break,
                 Ok(count) => written += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Somebody made standard error non-blocking.
+                // Another process made standard error non-blocking.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => pause(PAUSE / 10),
                 Err(_) => break,
             }

@@ -1,4 +1,4 @@
-//! The way of traces to the collector: a bounded queue and one thread that exports.
+//! Exports traces to the collector: a bounded queue, and one thread that exports.
 //!
 //! Nothing waits for the collector. A trace that finds no room is dropped and counted, and so is
 //! each trace that the collector did not take.
@@ -106,7 +106,7 @@ impl TracePipe {
     }
 }
 
-/// What is known of the traces in a pipe.
+/// The state of the traces in a pipe.
 struct Flow {
     metrics: Arc<Metrics>,
     /// Spans that the processor holds.
@@ -116,7 +116,7 @@ struct Flow {
     failing: Mutex<Failing>,
 }
 
-/// What the log says about failed exports.
+/// The state of the log about failed exports.
 #[derive(Debug, Default)]
 struct Failing {
     /// The log says that exports fail.
@@ -204,7 +204,7 @@ mod tests {
     impl SpanExporter for Puppet {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
             let order = self.orders.lock().expect("no panic").recv();
-            // Nobody speaks any more: all is well.
+            // The test gives no more orders: exports succeed.
             let result = order.unwrap_or(Ok(()));
             self.exported
                 .fetch_add(if result.is_ok() { batch.len() } else { 0 }, Ordering::Relaxed);

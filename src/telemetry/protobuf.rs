@@ -10,14 +10,14 @@ use opentelemetry::{Array, KeyValue, SpanId, StringValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 
-/// A flag of a span: the next flag is meant.
+/// A flag of a span: the next flag has a meaning.
 const REMOTE_IS_KNOWN: u32 = 0x100;
 /// A flag of a span: its parent is another process's.
 const PARENT_IS_REMOTE: u32 = 0x200;
 /// More bytes than most spans have.
 const SPAN: usize = 512;
 
-/// What stands before the spans of each export: who sends them.
+/// The bytes before the spans of each export, which name the sender.
 pub struct Sender(Vec<u8>);
 
 impl Sender {

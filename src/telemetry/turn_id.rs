@@ -1,5 +1,5 @@
 //! The id of a turn: its trace, its span in the trace, and the client's span above (W3C Trace
-//! Context). Pure, but for the drawing of ids.
+//! Context). Pure, except that new ids are random.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};

@@ -1,5 +1,5 @@
-//! Spans of what is not a turn: reloads, probes, merges, and writes of the ledger. Such work is
-//! rare, so `tracing` carries it.
+//! Spans of background work: reloads, probes, merges, and writes of the ledger. Such work is rare,
+//! so `tracing` carries it.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

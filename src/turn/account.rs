@@ -143,7 +143,7 @@ impl Account {
         self.tell_renamed();
     }
 
-    /// Notes that the request is no turn. Once it is answered, it is told in a line of its own, and
+    /// Notes that the request is no turn. Once answered, it gets a log line of its own, and is
     /// neither counted nor billed.
     pub const fn is_no_turn(&mut self, operation: &'static str) {
         self.operation = Some(operation);
@@ -154,7 +154,7 @@ impl Account {
         self.caller.lineage.clone_from(lineage);
     }
 
-    /// Notes what the turn is for, and what the prompt cache goes by.
+    /// Notes the purpose of the turn, and the digests of the parts that the prompt cache matches.
     pub fn asked_for(&mut self, kind: TurnKind, imprint: Box<Imprint>) {
         (self.kind, self.imprint) = (kind, Some(imprint));
     }

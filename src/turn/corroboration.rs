@@ -1,7 +1,7 @@
-//! What one client's answers cannot prove: a denied model, or a 401 that no probe has decided.
+//! Believes a denied model, or a 401 that no probe has decided, only once two clients report it.
 //!
-//! A single client may ask for a model that no project has, or for something that no key may do. So
-//! a report counts only once two clients make it.
+//! One client's answers prove nothing: a client may ask for a model that no project has, or for
+//! something that no key may do.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

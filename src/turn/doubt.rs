@@ -1,8 +1,8 @@
-//! Decides a doubt about a key: the upstream answered a turn with 401, and one probe tells whether
-//! it refuses the key or the request.
+//! Decides a doubt about a key: the upstream answered a turn with 401. One probe tells whether the
+//! upstream refuses the key or only the request.
 //!
-//! While the probe runs, nothing is known to other turns or replicas. Turns that doubt the same key
-//! at the same time share one probe.
+//! Until the probe decides, other turns and replicas use the key as before. Turns that doubt the
+//! same key at the same time share one probe.
 
 use std::collections::HashMap;
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! How often and for how long a turn tries: `[failover]`, `binding.wait`, and the limits that the
-//! turns of a replica share.
+//! Limits how often and for how long a turn tries: `[failover]`, `binding.wait`, and the limits
+//! that the turns of a replica share.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The memory for what clients send. One count covers all request bodies and WebSocket messages of
-//! a replica, which must come at a least rate.
+//! Limits the memory for request bodies and WebSocket messages, by one count for the whole replica.
+//! A body or message must also come at a minimum average rate.
 
 use std::sync::Arc;
 use std::time::Duration;

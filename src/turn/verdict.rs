@@ -129,7 +129,7 @@ pub fn decide(outcome: Outcome, case: Case<'_>, resends: bool, now: SystemTime) 
         )
         .retry_after(SOON)
         .because(cause))),
-        // The turn may have been served, and what came cannot be passed on.
+        // The turn may have been served, and its answer cannot be passed on.
         Outcome::Broken(cause) => {
             let error = Error::new(
                 ErrorKind::UpstreamUnreachable,
@@ -182,8 +182,8 @@ pub fn forbidden(answer: Answer) -> Answer {
     Answer { status: StatusCode::FORBIDDEN, ..answer }
 }
 
-/// The error after a 401 of which no probe has told whether it is about the key. The client asks
-/// again, and so does the probe. The upstream's own words may be about the key.
+/// The error after a 401 that no probe has decided. The client retries, and another probe asks. The
+/// upstream's own words stay hidden, because they may be about the key.
 pub fn undecided() -> Error {
     Error::new(
         ErrorKind::NoKeyAvailable,

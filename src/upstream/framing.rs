@@ -1,4 +1,4 @@
-//! Whether every reader of an answer sees the same end of it. Pure.
+//! Checks that every reader of an answer sees the same end of the answer. Pure.
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 

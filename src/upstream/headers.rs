@@ -1,9 +1,9 @@
 //! Decides which headers cross the gateway. Pure.
 //!
-//! Towards the upstream, everything passes but the identity of the hop. That is what the client
-//! shows this gateway, what belongs to one connection, and what names another organization. A
-//! header that this gateway does not know passes: new clients need new headers. Towards the client,
-//! only listed headers pass, so that no upstream credential leaves.
+//! Towards the upstream, every header passes except those of the hop. These are credentials for
+//! this gateway, headers of one connection, balancers' headers about the client, and headers that
+//! name another organization. Unknown headers pass, because new clients need new headers. Towards
+//! the client, only listed headers pass, so that no upstream credential leaves.
 
 use std::borrow::Cow;
 
@@ -248,7 +248,7 @@ fn contains(value: &[u8], secret: &[u8]) -> bool {
 fn nominated(headers: &HeaderMap) -> Vec<&str> {
     let values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
     let names = values.flat_map(|value| value.split(|byte| *byte == b','));
-    // What is no text is no name either.
+    // A value that is no text names no header.
     names.filter_map(|name| std::str::from_utf8(name).ok()).map(str::trim).collect()
 }
 

@@ -1,4 +1,4 @@
-//! The lists of models that projects may use: asked for seldom, and kept for the time when their
+//! Caches the lists of models that projects may use. The last good list also serves while its
 //! upstream is away.
 
 use std::collections::HashMap;
@@ -34,7 +34,7 @@ pub struct Listed {
     pub etag: Option<HeaderValue>,
 }
 
-/// What is known of one list.
+/// A cached list, and when it was asked for.
 #[derive(Default)]
 struct Known {
     last_good: Option<Arc<Listed>>,

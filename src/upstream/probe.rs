@@ -155,7 +155,7 @@ impl Prober {
     }
 }
 
-/// What an upstream says about a key's credential.
+/// Whether an upstream accepts a key's credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acceptance {
     Accepted,
@@ -174,7 +174,7 @@ pub async fn ask_about(key: &Key) -> Acceptance {
     answer.map_or(Acceptance::Unknown, |told| told.acceptance())
 }
 
-/// What an answer to a probe tells.
+/// The facts that an answer to a probe states.
 #[derive(Clone, Copy)]
 struct Told {
     status: StatusCode,
@@ -225,7 +225,7 @@ async fn examine(key: &Key) -> Option<Told> {
         _ => None,
     };
     let is_own_error = match &outcome {
-        // Missing scopes are told without a code.
+        // OpenAI's error about missing scopes has no code.
         Outcome::Refused(Refusal { error, .. }) => {
             !error.is_page && (error.code.is_some() || error.lacks_right)
         }

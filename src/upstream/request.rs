@@ -1,4 +1,4 @@
-//! What a client asked for: kept as it came, and rendered for each key that the turn is tried with.
+//! Keeps a client's request as it came, and renders it for each key that the turn is tried with.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub struct Request<'t> {
     session: Option<&'t SessionId>,
     endpoint: Endpoint<'t>,
     pub content: Content<'t>,
-    /// What another Warmkey learns about the turn.
+    /// The facts that another Warmkey learns about the turn.
     hop: Option<Hop<'t>>,
     asked: AskedModel<'t>,
     trace: Option<Propagated>,
@@ -47,7 +47,7 @@ struct Propagated {
     attempts: AtomicU64,
 }
 
-/// What the upstream is asked for.
+/// What a request asks of its upstream.
 #[derive(Clone, Copy)]
 pub enum Content<'t> {
     /// The answer to this body.
@@ -89,7 +89,7 @@ impl<'t> Request<'t> {
         Self { session, ..self }
     }
 
-    /// With what another Warmkey learns about the turn.
+    /// With the facts that another Warmkey learns about the turn.
     pub fn told(self, hop: Option<Hop<'t>>) -> Self {
         Self { hop, ..self }
     }

@@ -1,9 +1,9 @@
-//! Compares each turn with the last one of its session, and stores what the turn leaves for the
-//! next one. Runs behind the turns: no turn waits for it.
+//! Compares each turn with the last one of its thread, and stores what the turn leaves for the next
+//! one. Runs behind the turns: no turn waits for it.
 //!
-//! One read and one write of the store a turn, and one of each for turns of a session that come
-//! together. While the store is away, nothing is known of earlier turns, and no turn is called
-//! cold.
+//! A turn costs the store one read and one write, and turns of a thread that come together share
+//! both. Only a fork's first turn reads up to three times. While the store is away, nothing is
+//! known of earlier turns, and no turn is called cold.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::usage::cold::{Last, assess};
 use crate::usage::promise::Promise;
 use crate::usage::record::{Record, Warmth};
 
-/// Whose turns share a prefix.
+/// A thread, whose turns share a prefix.
 #[derive(PartialEq, Eq, Hash)]
 enum Thread {
     /// The root thread of a session, which has the session's id.
@@ -39,7 +39,7 @@ impl Thread {
     }
 }
 
-/// What is stored of one thread.
+/// The stored promise of a thread.
 enum Stored {
     /// The store did not answer.
     Unknown,
@@ -127,7 +127,7 @@ impl Assessor {
         let held = self.store.get(Name::Promise(id), &mut budget).await?;
         match held {
             None => Ok(None),
-            // A newer version's promise says nothing to this one.
+            // This version cannot read a newer version's promise.
             Some(held) => Promise::parse(&held.value)
                 .map(Some)
                 .ok_or_else(|| Unavailable("a newer version's promise".into())),
@@ -145,8 +145,9 @@ impl Assessor {
     }
 }
 
-/// Whose last turn a record is compared with. Threads of a session have prefixes of their own.
-/// `None`: nothing can be said of this turn, or it says nothing of the next one.
+/// The thread whose last turn a record is compared with. Threads of a session have prefixes of
+/// their own. `None`: nothing is known of this turn's cache, or the turn leaves nothing to the next
+/// one.
 fn thread(record: &Record) -> Option<Thread> {
     record.service.as_ref()?;
     record.usage.as_ref()?;
@@ -157,7 +158,7 @@ fn thread(record: &Record) -> Option<Thread> {
     thread.or_else(|| record.session.clone().map(Thread::Root))
 }
 
-/// What the turn leaves for the next one. `None`: what is stored stays.
+/// The promise that the turn leaves for the next one. `None`: the stored promise stays.
 fn next(record: &Record, last: &Stored, ended: u64) -> Option<Promise> {
     let promise = Promise::of(record, ended)?;
     let is_continued = record.imprint.as_ref().is_some_and(|imprint| imprint.is_continued);

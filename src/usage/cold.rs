@@ -11,7 +11,7 @@ use crate::usage::record::{Record, Service, Warmth};
 use crate::wire::imprint::Imprint;
 use crate::wire::terminal::Usage;
 
-/// What is known of the last turn of a record's session.
+/// The last turn of a record's session, as far as it is known.
 #[derive(Clone, Copy, Debug)]
 pub enum Last<'l> {
     /// The store did not answer.

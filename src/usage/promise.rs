@@ -1,5 +1,5 @@
-//! What the last turn of a session has left in the prompt cache, as it is stored beside the
-//! session's binding. Pure.
+//! Describes what the last turn of a session has left in the prompt cache. The description is
+//! stored beside the session's binding. Pure.
 //!
 //! `1 <key tag><domain tag><model tag> <time> <since> <tokens> <tools> <settings> <cache key>
 //! [<mark number>.<mark digest>] [l]`, usually 80 bytes. Numbers are in base 36, times in seconds.
@@ -17,7 +17,8 @@ const VERSION: &str = "1";
 /// The shortest prefix that any model caches, in tokens.
 pub const MINIMUM: u64 = 1_024;
 
-/// What a session's next turn may expect, and what tells why its expectation fails.
+/// The tokens that a session's next turn may expect in the cache, and the facts that tell why it
+/// finds fewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promise {
     pub key: Tag,
@@ -40,7 +41,7 @@ pub struct Promise {
 }
 
 impl Promise {
-    /// What a turn leaves that ended `at`. `None`: nothing is known of what it left.
+    /// The promise of a turn that ended `at`. `None`: nothing is known of what the turn left.
     pub fn of(record: &Record, at: u64) -> Option<Self> {
         let (service, usage) = (record.service.as_ref()?, record.usage.as_ref()?);
         let imprint = record.imprint.as_ref()?;

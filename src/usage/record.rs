@@ -1,5 +1,5 @@
-//! What a turn was: plain data, built once when the turn ends. The log line, the metrics and the
-//! row of the ledger are all made from this record.
+//! What a turn was: plain data, built once when the turn ends. The log line, the metrics, the trace
+//! and the row of the ledger are all made from this record.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -35,7 +35,7 @@ pub struct Record {
     pub asked_tier: Option<String>,
     /// The client wrote its turn as Chat Completions.
     pub by_chat: bool,
-    /// What the prompt cache goes by. `None`: the request was not read.
+    /// Digests of the parts that the prompt cache matches. `None`: the request was not read.
     pub imprint: Option<Box<Imprint>>,
     /// The status that the client received. `None`: no status was sent.
     pub status: Option<StatusCode>,
@@ -60,13 +60,13 @@ pub struct Service {
     pub domain_moved: bool,
 }
 
-/// What a turn read from the prompt cache, against what its session's last turn had left there.
+/// How much a turn could expect to read from the prompt cache, and why it read less.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Warmth {
     /// The tokens that the turn could expect to read. `None`: nothing is known of an earlier turn,
     /// or it left nothing.
     pub expected: Option<u64>,
-    /// `None`: the turn was warm, or nothing can be said.
+    /// `None`: the turn was warm, or nothing is known.
     pub cold: Option<ColdReason>,
 }
 

@@ -1,5 +1,5 @@
-//! Keeps of a long JSON text what states its end and its cost: everything but the contents of
-//! arrays and of long strings. Pure.
+//! Keeps the parts of a long JSON text that state its end and its cost: all but the contents of
+//! arrays and long strings. Pure.
 //!
 //! A generated picture is one string of megabytes, and an output of any length is an array.
 

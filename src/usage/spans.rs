@@ -118,7 +118,7 @@ impl Draft<'_> {
             events: SpanEvents::default(),
             links: SpanLinks::default(),
             status: Status::Unset,
-            // Nobody reads it: all spans are Warmkey's.
+            // The exporter never reads this field: all spans are Warmkey's.
             instrumentation_scope: InstrumentationScope::default(),
         }
     }
@@ -216,7 +216,7 @@ impl Draft<'_> {
         }
     }
 
-    /// What the upstream said in its answer.
+    /// Adds the attributes of the upstream's answer.
     fn answer(&self, sending: &Sending, attributes: &mut Vec<KeyValue>) {
         let record = self.record;
         if let Some(first) = record.timeline.first_byte {
@@ -239,7 +239,7 @@ impl Draft<'_> {
         }
     }
 
-    /// What the turn cost. Unknown usage is no attribute, which is not 0.
+    /// Adds the attributes of the turn's usage. Unknown usage adds none, which is not 0.
     fn usage(&self, attributes: &mut Vec<KeyValue>) {
         let Some(usage) = &self.record.usage else { return };
         let Usage { input, cached, written, output, reasoning, .. } = *usage;

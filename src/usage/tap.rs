@@ -22,12 +22,12 @@ use completions::Completions;
 /// Of a terminal event or a JSON answer longer than this, only what states its cost is kept.
 pub(crate) const KEPT: usize = 512 * 1024;
 
-/// What the tap has learned.
+/// The facts that the tap has learned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     pub terminal: Option<Terminal>,
     pub usage: Option<Usage>,
-    /// What went wrong, if the answer failed.
+    /// The error, if the answer failed.
     pub failure: Option<ErrorBody>,
 }
 
@@ -106,7 +106,7 @@ pub struct Reader {
     /// The current line's first bytes until its kind is known, the data of a terminal event, or a
     /// document.
     kept: Vec<u8>,
-    /// What is kept of a text that is too long for `kept`.
+    /// Keeps the parts of a text that is too long for `kept`.
     sieve: Option<Box<Sieve>>,
     /// An `event:` line has named the current event.
     is_named: bool,

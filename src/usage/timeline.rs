@@ -1,5 +1,5 @@
-//! When a turn did what: plain data that the turn's account notes as it goes. Spans and the
-//! ledger's durations are made from it afterwards.
+//! The instants of a turn's stages: plain data that the turn's account notes as the turn goes on.
+//! Spans and the ledger's durations are made from it afterwards.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The only edits of an upstream's error frame: what an HTTP answer would carry in its head. Every
-//! other byte stays. Pure.
+//! The only edits of an upstream's error frame: its status and its `retry-after`, which an HTTP
+//! answer would carry in its head. Every other byte stays. Pure.
 
 use crate::wire::peek::fields;
 use crate::wire::quotes::unescaped;

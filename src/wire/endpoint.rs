@@ -1,8 +1,9 @@
 //! Decides which endpoints clients reach: the one list of methods and paths. Pure.
 //!
-//! Compares bytes. A trailing or doubled slash says nothing. No other spelling is normalized, so
-//! that any path which another parser might read differently is unknown. Any unlisted path is
-//! unknown too, even if the upstream would serve it: account-wide endpoints would mix clients.
+//! Paths are compared byte by byte. A trailing or doubled slash does not matter. No other spelling
+//! is normalized, so that any path which another parser might read differently is unknown. Any
+//! unlisted path is unknown too, even if the upstream would serve it: account-wide endpoints would
+//! mix clients.
 
 use std::borrow::Cow;
 
@@ -39,7 +40,7 @@ pub enum Dialect {
     Chat,
 }
 
-/// What a client may do with a stored response.
+/// A request that a client may make about a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredCall {
     /// `GET /responses/{id}`, streamed or not.

@@ -1,13 +1,14 @@
-//! Digests of the parts of a request that a prompt cache goes by. They tell later whether a session
-//! still sends what it sent before. Pure.
+//! Digests the parts of a request that a prompt cache matches. The next turn tells by them whether
+//! its session still sends the same. Pure.
 //!
-//! A digest has 32 bits and keeps nothing of the text. It explains a cold turn and decides nothing,
-//! so an equal digest of different texts does no harm.
+//! A digest has 32 bits and keeps nothing of the text. Digests only explain cold turns, so an equal
+//! digest of different texts does no harm.
 
-/// The names of [`Parts::settings`]: what stands in front of the input, or decides how it is read.
+/// The names of [`Parts::settings`]: the fields that stand in front of the input, or decide how it
+/// is read.
 pub const SETTINGS: [&str; 5] =
     ["instructions", "reasoning", "text", "parallel_tool_calls", "service_tier"];
-/// The names of [`Parts::chat_settings`]: what chat calls some of these, and its older tools.
+/// The names of [`Parts::chat_settings`]: chat's names for some of these, and its older tools.
 pub const CHAT_SETTINGS: [&str; 4] =
     ["reasoning_effort", "verbosity", "response_format", "functions"];
 /// The item with which Codex asks for a compaction, at the end of the input.
@@ -112,7 +113,7 @@ fn digest<const N: usize>(parts: [Option<&[u8]>; N]) -> u32 {
 }
 
 /// The digest of everything that decides how an input is read. Only chats have chat's settings, so
-/// that the digest of any other request is what it always was.
+/// that the digest of any other request is the same as in older versions.
 fn settings(parts: &Parts<'_>) -> u32 {
     let own = parts.settings.into_iter().fold(State::default(), fold_part);
     let chats = (0_u64..).zip(parts.chat_settings).filter(|(_, part)| part.is_some());

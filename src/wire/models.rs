@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::wire::rename::with_field;
 
-/// Which list it is.
+/// The form of a list of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListForm {
     /// `{"object":"list","data":[{"id",..}]}`
@@ -21,7 +21,7 @@ pub enum ListForm {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelList {
     pub form: ListForm,
-    /// Each model's name, and all that is said of it.
+    /// Each model's name and its whole entry.
     pub entries: Vec<(String, String)>,
 }
 

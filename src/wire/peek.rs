@@ -80,7 +80,7 @@ impl Peek {
         Self::with_imprint(body).map(|(peek, _)| peek)
     }
 
-    /// With the digests of what a prompt cache goes by.
+    /// With the digests of the parts that a prompt cache matches.
     pub fn with_imprint(body: &[u8]) -> Result<(Self, Imprint), NotJson> {
         let [instructions, reasoning, text, parallel, tier] = SETTINGS;
         let [effort, verbosity, format, functions] = CHAT_SETTINGS;

@@ -1,4 +1,4 @@
-//! Names of a query's parameters, as a server reads them. Pure.
+//! Reads the names of a query's parameters as a server does. Pure.
 
 use std::borrow::Cow;
 

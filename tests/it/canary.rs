@@ -1,6 +1,6 @@
-//! Secrets, tokens, prompts and raw session ids are nowhere but where they belong, whatever happens
-//! to a turn and however much the log says: not in the log, in traces, metrics, errors, the ledger,
-//! reports or the text of a panic.
+//! Secrets, tokens, prompts and raw session ids never leak, however a turn ends and at any level of
+//! the log. The log, traces, metrics, errors, the ledger, reports and the texts of panics hold
+//! none.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -22,7 +22,7 @@ use crate::world::wire::{Request, ask};
 /// Part of every prompt. Its letters look otherwise in a URL.
 const PROMPT: &str = "prompt-canary/+\u{e4}&? and what else a user says";
 const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";
-/// Tokens of nobody.
+/// Tokens of no client.
 const STRANGER: &str = "zz-stranger-canary-of-nobody";
 const IN_URL: &str = "url-canary-of-nobody";
 /// What a client sends in headers that are no business of Warmkey.
@@ -32,7 +32,7 @@ const STATE: &str = "state-canary-of-a-client";
 /// What a tool has found.
 const TOOL: &str = "tool-canary-in-an-output";
 
-/// What must be nowhere: each by its name.
+/// The texts that must be nowhere, each with its name.
 fn canaries(sessions: &[String]) -> Vec<(String, String)> {
     let named = [
         ("a prompt", PROMPT),

@@ -1,4 +1,4 @@
-//! The gateway's own errors: status, code, the OpenAI shape.
+//! The gateway's own errors: their status and code, in OpenAI's shape.
 
 use serde_json::json;
 

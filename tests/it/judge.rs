@@ -1,5 +1,5 @@
-//! The judge judged: a client meets each fault of the simulated upstream as its script says, and
-//! the record shows the fault.
+//! Tests the judge: a client meets each fault of the simulated upstream as its script says, and the
+//! record shows the fault.
 
 use std::net::SocketAddr;
 

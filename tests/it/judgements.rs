@@ -199,7 +199,7 @@ async fn limiting_frame_about_something_else_limits_nobody_else() {
     nothing_has_changed(&cluster, &mut all, &homes).await;
 }
 
-/// Number 3. A page, an empty body or a policy is no loss of access, whoever meets it.
+/// Number 3. A page, an empty body or a policy is no loss of access, even if two clients meet it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusal_of_a_text_is_no_loss_of_access() {
     let cluster = two().keys(pool()).start().await;

@@ -1,4 +1,4 @@
-//! Clients that leave, and upstreams that go quiet.
+//! Clients that leave, and upstreams that fall silent.
 
 use std::net::SocketAddr;
 use std::time::Duration;

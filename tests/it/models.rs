@@ -1,4 +1,5 @@
-//! The models that a client may ask for: in its form, from upstream, kept, and only its own.
+//! The lists of models: in the client's form, from its upstreams, cached, and with only the models
+//! that it may ask for.
 
 use serde_json::Value;
 

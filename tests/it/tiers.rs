@@ -1,5 +1,6 @@
 //! Two tiers: an edge tells the Warmkey behind it which session a turn belongs to, and the inner
-//! one believes only its edge. Both are several replicas, behind balancers without any affinity.
+//! Warmkey believes only its edge. Each tier has several replicas, behind a balancer without any
+//! affinity.
 
 use std::collections::BTreeSet;
 
@@ -178,7 +179,7 @@ async fn fork_of_a_sub_agent_begins_on_the_key_of_its_session_behind_an_edge() {
     }
 }
 
-/// Neither a stranger nor a client of the edge can choose a session of somebody else.
+/// Neither a stranger nor a client of the edge can choose another client's session.
 #[tokio::test]
 async fn forged_hop_changes_nothing() {
     let tiers = Tiers::start(HOP, keys()).await;

@@ -1,5 +1,5 @@
-//! Traces from outside: a real collector gets exactly one trace of each turn, and says what the
-//! upstream's record says.
+//! Traces from outside: a real collector gets exactly one trace of each turn, which agrees with the
+//! upstream's record.
 
 use serde_json::{Value, json};
 

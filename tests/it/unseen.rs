@@ -74,7 +74,7 @@ async fn body_that_cannot_be_read_never_passes() {
     assert!(upstream.seen().is_empty());
 }
 
-/// Number 8. Codings that nobody here reads are not asked for: over HTTP, stored or not, and in a
+/// Number 8. The gateway asks for no coding that it cannot read: over HTTP, stored or not, and in a
 /// handshake.
 #[tokio::test]
 async fn codings_are_asked_for_only_if_readable() {

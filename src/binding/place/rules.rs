@@ -1,4 +1,4 @@
-//! Which keys a turn may use at all, and which suit it. Pure.
+//! Decides which keys a turn may use at all, and which of them suit the turn. Pure.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub fn suits<'t>(placing: Placing<'t>, allowed: &[&Arc<Key>]) -> impl Fn(&Key) -
 }
 
 /// Whether both keys' upstreams get the turn in the same dialect. In another dialect, the turn is
-/// another prompt, and finds nothing cached.
+/// another prompt, for which nothing is cached.
 pub fn is_alike(placing: Placing<'_>, own: &Key, key: &Key) -> bool {
     !placing.demand.by_chat || own.upstream.speaks_chat == key.upstream.speaks_chat
 }

@@ -1,4 +1,5 @@
-//! What a stored binding means for one turn: its key serves, is bypassed, or is dead.
+//! Judges a stored binding for one turn: its key serves, is bypassed, is dead, or belongs to a
+//! project that the turn may not use.
 
 use std::sync::Arc;
 

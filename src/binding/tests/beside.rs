@@ -1,4 +1,4 @@
-//! Tests of turns that another key serves than their session's: their effect on the binding and its
+//! Tests of turns that are not served by their session's key: their effect on the binding and its
 //! seal.
 
 use super::*;

@@ -1,5 +1,5 @@
-//! Messages as input items. Each message becomes its items where it stands, by itself: system text
-//! is neither moved nor joined.
+//! Translates messages into input items, in their order and each by itself: system text is neither
+//! moved nor joined.
 
 use std::collections::HashSet;
 
@@ -9,8 +9,8 @@ use crate::error::Error;
 /// Fields of a content part that both dialects share.
 const BREAKPOINT: &str = "prompt_cache_breakpoint";
 
-/// What OpenAI's Python SDK has read in a message's content and in a call's arguments, and sends
-/// back beside them. The text itself says all of it.
+/// Fields in which OpenAI's Python SDK sends back what it has parsed from a message's content and a
+/// call's arguments. The text itself says the same.
 const PARSED: &str = "parsed";
 const PARSED_ARGUMENTS: &str = "parsed_arguments";
 
@@ -32,7 +32,7 @@ struct Items<'o> {
     custom: HashSet<String>,
 }
 
-/// What a message's content may hold.
+/// The parts that a message's content may hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     /// Text alone.

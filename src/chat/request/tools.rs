@@ -1,5 +1,5 @@
-//! Tools, the choice of tools and the format of an answer: Responses writes them with one level
-//! less.
+//! Translates tools, the choice of tools and the format of an answer, which Responses nests one
+//! level less.
 
 use crate::chat::json::{Fields, Object, invalid, list, unsupported};
 use crate::error::Error;

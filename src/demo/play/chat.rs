@@ -1,4 +1,4 @@
-//! A thread as a client of Chat Completions plays it: no header and no field names its session, and
+//! Plays a thread as a client of Chat Completions: no header and no field names its session, and
 //! each request carries the whole conversation.
 
 use std::time::Duration;

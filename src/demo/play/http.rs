@@ -1,4 +1,4 @@
-//! A turn over HTTP: one connection a request, with the whole history each time.
+//! Plays a turn over HTTP: each request has its own connection and carries the whole history.
 
 use http_body_util::BodyExt;
 use tokio::time::Instant;

@@ -1,6 +1,7 @@
-//! A thread's WebSocket as Codex uses it. The handshake names the session, a prewarm begins, and
-//! each response continues from the last one with only new items. A new socket in mid-session is
-//! sent the whole history and no response's id, since ids end with their socket.
+//! Plays a thread on a WebSocket as Codex does. The handshake names the session, and the first
+//! message prewarms. Each further message continues from the last response with only new items. On
+//! a new socket in mid-session, the client sends the whole history and no response's id, since ids
+//! end with their socket.
 
 use tokio::time::Instant;
 
@@ -18,7 +19,7 @@ use crate::demo::script::{Thread, token};
 
 type Socket = WebSocketStream<TcpStream>;
 
-/// What a thread keeps of its connection.
+/// The state that a thread keeps of its connection.
 #[derive(Default)]
 pub struct Line {
     socket: Option<Socket>,

@@ -1,8 +1,8 @@
-//! What this replica reports about the health of keys, and what it learns from the others' reports.
+//! Reports what this replica knows about the health of keys, and learns from the reports of the
+//! others.
 //!
-//! Notes that the store has lost are reported again, with their original time. A note that is
-//! missing on the board ends an observation, but never an operator's command: only another command
-//! does.
+//! Notes that the store has lost are reported again, with their original time. An observation ends
+//! when its note is missing on the board. An operator's command ends only by another command.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What limits a key's use of a model: rate limits, a limit that keeps coming, and a model that the
-//! project may not use.
+//! Records what limits a key's use of a model: rate limits, vain waits for them, and models that
+//! the project may not use.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Registry {
     /// Takes the failure of an answer that had begun well.
     pub fn observe_failure(&self, key: &Key, asked: ModelUse<'_>, failure: &ErrorBody) {
         if key.upstream.host.is_gateway() {
-            // It is the failure of a key behind it.
+            // The failure is that of a key behind the other gateway.
             return;
         }
         let judgement = judge_failure(asked, failure);

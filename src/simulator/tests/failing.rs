@@ -1,4 +1,4 @@
-//! What an upstream refuses, and how it fails by a script.
+//! Tests of an upstream's refusals and scripted failures.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -1,4 +1,5 @@
-//! An upstream that is well: it caches, seals, calls tools, stores, and keeps its record.
+//! Tests of an upstream without faults: it caches, seals, calls tools, stores, and keeps its
+//! record.
 
 use super::*;
 

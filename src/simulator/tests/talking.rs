@@ -1,4 +1,5 @@
-//! WebSocket mode that works: the same turns as over HTTP, on the same caches, seals and records.
+//! Tests of WebSocket mode without faults: the same turns as over HTTP, on the same caches, seals
+//! and records.
 
 use sha2::{Digest, Sha256};
 

@@ -176,7 +176,7 @@ pub(super) struct Glance {
     decoded: Option<(Bytes, MemoryPlace)>,
 }
 
-/// Who asks, and how.
+/// The client of a turn, and the headers and dialect of its request.
 #[derive(Clone, Copy)]
 pub(super) struct Asking<'t> {
     pub client: &'t Client,

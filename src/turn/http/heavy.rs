@@ -1,7 +1,7 @@
-//! Long bodies: other threads decode, scan and translate them, a few at a time.
+//! Decodes, scans and translates long bodies on other threads, a few at a time.
 //!
-//! A body of a few kilobytes may decode to many megabytes, which take a tenth of a second to decode
-//! and scan. On the thread of turns, every stream of that thread would wait for it.
+//! A body of a few kilobytes may decode to many megabytes, which takes a tenth of a second with the
+//! scan. On a thread that serves turns, every stream of the thread would wait.
 
 use std::sync::Arc;
 use std::time::Duration;

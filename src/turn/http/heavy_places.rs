@@ -1,6 +1,7 @@
-//! The places for long texts, which other threads decode, scan and translate.
+//! Limits how many long texts other threads decode, scan and translate at once.
 //!
-//! A client has at most one at a time, so that one with many long bodies does not hold up others.
+//! A client has at most one place at a time, so that many long bodies of one client do not hold up
+//! others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

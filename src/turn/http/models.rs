@@ -1,7 +1,8 @@
-//! Serves the models that a client may ask for, in the form that it wants. They come from the
-//! upstreams of all keys that it may use.
+//! Serves the models that a client may ask for, from one key of each project that the client may
+//! use.
 //!
-//! A client that sends `client_version` is Codex, whose list has more to each model and a version.
+//! A client that sends `client_version` is Codex. Its list states more about each model, and has a
+//! version.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::turn::http::relay::Outgoing;
 use crate::upstream::models::{Listed, ModelLists};
 use crate::wire::models::ListForm;
 
-/// Projects whose lists are asked for, at the most.
+/// Maximum number of projects whose lists are asked for.
 const MOST_PROJECTS: usize = 32;
 const VERSION: &str = "client_version=";
 

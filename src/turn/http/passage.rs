@@ -300,8 +300,8 @@ impl Passage {
         self.ready.is_empty() && matches!(self.closed, Some(None))
     }
 
-    /// Whether the client's connection has to write what it took before it is cut. An error drops
-    /// bytes that the connection has not written yet. True once.
+    /// Whether the client's connection must still write the bytes that it took, before it is cut.
+    /// An error drops bytes that the connection has not written yet. True once.
     pub const fn flushes_first(&mut self) -> bool {
         let is_cut = matches!(self.closed, Some(Some(_)));
         is_cut && !std::mem::replace(&mut self.is_flushed, true)

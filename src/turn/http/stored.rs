@@ -1,7 +1,7 @@
 //! Serves requests about a stored response: to retrieve, delete or cancel it, or to list its input.
 //!
-//! Each goes to the project that stores the response, and only for the client that made it. An id
-//! of another client is answered like an id that was never issued. No such request is a turn.
+//! Each request goes to the project that stores the response, and only for the client that made it.
+//! An id of another client is answered like an id that was never issued. No such request is a turn.
 
 use std::sync::Arc;
 

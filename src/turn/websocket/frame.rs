@@ -32,7 +32,7 @@ pub struct ClientMessage {
     /// The client's span, to which the turn belongs.
     pub traceparent: Option<String>,
     pub kind: TurnKind,
-    /// What the prompt cache goes by.
+    /// Digests of the parts that the prompt cache matches.
     pub imprint: Box<Imprint>,
 }
 

@@ -1,8 +1,8 @@
-//! The frames of one connection. After a large message the connection gives its memory back.
+//! Reads and writes the messages of one connection, and gives the memory of large ones back.
 //!
-//! The frames' library keeps the buffers of the largest message that it has read or written, for
-//! as long as the connection lives. An idle socket would hold a whole history that way. Between two
-//! messages, with nothing to send, the library's buffers are empty, so that new ones replace them.
+//! The WebSocket library keeps the buffers of the largest message for as long as the connection
+//! lives. An idle socket would therefore hold a whole history. Between two messages, with nothing
+//! to send, the library's buffers are empty, and new ones replace them.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};

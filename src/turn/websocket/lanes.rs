@@ -1,7 +1,7 @@
 //! The turns in flight on a WebSocket, by lane, and the response ids issued on it. Pure.
 //!
 //! A lane (`stream_id`) answers one response after the other; lanes interleave. The upstream
-//! queues, cancels and steers responses. This module only tracks what the upstream said.
+//! queues, cancels and steers responses. This module only follows the upstream's events.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,7 @@
-//! Measures what comes and goes on one connection of a WebSocket, byte by byte, below the frames.
+//! Measures the bytes that one connection of a WebSocket receives and sends, below the frames.
 //!
-//! The frames' library tells of whole messages only. The meter counts a message that is still
-//! coming in the replica's memory, and gives it a deadline. Any byte is a sign of life.
+//! The WebSocket library reports whole messages only. The meter counts an unfinished message
+//! against the replica's memory, and sets a deadline for its end. Any byte is a sign of life.
 
 use std::io;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use crate::turn::memory::{BodyMemory, MemoryPlace, SLOWEST, time_for};
 /// Most bytes that may lie unread between the gateway and a peer: what systems buffer at the most.
 const UNDERWAY: u64 = 8 * 1024 * 1024;
 
-/// What happens if the memory is full.
+/// The sender of a connection's bytes, which decides what happens if the memory is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The message is refused.

@@ -141,8 +141,8 @@ impl Incoming {
                 Message::Close(frame) => return Err(Lost::Closed(frame)),
                 Message::Ping(_) => self.answer(sink).await,
                 Message::Pong(_) => {}
-                // OpenAI's messages are text. Nothing that no rule can read passes (RFC 6455,
-                // section 7.4.1).
+                // OpenAI's messages are text. A message that no rule can read does not pass (RFC
+                // 6455, section 7.4.1).
                 Message::Binary(_) => return Err(Lost::Broke(CloseCode::Unsupported)),
                 message => return Ok(message),
             }
@@ -240,8 +240,8 @@ pub async fn leave(
         frames.flush().await?;
         if is_broken {
             // The peer's bytes cannot be understood any more. But if they stayed unread, the
-            // connection would be reset and the close frame lost.
-            // What has come of the message is not kept meanwhile.
+            // connection would be reset and the close frame lost. The received part of the message
+            // is not kept meanwhile.
             let (mut stream, mut unread, mut all) = (frames.into_inner(), vec![0; READ], 0);
             stream.discard();
             stream.shutdown().await?;

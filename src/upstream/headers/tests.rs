@@ -1,4 +1,4 @@
-//! Each header by its name: which one passes, which one stays, and which one is replaced.
+//! Tests each header by its name: whether it passes, is removed or is replaced.
 
 use super::*;
 

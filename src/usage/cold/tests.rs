@@ -1,4 +1,4 @@
-//! Tests of coldness: each cause by itself, and which of two causes is named.
+//! Tests of cold turns: each cause by itself, and which of two causes is named.
 
 use std::sync::Arc;
 

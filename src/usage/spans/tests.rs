@@ -1,4 +1,4 @@
-//! What the spans of a turn say.
+//! Tests of a turn's spans.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What the tap learns of an answer however its bytes arrive, and of an answer that it cannot read.
+//! Tests of what the tap learns of an answer, however its bytes arrive, and of an answer that it
+//! cannot read.
 
 use super::*;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};

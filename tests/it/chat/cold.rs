@@ -1,5 +1,5 @@
-//! Why a chat turn was cold: the reasons of native and of translated turns are those of their
-//! cause, and the ledger has the model and the response that answered.
+//! Why a chat turn was cold: native and translated turns state the reason of their cause. The
+//! ledger has the model and the response that answered.
 
 use serde_json::{Value, json};
 

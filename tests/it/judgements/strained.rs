@@ -1,5 +1,5 @@
-//! Number 5: a key that is short again and again. One wait in vain, then a free sibling that reads
-//! the same cache serves, and the binding stays.
+//! Number 5: a key that is limited again and again. After one wait in vain, a free sibling with the
+//! same cache serves, and the binding stays.
 
 use std::time::Duration;
 

@@ -130,7 +130,7 @@ async fn session_is_found_by_its_hash_and_by_what_its_client_sent() {
     }
 }
 
-/// A turn that nobody can price is a row without a cost, and is counted as such.
+/// A turn without a known price is a row without a cost, and is counted as such.
 #[tokio::test]
 async fn unknown_cost_is_no_cost() {
     let usage_of = r#""usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;

@@ -40,7 +40,8 @@ async fn token_is_known_and_revoked_everywhere() {
     let (_, list, _) = command(&cluster, &["token", "list"]).await;
     assert!(list.contains(&id) && list.contains("carol") && !list.contains(token), "{list}");
 
-    // Nobody asks the database for a token: known ones work without it, and others are refused.
+    // No request asks the database for a token: known tokens work without it, and others are
+    // refused.
     postgres.kill().await;
     assert_eq!(
         (status(&cluster, 0, token).await, status(&cluster, 1, "wk-unknown").await),

@@ -1,4 +1,5 @@
-//! No core holds a secret: a process that aborts while cores are allowed leaves none behind.
+//! No core dump holds a secret: a process that aborts while core dumps are allowed leaves none
+//! behind.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;

@@ -1,5 +1,5 @@
-//! File descriptors: the limit is raised, strangers do not take all of them, and their lack is
-//! called what it is.
+//! File descriptors: the limit is raised, strangers do not take all of them, and errors name a lack
+//! of them.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Long and folded bodies do not hold up the turns of others.
+//! Long bodies, compressed ones among them, do not hold up the turns of others.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::world::wire::{Connection, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"hello"}"#;
 
-/// JSON of about this size that zstd folds about a hundred times.
+/// JSON of about this size that zstd compresses about a hundred times.
 pub fn foldable(size: usize) -> Vec<u8> {
     let mut text = br#"{"model":"gpt-5.4","prompt_cache_key":"s","input":""#.to_vec();
     let mut seed = 1_u64;

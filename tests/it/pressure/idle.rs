@@ -1,4 +1,4 @@
-//! An idle connection costs little, whatever has passed through it before.
+//! An idle connection costs little memory, even after large messages.
 
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::socket::{Upstream, session, turn};

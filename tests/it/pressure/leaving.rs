@@ -1,4 +1,5 @@
-//! The end of a drain: clients on kept connections are told before, and what still comes is served.
+//! The end of a drain: clients on kept-alive connections are told in advance, and requests that
+//! still come are served.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -1,5 +1,5 @@
-//! A log line is never worth a turn. Standard error is on a full disk, or on a pipe whose reader
-//! has gone or stopped, or a stranger floods it.
+//! No turn waits for the log. Standard error is on a full disk, or on a pipe whose reader has gone
+//! or stopped, or a stranger floods the log.
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ const DROPPED: &str = "warmkey_log_lines_dropped_total";
 /// Where standard error goes, as commands of a shell.
 const FULL_DISK: &str = "exec 2>/dev/full";
 const READER_GONE: &str = "mkfifo log; (head -c 1 log >/dev/null &); exec 2>log; echo x >&2";
-/// Both ends are open, and nobody reads.
+/// Both ends of the pipe are open, and no process reads.
 const READER_STOPPED: &str = "mkfifo log; exec 2<>log";
 
 async fn turns(cluster: &Running, count: usize) {
@@ -33,7 +33,7 @@ async fn log_that_cannot_be_written_costs_no_turn() {
         // A pipe holds 64 KiB: nearly two hundred turns.
         turns(&cluster, 400).await;
         assert_eq!(cluster.replica().probe("/livez").await.status, 200, "{shell}");
-        // What ends meanwhile must begin again.
+        // A task that ends meanwhile must begin again.
         cluster.redis().kill().await;
         cluster.replica().shows("warmkey_store_up", 0.0).await;
         turns(&cluster, 5).await;
@@ -80,7 +80,7 @@ async fn line_that_was_dropped_is_counted_and_told() {
     assert!(line["lines"].as_f64() >= Some(dropped), "{line}");
 }
 
-/// Whoever has no token writes no log.
+/// A refused request without a valid token writes no line of its own.
 #[tokio::test]
 async fn stranger_refused_costs_no_line() {
     let cluster = Cluster::new().keys(siblings("org-a", 1)).start().await;

@@ -1,4 +1,4 @@
-//! What clients can make a replica hold is counted and bounded.
+//! The memory that clients can make a replica hold is counted and bounded.
 
 use std::time::Duration;
 

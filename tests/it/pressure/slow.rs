@@ -1,4 +1,5 @@
-//! Slow lines: bytes that come are a sign of life, and bytes on their way need their time.
+//! Slow connections: bytes that come are a sign of life, and bytes under way get the time that they
+//! need.
 
 use futures_util::SinkExt;
 use tokio::io::AsyncWriteExt;

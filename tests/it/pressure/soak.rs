@@ -1,7 +1,6 @@
-//! Everything at once, and for long with `WARMKEY_LONG=1` (`make test-long`): a log that blocks, a
-//! disk that fills, a stranger's flood, a heavy body each second, a socket that never ends its
-//! message, and a newer version beside it. No turn is lost, others are not held up, and everything
-//! comes back.
+//! Everything at once: a blocked log, a full disk, a stranger's flood, a heavy body each second, an
+//! endless message, and a newer version. `WARMKEY_LONG=1` (`make test-long`) plays it for longer.
+//! No turn is lost, others are not held up, and everything comes back.
 
 #![expect(clippy::print_stdout, reason = "with --nocapture, the soak prints its figures")]
 

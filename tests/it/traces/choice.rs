@@ -1,4 +1,4 @@
-//! Which turns are traced, and spans of what is not a turn.
+//! Which turns are traced, and the spans of background work.
 
 use super::{body, play, traceparent};
 use crate::world::cluster::{ALICE, Cluster, Running};

@@ -1,5 +1,6 @@
-//! Number 7: an accepted configuration is one that works. Whatever names where traffic goes or what
-//! is trusted is understood entirely, or refused at the start in a line that names the option.
+//! Number 7: an accepted configuration is one that works. An option that says where traffic goes or
+//! what is trusted is understood entirely. Otherwise the start is refused in a line that names the
+//! option.
 
 use tokio::process::Command;
 

@@ -1,5 +1,5 @@
-//! Number 11: a head that is too large or that nobody can read gets the gateway's own error, and
-//! a client that writes on meanwhile still reads it.
+//! Number 11: a head that is too large or unreadable gets the gateway's own error, which even a
+//! client that writes on meanwhile reads.
 
 use crate::world::cluster::ALICE;
 use crate::world::waiting::{ANSWER, within};

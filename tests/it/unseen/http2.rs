@@ -1,5 +1,5 @@
-//! Number 10: what an upstream says over HTTP/2 that it has not processed is sent again, and
-//! nothing else is.
+//! Number 10: over HTTP/2, a request is sent again if, and only if, its upstream says that it has
+//! not processed the request.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! What one replica has seen or done without the others, and how they agree again.
+//! Recovery: one replica has seen or done something without the others, and all agree again.
 
 use super::*;
 use crate::world::cable::{Cable, Weather};

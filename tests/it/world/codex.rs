@@ -1,5 +1,6 @@
 //! A client with Codex's behavior on the wire: bodies, headers, a connection for each request, when
-//! it leaves, when it tries again. Verified against the recorded requests in `tests/fixtures`.
+//! the client leaves, and when it retries. Verified against the recorded requests in
+//! `tests/fixtures`.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;

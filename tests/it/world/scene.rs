@@ -24,7 +24,7 @@ use crate::world::waiting::{SOON, eventually, found, ms};
 pub const KNOWN: usize = 150;
 pub const NEW: usize = 50;
 pub const PERIOD: Duration = Duration::from_millis(2_500);
-/// What a machine that compiles meanwhile adds to a turn now and then.
+/// The time that a machine which compiles meanwhile adds to a turn now and then.
 const NOISE: Duration = Duration::from_millis(1_000);
 /// Turns in flight at once before the weather changes.
 pub const AT_A_TIME: usize = 8;

@@ -1,5 +1,5 @@
-//! Both ends of WebSockets through the gateway, by hand: a test decides what goes over the wire,
-//! and sees what comes.
+//! Both ends of WebSockets through the gateway, by hand: a test writes every message, and reads
+//! every message that comes.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
 //! HTTP/1.1 by hand: a test chooses every byte of a request, and sees exactly how an answer came,
-//! cut streams included.
+//! even a cut one.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! Fields that are null, as OpenAI's SDKs send them back in the messages of an assistant.
+//! Tests of null fields, which OpenAI's SDKs send back in an assistant's messages.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Messages that clients and frameworks send back with more than the API asks for.
+//! Tests of messages that clients and frameworks send back with more fields than the API asks for.
 
 use super::*;
 

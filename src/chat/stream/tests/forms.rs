@@ -1,5 +1,5 @@
-//! Each construct of an answer in both forms, as a document and as a stream. They must tell a chat
-//! client the same, however the stream's bytes arrive.
+//! Tests that each construct of an answer tells a chat client the same as a document and as a
+//! stream, however the stream's bytes arrive.
 
 use super::*;
 use crate::chat::answer::translate;

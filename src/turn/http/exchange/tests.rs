@@ -1,4 +1,4 @@
-//! Tests of what is seen of a body, and of how every turn is answered.
+//! Tests of the facts that a scan finds in a body, and of the answer to every turn.
 
 use super::*;
 use crate::setting::Size;

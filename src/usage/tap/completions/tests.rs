@@ -1,4 +1,4 @@
-//! What the tap learns of chat completions, however their bytes arrive.
+//! Tests of what the tap learns of chat completions, however their bytes arrive.
 
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;

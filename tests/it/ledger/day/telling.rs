@@ -1,4 +1,4 @@
-//! What the ledger tells of a day, and whether it is true.
+//! Compares what the ledger tells of a day with what happened.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,5 +1,4 @@
-//! What lies between a replica and its PostgreSQL, and swallows the answer to a commit that was
-//! done.
+//! A proxy between a replica and its PostgreSQL, which swallows the answer to a completed commit.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -73,7 +72,7 @@ async fn relay(mut near: TcpStream, mut far: TcpStream, left: &AtomicUsize) -> s
                 let take = |left: usize| left.checked_sub(1);
                 let order = Ordering::SeqCst;
                 if is_commit && left.fetch_update(order, order, take).is_ok() {
-                    // The server says that it is done, and nobody receives it.
+                    // The server confirms the commit, and no client receives the answer.
                     let _ = far.read(&mut answered).await?;
                     return Ok(());
                 }
