@@ -96,7 +96,7 @@ impl Replica {
             work.connect(pipe);
         }
         let (books, records) = Books::queued(Arc::clone(&metrics), traces.is_some());
-        let roster = Arc::new(Roster::new(clients.opened(config.server.open)));
+        let roster = Arc::new(Roster::new(clients.with_open(config.server.open)));
         let prices = Arc::new(Current::new(Arc::new(prices)));
         let ledger = Ledger::start(
             Setup {

@@ -126,7 +126,7 @@ impl Clients {
     }
 
     /// `open`: callers need no token.
-    pub fn opened(self, open: bool) -> Self {
+    pub fn with_open(self, open: bool) -> Self {
         Self { for_all: open.then(|| Arc::new(Client::unrestricted("open"))), ..self }
     }
 

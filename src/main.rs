@@ -166,8 +166,8 @@ fn main() -> ExitCode {
             Command::Key(operate) => key(&operate).await,
             Command::Probe(ask) => probe(&ask).await,
             Command::Token(line) => token(&line).await,
-            Command::Usage(line) => said(line.run().await),
-            Command::Session(line) => said(line.run().await),
+            Command::Usage(line) => print_result(line.run().await),
+            Command::Session(line) => print_result(line.run().await),
         }
     });
     // Tasks that did not end in time lose their connections when the process exits.
@@ -315,12 +315,12 @@ async fn key(Operate { command, config, admin }: &Operate) -> ExitCode {
             KeyCommand::Probe(KeyTarget { id }) => replica.give(id, OperatorCommand::Probe).await,
         }
     };
-    said(asking.await)
+    print_result(asking.await)
 }
 
 async fn probe(Ask { question, config, admin }: &Ask) -> ExitCode {
     let (config, admin) = (config.as_deref(), admin.as_deref());
-    said(match question {
+    print_result(match question {
         Question::Live => Probe::Live.run(config, admin).await,
         Question::Ready => Probe::Ready.run(config, admin).await,
         Question::Session { url, model } => {
@@ -333,14 +333,14 @@ async fn probe(Ask { question, config, admin }: &Ask) -> ExitCode {
 }
 
 async fn token(line: &TokenLine) -> ExitCode {
-    said(line.run().await.map(|(text, note)| {
+    print_result(line.run().await.map(|(text, note)| {
         complain(&note);
         text
     }))
 }
 
 /// Prints a command's output, or its error.
-fn said(result: Result<String, Failure>) -> ExitCode {
+fn print_result(result: Result<String, Failure>) -> ExitCode {
     match result {
         Ok(said) => {
             say(&said);

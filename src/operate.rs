@@ -91,7 +91,7 @@ impl AdminClient {
                 (Some(status), false) => format!("is answered {status}"),
                 (None, _) => "is not answered".into(),
             };
-            text.push_str(&format!("{} {said}.\n", shown(&answer["key"])));
+            text.push_str(&format!("{} {said}.\n", format_value(&answer["key"])));
         }
         text.push_str(&table(done["keys"].as_array().map(Vec::as_slice).unwrap_or_default()));
         Ok(text)
@@ -196,7 +196,7 @@ fn table(keys: &[Value]) -> String {
     let head =
         COLUMNS.iter().map(|(title, _)| (*title).to_owned()).chain(["WHY".to_owned()]).collect();
     let row = |key: &Value| {
-        COLUMNS.iter().map(|(_, field)| shown(&key[*field])).chain([reasons(key)]).collect()
+        COLUMNS.iter().map(|(_, field)| format_value(&key[*field])).chain([reasons(key)]).collect()
     };
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(keys.iter().map(row)).collect();
     let width =
@@ -215,12 +215,12 @@ fn reasons(key: &Value) -> String {
             .as_f64()
             .map(|left| format!(", {left:.0}s left"))
             .unwrap_or_default();
-        format!("{} ({}{left})", shown(&one["reason"]), shown(&one["scope"]))
+        format!("{} ({}{left})", format_value(&one["reason"]), format_value(&one["scope"]))
     };
     key["conditions"].as_array().into_iter().flatten().map(reason).collect::<Vec<_>>().join(", ")
 }
 
-fn shown(value: &Value) -> String {
+fn format_value(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),

@@ -135,11 +135,11 @@ impl Session {
     /// Plays both turns. Fails unless both are completed, and by one key as far as that can be
     /// asked.
     pub async fn play(&self) -> Result<String, Failure> {
-        let mut history = vec![said("Answer in one word. Which colour is the sky?")?];
+        let mut history = vec![find_output("Answer in one word. Which colour is the sky?")?];
         let opened = self.turn(&history, Instant::now() + CONNECT_WAIT).await?;
         let first = self.key().await?;
         history.extend(opened.response.output);
-        history.push(said("And grass?")?);
+        history.push(find_output("And grass?")?);
         self.turn(&history, Instant::now()).await?;
         let second = self.key().await?;
         match (first, second) {
@@ -317,7 +317,7 @@ fn endpoint(url: &str) -> Result<Url, String> {
     url.ok_or_else(|| "--url: is no http:// or https:// address".into())
 }
 
-fn said(text: &str) -> Result<Box<RawValue>, Failure> {
+fn find_output(text: &str) -> Result<Box<RawValue>, Failure> {
     let item = serde_json::json!({ "type": "message", "role": "user", "content": text });
     RawValue::from_string(item.to_string()).map_err(|error| Failure::Other(error.to_string()))
 }

@@ -257,7 +257,7 @@ fn reading<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) 
 
 fn response_id<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) -> FoundId {
     let mut finder = Finder::new(headers);
-    let mut looks = chunks.into_iter().map(|chunk| finder.look(chunk));
+    let mut looks = chunks.into_iter().map(|chunk| finder.search(chunk));
     looks.find(|found| *found != FoundId::NotYet).unwrap_or(FoundId::NotYet)
 }
 

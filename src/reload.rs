@@ -55,10 +55,10 @@ impl Reload {
         loop {
             let is_signaled = tokio::select! {
                 signal = hangup.recv() => signal.is_some(),
-                () = self.asked() => false,
+                () = self.wait_until_asked() => false,
                 () = sleep(INTERVAL) => false,
             };
-            let found = look(seen).await;
+            let found = read_files(seen).await;
             if found == *seen {
                 if is_signaled {
                     tracing::info!("SIGHUP: the configuration has not changed");
@@ -67,7 +67,7 @@ impl Reload {
             }
             if !is_signaled {
                 sleep(SETTLED).await;
-                if look(&found).await != found {
+                if read_files(&found).await != found {
                     continue;
                 }
             }
@@ -92,7 +92,7 @@ impl Reload {
         }
     }
 
-    async fn asked(&self) {
+    async fn wait_until_asked(&self) {
         sleep(MIN_INTERVAL).await;
         self.registry.reload_requested().await;
     }
@@ -112,7 +112,7 @@ impl Reload {
             self.membership.introduce(next).await;
         }
         // `server.open` stays as it was at the start: it depends on where this replica listens.
-        self.roster.configure(clients.opened(self.fixed.config.server.open));
+        self.roster.configure(clients.with_open(self.fixed.config.server.open));
         self.prices.set(Arc::new(prices));
         if let (Some(tls), Some(certificate)) = (&self.tls, certificate) {
             tls.replace(certificate);
@@ -122,9 +122,9 @@ impl Reload {
     }
 }
 
-async fn look(seen: &Seen) -> Seen {
+async fn read_files(seen: &Seen) -> Seen {
     let before = seen.clone();
-    on_a_thread(move || before.again()).await.unwrap_or_else(|| seen.clone())
+    on_a_thread(move || before.look_again()).await.unwrap_or_else(|| seen.clone())
 }
 
 /// Reads files on another thread, because reading may wait for a disk or a network. `None`: the

@@ -115,7 +115,7 @@ impl<'de> Deserialize<'de> for SecretSource {
 
         /// Names the accepted spellings and hides the rejected value, which may be a secret without
         /// quotes.
-        fn refused<T, E: de::Error>() -> Result<T, E> {
+        fn refuse_value<T, E: de::Error>() -> Result<T, E> {
             Err(de::Error::custom(format!("a secret is {SECRET}")))
         }
 
@@ -131,42 +131,42 @@ impl<'de> Deserialize<'de> for SecretSource {
             }
 
             fn visit_bool<E: de::Error>(self, _: bool) -> Result<SecretSource, E> {
-                refused()
+                refuse_value()
             }
 
             fn visit_i64<E: de::Error>(self, _: i64) -> Result<SecretSource, E> {
-                refused()
+                refuse_value()
             }
 
             fn visit_i128<E: de::Error>(self, _: i128) -> Result<SecretSource, E> {
-                refused()
+                refuse_value()
             }
 
             fn visit_u64<E: de::Error>(self, _: u64) -> Result<SecretSource, E> {
-                refused()
+                refuse_value()
             }
 
             fn visit_u128<E: de::Error>(self, _: u128) -> Result<SecretSource, E> {
-                refused()
+                refuse_value()
             }
 
             fn visit_f64<E: de::Error>(self, _: f64) -> Result<SecretSource, E> {
-                refused()
+                refuse_value()
             }
 
             fn visit_unit<E: de::Error>(self) -> Result<SecretSource, E> {
-                refused()
+                refuse_value()
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<SecretSource, A::Error> {
-                refused()
+                refuse_value()
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretSource, A::Error> {
                 let source = match map.next_entry::<String, String>()? {
                     Some((key, name)) if key == "env" => SecretSource::Env(name),
                     Some((key, path)) if key == "file" => SecretSource::File(path.into()),
-                    _ => return refused(),
+                    _ => return refuse_value(),
                 };
                 match map.next_entry::<String, String>()? {
                     None => Ok(source),

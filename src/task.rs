@@ -57,7 +57,7 @@ impl Tasks {
         name: &'static str,
         make: impl Fn() -> F + Send + 'static,
     ) {
-        self.spawn_until_stopped(kept(name, make, Arc::clone(&self.restarts)));
+        self.spawn_until_stopped(run_again(name, make, Arc::clone(&self.restarts)));
     }
 
     /// Like [`Self::spawn_kept`], for a task that ends by itself: a stop does not interrupt it.
@@ -66,7 +66,7 @@ impl Tasks {
         name: &'static str,
         make: impl Fn() -> F + Send + 'static,
     ) {
-        self.spawn(kept(name, make, Arc::clone(&self.restarts)));
+        self.spawn(run_again(name, make, Arc::clone(&self.restarts)));
     }
 
     /// How often a task panicked and began again.
@@ -82,7 +82,7 @@ impl Tasks {
     }
 }
 
-async fn kept<F: Future<Output = ()>>(
+async fn run_again<F: Future<Output = ()>>(
     name: &'static str,
     make: impl Fn() -> F,
     restarts: Arc<AtomicU64>,

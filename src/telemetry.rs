@@ -137,8 +137,9 @@ pub fn start(settings: &Settings) -> WorkSpans {
     let is_traced = !settings.otlp_endpoint.is_empty();
     // Every line stands alone: spans are no part of the log.
     let own = level(&std::env::var("RUST_LOG").unwrap_or_default());
-    let told = filter_fn(move |line| line.is_event() && *line.level() <= shown(own, line.target()))
-        .with_max_level_hint(own);
+    let told =
+        filter_fn(move |line| line.is_event() && *line.level() <= limit_level(own, line.target()))
+            .with_max_level_hint(own);
     let layer =
         lines::layer().with_writer(|| log::LogLine).log_internal_errors(false).with_target(false);
     // The first subscriber of a process stays, so that several replicas in one process share it.
@@ -168,7 +169,7 @@ fn level(asked: &str) -> LevelFilter {
 
 /// The level of lines from `target`. Libraries say no more than `info`, whatever is asked for,
 /// since below it they may tell of headers and bodies.
-fn shown(own: LevelFilter, target: &str) -> LevelFilter {
+fn limit_level(own: LevelFilter, target: &str) -> LevelFilter {
     if target.starts_with("warmkey") { own } else { own.min(LevelFilter::INFO) }
 }
 
@@ -189,8 +190,8 @@ mod tests {
         ] {
             let own_level = level(asked);
             assert_eq!(own_level, own, "{asked}");
-            assert_eq!(shown(own_level, "warmkey::turn"), own, "{asked}");
-            assert_eq!(shown(own_level, "hyper::proto"), others, "{asked}");
+            assert_eq!(limit_level(own_level, "warmkey::turn"), own, "{asked}");
+            assert_eq!(limit_level(own_level, "hyper::proto"), others, "{asked}");
         }
     }
 

@@ -41,7 +41,7 @@ use account::Account;
 use doubt::Settled;
 use entry::Entry;
 use failover::{ATTEMPTS, Failover, pause};
-use verdict::{Case, Verdict, decide, forbidden, undecided};
+use verdict::{Case, Verdict, as_403, decide, undecided};
 
 /// A binding that takes no longer than this has only asked the store.
 const STORE_TIME: Duration = Duration::from_millis(100);
@@ -83,8 +83,9 @@ impl Gateway {
         let is_probed = left != Some(Duration::ZERO);
         let corroboration = &self.failover.corroboration;
         // If there is only one client, its doubt affects no other.
-        let counts =
-            || self.entry.clients.get().is_single() || corroboration.doubts(key, doubted, demand);
+        let counts = || {
+            self.entry.clients.get().is_single() || corroboration.report_doubt(key, doubted, demand)
+        };
         let mut settled = self.failover.doubts.settle(key, (began, left), asked).await;
         match settled {
             Settled::Refused(scope) => self.registry.condemn(key, Ailment::Rejected(scope)),
@@ -170,7 +171,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
     }
 
     fn placing(&self) -> Placing<'_> {
-        self.demand.after(&self.tried, self.within)
+        self.demand.with_tried(&self.tried, self.within)
     }
 
     /// The spine: binds the turn and tries until there is an answer. Only before an answer may a
@@ -208,13 +209,15 @@ impl<'t, A: Ask> Attempts<'t, A> {
                     Ok(next) => next,
                     Err(binding) => return last.map(|answer| (binding, answer)),
                 },
-                Verdict::Limited(stated) => self.limited(&binding, stated).await?,
-                Verdict::Deferred(stated) => self.deferred(binding, stated).await?,
-                Verdict::Doubted(answer, scope) => match self.doubted(&binding, scope).await? {
-                    Some(next) => next,
-                    None => return Ok((binding, forbidden(answer))),
-                },
-                Verdict::Exhausted(scope) => self.exhausted(&binding, scope).await?,
+                Verdict::Limited(stated) => self.handle_limit(&binding, stated).await?,
+                Verdict::Deferred(stated) => self.handle_deferral(binding, stated).await?,
+                Verdict::Doubted(answer, scope) => {
+                    match self.handle_doubt(&binding, scope).await? {
+                        Some(next) => next,
+                        None => return Ok((binding, as_403(answer))),
+                    }
+                }
+                Verdict::Exhausted(scope) => self.exhaust(&binding, scope).await?,
             };
         }
     }
@@ -222,7 +225,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
     /// Binds the turn before its first attempt.
     async fn begin(&mut self, found: Found, complete: Instant) -> Result<Binding, Error> {
         let (bindings, began) = (&self.gateway.bindings, Instant::now());
-        let placing = self.demand.after(&self.tried, self.within);
+        let placing = self.demand.with_tried(&self.tried, self.within);
         let (binding, within) = bindings.bind(placing, found, self.budget).await?;
         self.within = within;
         self.count_wait(began);
@@ -240,12 +243,12 @@ impl<'t, A: Ask> Attempts<'t, A> {
     async fn attempt(&mut self, binding: &Binding, has_foreign_state: bool) -> Verdict {
         self.note(binding);
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
-        self.account.attempted(&outcome);
+        self.account.note_outcome(&outcome);
         self.observe(&binding.key, &outcome);
-        let case = Case::new(&binding.key, self.demand.met(), self.demand.asked());
+        let case = Case::new(&binding.key, self.demand.met(), self.demand.model_use());
         let resends = self.gateway.failover.options.resends;
         let verdict = decide(outcome, case, resends, time_of_day());
-        self.account.leaves(verdict.reason());
+        self.account.note_leave_reason(verdict.reason());
         verdict
     }
 
@@ -253,7 +256,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
     /// none.
     fn observe(&self, key: &Key, outcome: &Outcome) {
         if let Some(answer) = outcome.answer().filter(|_| !self.demand.is_free) {
-            self.gateway.registry.headrooms.observe(key, self.demand.asked(), &answer.headers);
+            self.gateway.registry.headrooms.observe(key, self.demand.model_use(), &answer.headers);
         }
     }
 
@@ -281,7 +284,11 @@ impl<'t, A: Ask> Attempts<'t, A> {
 
     /// Handles a 401. Returns the turn's next binding, or `None` if the upstream accepts the key
     /// and refuses only this turn.
-    async fn doubted(&mut self, binding: &Binding, scope: Scope) -> Result<Option<Binding>, Error> {
+    async fn handle_doubt(
+        &mut self,
+        binding: &Binding,
+        scope: Scope,
+    ) -> Result<Option<Binding>, Error> {
         if self.tried.refused.contains(&binding.key.tag) {
             // The key was accepted again meanwhile, and refuses this turn once more.
             return Ok(None);
@@ -296,14 +303,14 @@ impl<'t, A: Ask> Attempts<'t, A> {
             Some(Settled::Refused(_) | Settled::Suspected) => {
                 Some(self.leave(binding, Reason::Rejected).await?)
             }
-            None => Some(self.replaced(binding)),
+            None => Some(self.with_successor(binding)),
         })
     }
 
     /// Handles a key, a project or an organization without credit.
-    async fn exhausted(&mut self, binding: &Binding, scope: Scope) -> Result<Binding, Error> {
+    async fn exhaust(&mut self, binding: &Binding, scope: Scope) -> Result<Binding, Error> {
         if self.gateway.registry.successor(&binding.key).is_some() {
-            return Ok(self.replaced(binding));
+            return Ok(self.with_successor(binding));
         }
         self.gateway.registry.observe(&binding.key, Ailment::Exhausted(scope));
         self.leave(binding, Reason::Exhausted).await
@@ -311,7 +318,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
 
     /// Returns the binding with the key that a reload has put in place of its own: the upstream
     /// refused the old one.
-    fn replaced(&self, binding: &Binding) -> Binding {
+    fn with_successor(&self, binding: &Binding) -> Binding {
         let successor = self.gateway.registry.successor(&binding.key);
         let key = successor.unwrap_or_else(|| Arc::clone(&binding.key));
         Binding { key, ..binding.clone() }
@@ -332,7 +339,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
     async fn rebind(&mut self, binding: &Binding) -> Result<Binding, Error> {
         let began = Instant::now();
         let bindings = &self.gateway.bindings;
-        let placing = self.demand.after(&self.tried, self.within);
+        let placing = self.demand.with_tried(&self.tried, self.within);
         let next = bindings.rebind(placing, binding, self.budget).await;
         self.count_wait(began);
         let (next, within) = next?;

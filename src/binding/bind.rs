@@ -293,7 +293,7 @@ impl Bindings {
         if matches!(standing, Standing::Bypassed(Reason::Suspected)) {
             // A probe decides in a moment whether sessions leave the key. Waiting avoids moving the
             // turn away and back.
-            self.places.settled(&record).await;
+            self.places.wait_for_probe(&record).await;
             standing = self.places.standing(placing, &record);
         }
         match standing {
@@ -322,7 +322,7 @@ impl Bindings {
         session: &SessionId,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let (record, result, chosen) = match self.inherited(placing, budget).await {
+        let (record, result, chosen) = match self.inherit_binding(placing, budget).await {
             Some(record) => (record, BindingResult::Inherited, None),
             None => {
                 let key = self.places.place_new(placing, session)?;

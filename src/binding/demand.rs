@@ -103,7 +103,7 @@ impl<'t> Demand<'t> {
     }
 
     /// Returns the model and the service tier that the turn asks for.
-    pub fn asked(&self) -> ModelUse<'t> {
+    pub fn model_use(&self) -> ModelUse<'t> {
         ModelUse::new(self.model, self.tier)
     }
 
@@ -122,7 +122,7 @@ impl<'t> Demand<'t> {
     }
 
     /// Returns the turn together with the attempts so far, restricted to the keys `within`.
-    pub fn after(&'t self, tried: &'t Tried, within: Reach) -> Placing<'t> {
+    pub fn with_tried(&'t self, tried: &'t Tried, within: Reach) -> Placing<'t> {
         Placing { demand: self, tried, within }
     }
 
@@ -199,6 +199,6 @@ impl<'t> Turn<'t> {
     }
 
     pub fn placing(&self) -> Placing<'_> {
-        self.demand.after(&self.tried, self.within)
+        self.demand.with_tried(&self.tried, self.within)
     }
 }

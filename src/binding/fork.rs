@@ -16,7 +16,7 @@ use crate::store::{Budget, Store};
 impl Bindings {
     /// Returns the first binding of a fork's session: a copy of its parent's binding. `None`: the
     /// session is no fork, or its parent is forgotten.
-    pub(super) async fn inherited(
+    pub(super) async fn inherit_binding(
         &self,
         placing: Placing<'_>,
         budget: &mut Budget,

@@ -64,9 +64,9 @@ impl Places {
     }
 
     /// Waits briefly until a probe has decided whether the suspected key of `record` is rejected.
-    pub async fn settled(&self, record: &BindingRecord) {
+    pub async fn wait_for_probe(&self, record: &BindingRecord) {
         if let Some(key) = self.key_of(record) {
-            self.registry.settled(&key).await;
+            self.registry.wait_for_probe(&key).await;
         }
     }
 
@@ -121,7 +121,7 @@ impl Places {
 
     /// Whether `key` can serve the turn at once, and no turn has waited for it in vain.
     fn is_free(&self, placing: Placing<'_>, key: &Key) -> bool {
-        self.is_ready(placing, key) && !self.registry.is_strained(key, placing.demand.asked())
+        self.is_ready(placing, key) && !self.registry.is_strained(key, placing.demand.model_use())
     }
 
     /// Whether a sibling that reads the same cache must serve in place of `own`. The sibling is
@@ -136,7 +136,7 @@ impl Places {
                 && speaks(placing, key)
                 && self.is_free(placing, key)
         };
-        self.registry.is_strained(own, placing.demand.asked())
+        self.registry.is_strained(own, placing.demand.model_use())
             && self.registry.loaded().table.keys().iter().any(|key| is_sibling(&key))
     }
 
@@ -145,7 +145,7 @@ impl Places {
         if placing.tried.failed.contains(&key.tag) {
             return false;
         }
-        match self.registry.fitness(key, placing.demand.asked()) {
+        match self.registry.fitness(key, placing.demand.model_use()) {
             Fitness::Ready => true,
             Fitness::Limited(wait) => wait <= placing.tried.wait_left,
             Fitness::Bypassed(_) | Fitness::Dead(_) => false,
@@ -178,12 +178,12 @@ impl Places {
             .filter(|key| key.organization_tag == own.organization_tag)
             .collect();
         let has_headroom = |key: &Key| {
-            !self.registry.is_strained(key, placing.demand.asked())
+            !self.registry.is_strained(key, placing.demand.model_use())
                 && !self.registry.headrooms.is_scarce(key, placing.demand.model)
                 && !self.registry.loads.is_above_share(key, &siblings)
         };
         let key = first(order, &siblings, |key| is_open(key) && has_headroom(key)).unwrap_or(own);
-        self.registry.herd.began(key);
+        self.registry.herd.count_new_session(key);
         Ok(Arc::clone(key))
     }
 
@@ -207,7 +207,7 @@ impl Places {
 
     fn is_ready(&self, placing: Placing<'_>, key: &Key) -> bool {
         !placing.tried.failed.contains(&key.tag)
-            && self.registry.is_ready(key, placing.demand.asked())
+            && self.registry.is_ready(key, placing.demand.model_use())
     }
 
     /// Whether the turn may test if the exhausted `key` is still exhausted.

@@ -39,7 +39,7 @@ impl Bindings {
             .max_by_key(|record| (record.epoch, record.sealed))
         {
             None if is_store_unsure => self.inherited_here(placing),
-            None => self.inherited(placing, budget).await,
+            None => self.inherit_binding(placing, budget).await,
             own => own,
         };
         match own.filter(|record| record.sealed) {

@@ -64,7 +64,7 @@ impl BindingRecord {
     }
 
     /// Returns the binding after it has served a turn on a replica of `generation`.
-    pub fn confirmed(&self, generation: u32) -> Self {
+    pub fn after_answer(&self, generation: u32) -> Self {
         Self { sealed: true, ..self.of_generation(generation) }
     }
 
@@ -231,13 +231,13 @@ mod tests {
 
     #[test]
     fn record_that_has_served_is_sealed_and_has_a_generation() {
-        assert_eq!(bound(3, 0, false).confirmed(5), bound(3, 5, true));
+        assert_eq!(bound(3, 0, false).after_answer(5), bound(3, 5, true));
         assert_eq!(
-            bound(3, 4, false).confirmed(5),
+            bound(3, 4, false).after_answer(5),
             bound(3, 4, true),
             "the writer's generation stays"
         );
-        assert_eq!(bound(3, 4, true).confirmed(5), bound(3, 4, true));
+        assert_eq!(bound(3, 4, true).after_answer(5), bound(3, 4, true));
         assert_eq!(
             (bound(3, 0, false).of_generation(5), bound(3, 4, false).of_generation(5)),
             (bound(3, 5, false), bound(3, 4, false))
@@ -304,7 +304,7 @@ mod tests {
         let record = BindingRecord::parse(text).unwrap();
         assert_eq!((record.epoch, record.to_string().as_str()), (10, text));
         assert_eq!(
-            record.confirmed(3).to_string(),
+            record.after_answer(3).to_string(),
             "keykeykeorgorgor 10 3 s ~statetag pinned v2=7"
         );
         assert_eq!(record.moved_to(&keys()[0], 3, None).others, None);

@@ -16,7 +16,7 @@ impl Bindings {
     pub async fn confirm(&self, binding: &Binding, seals: bool, budget: &mut Budget) {
         let Some(session) = &binding.session else { return };
         let confirmed = |record: &BindingRecord| match seals {
-            true => record.confirmed(self.places.generation()),
+            true => record.after_answer(self.places.generation()),
             false => record.of_generation(self.places.generation()),
         };
         match &binding.written {

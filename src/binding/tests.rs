@@ -224,7 +224,7 @@ impl Replica {
     }
 
     fn says(&self, id: &str, condition: Condition) {
-        self.registry.conditions.note(Subject::named(&self.key(id)), condition, None);
+        self.registry.conditions.note(Subject::of_key_id(&self.key(id)), condition, None);
         self.registry.has_changed();
     }
 
@@ -250,7 +250,7 @@ impl Replica {
     /// Clears all conditions of the key.
     fn recovers(&self, id: &str) {
         for scope in [Scope::Key, Scope::Project, Scope::Organization] {
-            self.registry.recovered(Subject::of(&self.key(id), scope), id);
+            self.registry.end_illness(Subject::of(&self.key(id), scope), id);
         }
     }
 

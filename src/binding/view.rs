@@ -45,7 +45,7 @@ impl Bindings {
         let stored = entry.ok().flatten().and_then(|entry| BindingRecord::parse(&entry.value));
         let remembered = || self.local.recall(session).map(|known| (known.record, false));
         let record = stored.map(|record| (record, true)).or_else(remembered);
-        let binding = record.map(|(record, stored)| self.named(&record, stored));
+        let binding = record.map(|(record, stored)| self.add_names(&record, stored));
         let mut trail: Vec<_> = lines.iter().filter_map(|line| Mark::parse(line)).collect();
         // Replicas write their lines independently.
         trail.sort_by_key(|mark| mark.at);
@@ -57,7 +57,7 @@ impl Bindings {
         })
     }
 
-    fn named(&self, record: &BindingRecord, stored: bool) -> Bound {
+    fn add_names(&self, record: &BindingRecord, stored: bool) -> Bound {
         let BindingRecord { epoch, generation, sealed, .. } = *record;
         let key = self.places.key_of(record).map(|key| key.id.clone());
         let organization = self.places.organization(record.organization);

@@ -201,7 +201,7 @@ impl<'b> Call<'b> {
 
     /// Writes the call's fields, with `said` as its arguments or input.
     pub fn write(&self, object: &mut Object<'_>, said: &[u8]) {
-        let (kind, text) = words(self.is_custom);
+        let (kind, text) = call_names(self.is_custom);
         object.raw("id", self.id).plain("type", kind);
         let mut inner = Object::open(object.begin(kind));
         inner.raw("name", self.name).raw(text, said);
@@ -210,7 +210,7 @@ impl<'b> Call<'b> {
 }
 
 /// The type of a call, and the field of its text.
-pub const fn words(is_custom: bool) -> (&'static str, &'static str) {
+pub const fn call_names(is_custom: bool) -> (&'static str, &'static str) {
     if is_custom { ("custom", "input") } else { ("function", "arguments") }
 }
 

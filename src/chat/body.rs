@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-use crate::chat::cache_key::{derived, splice};
+use crate::chat::cache_key::{derive_key, splice};
 use crate::chat::request::{Translated, translate};
 use crate::error::Error;
 use crate::session::SessionId;
@@ -34,7 +34,7 @@ impl ChatBody {
         session: Option<&SessionId>,
         names_key: bool,
     ) -> Self {
-        let cache_key = session.map(derived);
+        let cache_key = session.map(derive_key);
         let (spliced, translated) = (OnceLock::new(), [OnceLock::new(), OnceLock::new()]);
         Self { own, decoded, cache_key, names_key, spliced, translated }
     }
@@ -83,7 +83,7 @@ mod tests {
     fn null_key_passes_natively_and_is_derived_in_a_translation() {
         let session = SessionId::parse("FVm43fzVIvXqRQ8foYWpvg").unwrap();
         let body = |key: &str| Bytes::from(format!(r#"{{"model":"m","messages":[]{key}}}"#));
-        let derived = derived(&session);
+        let derived = derive_key(&session);
         for (key, names_key, expected) in [
             (r#","prompt_cache_key":null"#, true, &derived[..]),
             (r#","prompt_cache_key":"own""#, true, "own"),

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::session::SessionId;
 
 /// The name of `session` for upstreams: 30 characters. It shows nothing of the stored id.
-pub fn derived(session: &SessionId) -> String {
+pub fn derive_key(session: &SessionId) -> String {
     let digest = Sha256::new().chain_update("told to upstreams\0").chain_update(session.as_str());
     format!("warmkey-{}", URL_SAFE_NO_PAD.encode(&digest.finalize()[..16]))
 }
@@ -43,10 +43,10 @@ mod tests {
     /// The next version must name a session alike. Another program computed the expected name.
     #[test]
     fn derived_key_is_the_same_in_every_version() {
-        let key = derived(&session("FVm43fzVIvXqRQ8foYWpvg"));
+        let key = derive_key(&session("FVm43fzVIvXqRQ8foYWpvg"));
         assert_eq!(key, EXPECTED);
         assert!(key.len() <= 64);
-        assert_ne!(key, derived(&session("FVm43fzVIvXqRQ8foYWpvh")));
+        assert_ne!(key, derive_key(&session("FVm43fzVIvXqRQ8foYWpvh")));
     }
 
     const EXPECTED: &str = "warmkey-8zFPHZetfmfvcpVDsArCGg";

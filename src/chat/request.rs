@@ -126,8 +126,8 @@ fn settings(fields: &Fields<'_>, object: &mut Object<'_>) -> Result<(), Error> {
         (Some(_), Some(_)) => {
             return Err(invalid("max_tokens", "stands beside 'max_completion_tokens'"));
         }
-        (Some(limit), None) => limited("max_completion_tokens", limit, object)?,
-        (None, Some(limit)) => limited("max_tokens", limit, object)?,
+        (Some(limit), None) => write_token_limit("max_completion_tokens", limit, object)?,
+        (None, Some(limit)) => write_token_limit("max_tokens", limit, object)?,
         (None, None) => {}
     }
     if let Some(effort) = fields.get("reasoning_effort") {
@@ -156,7 +156,7 @@ fn settings(fields: &Fields<'_>, object: &mut Object<'_>) -> Result<(), Error> {
 
 /// Writes the limit of output tokens, which the client calls `name`. The Responses API would refuse
 /// a lower one by a name that the client never sent.
-fn limited(name: &str, limit: &[u8], object: &mut Object<'_>) -> Result<(), Error> {
+fn write_token_limit(name: &str, limit: &[u8], object: &mut Object<'_>) -> Result<(), Error> {
     match serde_json::from_slice::<f64>(limit) {
         Err(_) => Err(invalid(name, "is not a number")),
         Ok(tokens) if tokens < LEAST_TOKENS => {

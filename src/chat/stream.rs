@@ -6,7 +6,9 @@
 
 use std::collections::HashSet;
 
-use crate::chat::answer::{Call, Head, ToldFailure, annotation, finish_reason, words, write_usage};
+use crate::chat::answer::{
+    Call, Head, ToldFailure, annotation, call_names, finish_reason, write_usage,
+};
 use crate::chat::json::{Object, array};
 use crate::wire::event::{field, line_length};
 use crate::wire::peek::fields;
@@ -256,7 +258,7 @@ impl Stream {
         let index = self.calls.iter().position(|known| known.place == place);
         let (Some(index), Some(text)) = (index, text) else { return };
         self.calls[index].is_told = true;
-        let (kind, name) = words(self.calls[index].is_custom);
+        let (kind, name) = call_names(self.calls[index].is_custom);
         let open = format!(r#"{{"tool_calls":[{{"index":{index},"{kind}":{{"{name}":"#);
         self.delta(&[open.as_bytes(), text, b"}}]}"].concat(), padding);
     }

@@ -40,7 +40,7 @@ impl Clients {
     }
 
     fn find(&self, headers: &HeaderMap) -> Result<Arc<Client>, Error> {
-        let hash = shown(headers)?;
+        let hash = read_token(headers)?;
         let (known, client) = self.by_token.get_key_value(&hash).ok_or_else(unknown)?;
         if bool::from(known.ct_eq(&hash)) { Ok(Arc::clone(client)) } else { Err(unknown()) }
     }
@@ -55,13 +55,13 @@ impl AdminToken {
     }
 
     pub fn authenticate(&self, headers: &HeaderMap) -> Result<(), Error> {
-        let hash = shown(headers)?;
+        let hash = read_token(headers)?;
         if bool::from(self.0.ct_eq(&hash)) { Ok(()) } else { Err(unknown()) }
     }
 }
 
 /// The hash of the one token that the request shows.
-fn shown(headers: &HeaderMap) -> Result<TokenHash, Error> {
+fn read_token(headers: &HeaderMap) -> Result<TokenHash, Error> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
     let first = shown
         .next()
@@ -101,7 +101,7 @@ mod tests {
             organizations: Vec::new(),
             models: Vec::new(),
         };
-        Clients::new(&[one("alice", "wk-alice"), one("bob", "wk-bob")]).unwrap().opened(open)
+        Clients::new(&[one("alice", "wk-alice"), one("bob", "wk-bob")]).unwrap().with_open(open)
     }
 
     fn ask(clients: &Clients, values: &[&str]) -> Result<String, String> {

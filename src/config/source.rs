@@ -22,7 +22,7 @@ impl Seen {
     }
 
     /// Looks at the same files again.
-    pub fn again(&self) -> Self {
+    pub fn look_again(&self) -> Self {
         Self::at(self.0.keys().cloned())
     }
 }
@@ -89,14 +89,14 @@ mod tests {
         assert_eq!(seen.0.len(), names.len() + 1, "{seen:?}");
         for name in names {
             let path = folder.write(name, "something else");
-            assert_ne!(seen.again(), seen, "{name} has changed");
+            assert_ne!(seen.look_again(), seen, "{name} has changed");
             std::fs::remove_file(&path).expect("it is there");
-            assert_ne!(seen.again(), seen, "{name} is gone");
+            assert_ne!(seen.look_again(), seen, "{name} is gone");
             folder.write(name, &format!("what is in {name}"));
-            assert_eq!(seen.again(), seen, "{name} is as it was, whatever its date says");
+            assert_eq!(seen.look_again(), seen, "{name} is as it was, whatever its date says");
         }
         folder.write("warmkey.toml", &text.replace("a-1", "a-2"));
-        assert_ne!(seen.again(), seen);
+        assert_ne!(seen.look_again(), seen);
     }
 
     /// A file that cannot be read today may be repaired tomorrow.
@@ -105,9 +105,9 @@ mod tests {
         let folder = Folder::new("unusable");
         let file = folder.0.join("warmkey.toml");
         let (missing, plan) = read(Some(&file));
-        assert!(plan.is_err() && missing.again() == missing);
+        assert!(plan.is_err() && missing.look_again() == missing);
         folder.write("warmkey.toml", "no TOML");
-        assert_ne!(missing.again(), missing);
+        assert_ne!(missing.look_again(), missing);
         let (broken, plan) = read(Some(&file));
         let faults = plan.err().expect("it is no TOML");
         assert!(
@@ -115,6 +115,6 @@ mod tests {
             "{faults:?}"
         );
         folder.write("warmkey.toml", "[server]");
-        assert_ne!(broken.again(), broken);
+        assert_ne!(broken.look_again(), broken);
     }
 }

@@ -64,7 +64,7 @@ pub fn options(text: &str, variable: impl Fn(&str) -> bool) -> Result<PgConnectO
     ];
     said.retain(|(_, is_said)| *is_said);
     for (name, _) in &asked {
-        let name = meaning(name);
+        let name = canonical_name(name);
         if said.iter().any(|(other, _)| *other == name) {
             return Err(format!("{name}: is given twice"));
         }
@@ -99,7 +99,7 @@ pub fn options(text: &str, variable: impl Fn(&str) -> bool) -> Result<PgConnectO
 }
 
 /// The usual name of a parameter, which may have several.
-fn meaning(name: &str) -> &str {
+fn canonical_name(name: &str) -> &str {
     match name {
         "ssl-mode" => "sslmode",
         "ssl-root-cert" | "ssl-ca" => "sslrootcert",

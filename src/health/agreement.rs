@@ -91,9 +91,11 @@ impl Replica {
             }
             Event::Served(number) => self.registry.has_served(key(number), Instant::now()),
             Event::Disabled(number) => {
-                self.command(Subject::named(key(number)), Condition::Disabled)
+                self.command(Subject::of_key_id(key(number)), Condition::Disabled)
             }
-            Event::Enabled(number) => self.command(Subject::named(key(number)), Condition::Enabled),
+            Event::Enabled(number) => {
+                self.command(Subject::of_key_id(key(number)), Condition::Enabled)
+            }
             Event::Passes(seconds) => advance(Duration::from_secs(*seconds)).await,
             Event::Lost => self.memory.forget_board(),
         }

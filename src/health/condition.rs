@@ -28,7 +28,7 @@ impl Subject {
     }
 
     /// `key` by its id and with any secret: the subject of an operator's commands.
-    pub const fn named(key: &Key) -> Self {
+    pub const fn of_key_id(key: &Key) -> Self {
         Self::Key(key.tag)
     }
 

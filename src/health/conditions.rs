@@ -115,8 +115,10 @@ impl Known {
     fn by_operator(&self, key: &Key, now: Instant) -> Option<Condition> {
         let command =
             |subject| self.find(subject, Class::Operator, now).map(|entry| entry.condition);
-        let commands =
-            [command(Subject::Organization(key.organization_tag)), command(Subject::named(key))];
+        let commands = [
+            command(Subject::Organization(key.organization_tag)),
+            command(Subject::of_key_id(key)),
+        ];
         let is_given = |condition| commands.contains(&Some(condition));
         [Condition::Drained, Condition::Disabled].into_iter().find(|condition| is_given(*condition))
     }

@@ -172,8 +172,8 @@ pub fn judge(
     match status {
         StatusCode::UNAUTHORIZED => unauthorized(code, error),
         StatusCode::TOO_MANY_REQUESTS => match met {
-            Met::Turn => limited(asked, error, headers, wait()),
-            Met::Free => limited(ModelUse::default(), error, headers, wait()),
+            Met::Turn => judge_limit(asked, error, headers, wait()),
+            Met::Free => judge_limit(ModelUse::default(), error, headers, wait()),
             Met::Handshake => Judgement::Transport(wait()),
             Met::Probe => Judgement::PASSED,
         },
@@ -201,7 +201,7 @@ pub fn judge_failure(asked: ModelUse<'_>, error: &ErrorBody) -> Judgement {
     match quota(error) {
         Some(spent) => spent,
         None if code == "rate_limit_exceeded" => {
-            limited(asked, error, &HeaderMap::new(), error.wait)
+            judge_limit(asked, error, &HeaderMap::new(), error.wait)
         }
         None => Judgement::PASSED,
     }
@@ -222,7 +222,7 @@ fn unauthorized(code: &str, error: &ErrorBody) -> Judgement {
 
 /// A 429 limits a project's use of a model only if nothing in it names another subject. The limit
 /// of a request for no model is the request's alone.
-fn limited(
+fn judge_limit(
     asked: ModelUse<'_>,
     error: &ErrorBody,
     headers: &HeaderMap,

@@ -59,7 +59,7 @@ impl Herd {
     }
 
     /// Counts a new session on `key`.
-    pub fn began(&self, key: &Key) {
+    pub fn count_new_session(&self, key: &Key) {
         self.on(key, |flow, now| {
             flow.usual(now);
             flow.counts[0] += 1;
@@ -94,7 +94,7 @@ mod tests {
             panic!("two keys")
         };
         for _ in 0..1_200 {
-            herd.began(busy);
+            herd.count_new_session(busy);
             tokio::time::advance(Duration::from_millis(50)).await;
         }
         let mut admitted = [0, 0];
@@ -134,7 +134,7 @@ mod tests {
         for (after, expected) in [(0, 120), (30, 60), (59, 30), (60, 30), (61, 30), (3_600, 30)] {
             let (herd, key) = (Herd::new(Arc::default()), &table.keys()[0]);
             for _ in 0..1_200 {
-                herd.began(key);
+                herd.count_new_session(key);
                 tokio::time::advance(Duration::from_millis(50)).await;
             }
             tokio::time::advance(Duration::from_secs(after)).await;

@@ -114,7 +114,7 @@ impl Operator {
         };
         let named = keys(&|key| key.id == name);
         let target = match (named.first(), name.strip_prefix(ORGANIZATION)) {
-            (Some(key), _) => Target { subjects: vec![Subject::named(key)], keys: named },
+            (Some(key), _) => Target { subjects: vec![Subject::of_key_id(key)], keys: named },
             (None, Some(organization)) => {
                 let keys = keys(&|key| key.organization == organization);
                 let mut subjects = Vec::new();
@@ -259,7 +259,7 @@ mod tests {
         let operator = operator();
         let keys = operator.registry.loaded().table.keys().to_vec();
         operator.registry.condemn(&keys[0], Ailment::Rejected(Scope::Key));
-        operator.registry.recovered(Subject::of(&keys[0], Scope::Key), "a");
+        operator.registry.end_illness(Subject::of(&keys[0], Scope::Key), "a");
         assert!(operator.registry.conditions.ramp(&keys[0]) < 0.01);
         operator.registry.condemn(&keys[0], Ailment::Exhausted(Scope::Organization));
         operator.registry.condemn(&keys[1], Ailment::Rejected(Scope::Key));

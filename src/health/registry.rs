@@ -217,7 +217,7 @@ impl Registry {
         for scope in SCOPES {
             let subject = Subject::of(key, scope);
             if self.conditions.is_older(subject, began) {
-                self.recovered(subject, &key.id);
+                self.end_illness(subject, &key.id);
             }
         }
     }
@@ -228,13 +228,13 @@ impl Registry {
         for scope in [Scope::Project, Scope::Organization] {
             let subject = Subject::of(key, scope);
             if self.conditions.is(subject, Condition::Exhausted) {
-                self.recovered(subject, &key.id);
+                self.end_illness(subject, &key.id);
             }
         }
     }
 
     /// Waits briefly until a probe has decided whether a suspected `key` is refused.
-    pub async fn settled(&self, key: &Key) {
+    pub async fn wait_for_probe(&self, key: &Key) {
         let mut changes = self.follow();
         let is_settled = || {
             [Scope::Key, Scope::Organization]
@@ -266,7 +266,7 @@ impl Registry {
     }
 
     /// Ends an illness of `subject`. New sessions return to it gradually.
-    pub fn recovered(&self, subject: Subject, name: &str) {
+    pub fn end_illness(&self, subject: Subject, name: &str) {
         if self.conditions.end(subject, Class::Illness).is_some() {
             tracing::info!(key = name, "in use again");
             self.conditions.note(subject, Condition::Recovering, Some(RAMP));

@@ -100,7 +100,7 @@ impl UpstreamHost {
     }
 
     /// The place of `organization`: its name and its host.
-    pub fn place(&self, organization: &str) -> String {
+    pub fn organization_name(&self, organization: &str) -> String {
         format!("{organization}\0{}", self.base)
     }
 
@@ -218,7 +218,13 @@ mod tests {
         let one = host("").unwrap();
         let other: UpstreamSettings =
             serde_json::from_str(r#"{"name":"v","base_url":"https://eu.h/openai/v1"}"#).unwrap();
-        assert_ne!(one.place("org"), UpstreamHost::new(&other).unwrap().place("org"));
-        assert_eq!(one.place("org"), host(r#","http2":true"#).unwrap().place("org"));
+        assert_ne!(
+            one.organization_name("org"),
+            UpstreamHost::new(&other).unwrap().organization_name("org")
+        );
+        assert_eq!(
+            one.organization_name("org"),
+            host(r#","http2":true"#).unwrap().organization_name("org")
+        );
     }
 }

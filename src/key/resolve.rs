@@ -40,7 +40,7 @@ impl Resolver {
         name: &str,
         asked: impl Future<Output = io::Result<Vec<SocketAddr>>>,
     ) -> io::Result<Vec<SocketAddr>> {
-        let Some(before) = self.known().get(name).cloned() else {
+        let Some(before) = self.lock().get(name).cloned() else {
             let found = asked.await?;
             self.remember(name, &found);
             return Ok(found);
@@ -62,11 +62,11 @@ impl Resolver {
 
     fn remember(&self, name: &str, found: &[SocketAddr]) {
         if !found.is_empty() {
-            self.known().insert(name.to_owned(), found.to_owned());
+            self.lock().insert(name.to_owned(), found.to_owned());
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Vec<SocketAddr>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<SocketAddr>>> {
         // A panic leaves no change half made, so a poisoned lock is fit for use.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -115,7 +115,7 @@ impl Table {
             .keys
             .iter()
             .map(|key| {
-                let place = key.upstream.host.place(&key.organization);
+                let place = key.upstream.host.organization_name(&key.organization);
                 [key.id.clone(), place, key.project.clone(), key.region.clone()]
             })
             .collect();
@@ -261,7 +261,7 @@ fn build(
     let secret = settings.secret.read_shown().map_err(|why| format!("secret: {why}"))?;
     let project = settings.project.clone().unwrap_or_default();
     let place = match is_scattered {
-        true => upstream.host.place(&settings.organization),
+        true => upstream.host.organization_name(&settings.organization),
         false => settings.organization.clone(),
     };
     let pool = connections(&upstream.wiring, upstream.wiring.http2, idle)?;

@@ -79,13 +79,13 @@ impl Page {
     }
 
     pub fn counters<L: Labels>(&mut self, name: &str, help: &str) -> Counters<L> {
-        let family = shown(Family::default());
+        let family = show_all_labels(Family::default());
         self.0.register(name, help, family.clone());
         family
     }
 
     pub fn amounts<L: Labels>(&mut self, name: &str, help: &str) -> Amounts<L> {
-        let family = shown(Family::default());
+        let family = show_all_labels(Family::default());
         self.0.register(name, help, family.clone());
         family
     }
@@ -97,7 +97,7 @@ impl Page {
     }
 
     pub fn gauges<L: Labels>(&mut self, name: &str, help: &str) -> Gauges<L> {
-        let family = shown(Family::default());
+        let family = show_all_labels(Family::default());
         self.0.register(name, help, family.clone());
         family
     }
@@ -111,7 +111,7 @@ impl Page {
 
     /// Histograms in seconds. Their unit ends their name.
     pub fn times<L: Labels>(&mut self, name: &str, help: &str, buckets: Buckets) -> Times<L> {
-        let family = shown(Family::new_with_constructor(buckets));
+        let family = show_all_labels(Family::new_with_constructor(buckets));
         self.0.register_with_unit(name, help, Unit::Seconds, family.clone());
         family
     }
@@ -123,8 +123,10 @@ impl Page {
 }
 
 /// Makes every known combination of labels, so that the page shows it at 0.
-fn shown<L: Labels, M, C: MetricConstructor<M>>(family: Family<L, M, C>) -> Family<L, M, C> {
-    for labels in L::known() {
+fn show_all_labels<L: Labels, M, C: MetricConstructor<M>>(
+    family: Family<L, M, C>,
+) -> Family<L, M, C> {
+    for labels in L::all_values() {
         drop(family.get_or_create(&labels));
     }
     family

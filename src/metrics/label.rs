@@ -12,13 +12,14 @@ use std::hash::Hash;
 /// The labels of one family: a label, or a pair of them.
 pub trait Labels: Clone + Debug + Eq + Hash + EncodeLabelSet + Send + Sync + 'static {
     /// Every combination of values that the page shows from the start.
-    fn known() -> Vec<Self>;
+    fn all_values() -> Vec<Self>;
 }
 
 impl<A: Labels, B: Labels> Labels for (A, B) {
-    fn known() -> Vec<Self> {
-        let pairs = |first: A| B::known().into_iter().map(move |second| (first.clone(), second));
-        A::known().into_iter().flat_map(pairs).collect()
+    fn all_values() -> Vec<Self> {
+        let pairs =
+            |first: A| B::all_values().into_iter().map(move |second| (first.clone(), second));
+        A::all_values().into_iter().flat_map(pairs).collect()
     }
 }
 
@@ -35,7 +36,7 @@ impl KeyLabel {
 }
 
 impl Labels for KeyLabel {
-    fn known() -> Vec<Self> {
+    fn all_values() -> Vec<Self> {
         Vec::new()
     }
 }
@@ -75,7 +76,7 @@ macro_rules! label {
         }
 
         impl Labels for $set {
-            fn known() -> Vec<Self> {
+            fn all_values() -> Vec<Self> {
                 Self::ALL.to_vec()
             }
         }

@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::columns::aligned;
-use super::{AdminClient, Failure, shown};
+use super::{AdminClient, Failure, format_value};
 use crate::config::Config;
 use crate::database::read::By;
 use crate::database::{Database, DatabaseAddress};
@@ -173,25 +173,25 @@ impl AdminClient {
 /// A session as text: where it is bound, what was decided about it, and its turns.
 pub fn session_text(session: &Value) -> String {
     let binding = &session["binding"];
-    let mut text = format!("session {}\n", shown(&session["session"]));
+    let mut text = format!("session {}\n", format_value(&session["session"]));
     text.push_str(&match binding.is_null() {
         true => "is not bound\n".to_owned(),
         false => format!(
             "is bound to {} of {}, epoch {}\n",
-            shown(&binding["key"]),
-            shown(&binding["organization"]),
-            shown(&binding["epoch"])
+            format_value(&binding["key"]),
+            format_value(&binding["organization"]),
+            format_value(&binding["epoch"])
         ),
     });
     for mark in session["trail"].as_array().into_iter().flatten() {
-        let word = |name: &str| shown(&mark[name]);
+        let word = |name: &str| format_value(&mark[name]);
         text.push_str(&format!("{} {} ({})", time(&mark["at"]), word("decision"), word("reason")));
         text.push_str(&format!(" {} -> {}\n", word("from"), word("to")));
     }
     if session["ledger"] != "read" {
         text.push_str(&format!(
             "its turns are not known: the ledger is {}\n",
-            shown(&session["ledger"])
+            format_value(&session["ledger"])
         ));
         return text;
     }
@@ -214,7 +214,9 @@ pub fn session_text(session: &Value) -> String {
         .chain(FIELDS.map(|name| name.replace('_', " ").to_uppercase()))
         .collect();
     let row = |turn: &Value| {
-        std::iter::once(time(&turn["at"])).chain(FIELDS.map(|name| shown(&turn[name]))).collect()
+        std::iter::once(time(&turn["at"]))
+            .chain(FIELDS.map(|name| format_value(&turn[name])))
+            .collect()
     };
     let turns = session["turns"].as_array().into_iter().flatten().map(row);
     text.push_str(&aligned(&std::iter::once(head).chain(turns).collect::<Vec<_>>(), 8));

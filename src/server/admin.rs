@@ -55,7 +55,7 @@ pub fn admin_routes(
             let caller = slowing.caller(&request);
             async move {
                 let response = next.run(request).await;
-                caller.receives(response.extensions()).await;
+                caller.delay_refusal(response.extensions()).await;
                 response
             }
         }))

@@ -84,7 +84,7 @@ impl Connections {
         let is_full = state.open >= self.most;
         if is_full && !self.end_longest_silent(&mut state, NotTaken::Silent) {
             drop(state);
-            self.refused(NotTaken::Limit);
+            self.count_refusal(NotTaken::Limit);
             return None;
         }
         if is_full {
@@ -127,7 +127,7 @@ impl Connections {
         true
     }
 
-    fn refused(&self, reason: NotTaken) {
+    fn count_refusal(&self, reason: NotTaken) {
         self.tell(&mut self.lock());
         if let Some(metrics) = &self.metrics {
             metrics.connection_refused(reason);

@@ -66,7 +66,7 @@ async fn session(
                 "A session goes by its stored id, as logs show it: 22 letters, digits, - and _.",
             )
         })?;
-        let story = story(&api, &id).await;
+        let story = read_turns(&api, &id).await;
         to_json(&story.ok_or_else(|| {
             Error::new(ErrorKind::UnknownUrl, format!("Nothing is known of a session {id}."))
         })?)
@@ -87,8 +87,8 @@ async fn session_of_client(State(api): Asked, request: Request) -> Response<Body
                 "Ask /sessions?client=ID&id=SESSION, or /sessions/HASH.",
             ));
         };
-        for session in api.gateway.entry.identifier.named(&ClientId::new(client), id) {
-            if let Some(story) = story(&api, &session).await {
+        for session in api.gateway.entry.identifier.find_sessions(&ClientId::new(client), id) {
+            if let Some(story) = read_turns(&api, &session).await {
                 return to_json(&story);
             }
         }
@@ -164,7 +164,7 @@ impl Turn {
     }
 }
 
-async fn story(api: &AdminApi, id: &SessionId) -> Option<Story> {
+async fn read_turns(api: &AdminApi, id: &SessionId) -> Option<Story> {
     let (view, turns) = tokio::join!(api.gateway.bindings.view(id), api.ledger.turns(id.as_str()));
     let (turns, ledger) = match turns {
         Ok(turns) => (turns.into_iter().map(Turn::of).collect(), "read"),

@@ -93,7 +93,9 @@ impl Listener {
             match self.tls.clone() {
                 None => tasks.spawn(connection(stream, peer, service, timeout, ending, seat)),
                 Some(tls) => tasks.spawn(async move {
-                    if let Some(stream) = through(&tls, stream, timeout, &ending, &seat).await {
+                    if let Some(stream) =
+                        begin_connection(&tls, stream, timeout, &ending, &seat).await
+                    {
                         connection(stream, peer, service, timeout, ending, seat).await;
                     }
                 }),
@@ -132,7 +134,7 @@ impl Listener {
 
 /// Begins a connection with a handshake. A peer that fails the handshake, or takes too long, has
 /// sent no request.
-async fn through(
+async fn begin_connection(
     tls: &Tls,
     stream: TcpStream,
     timeout: Duration,

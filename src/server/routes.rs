@@ -56,7 +56,7 @@ impl Service<Request<Watched>> for ClientRoutes {
         let (routes, caller) = (self.clone(), self.slowing.caller(&request));
         Box::pin(async move {
             let response = answer(routes, request.map(Body::new)).await;
-            caller.receives(response.extensions()).await;
+            caller.delay_refusal(response.extensions()).await;
             Ok(response)
         })
     }

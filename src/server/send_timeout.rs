@@ -28,7 +28,7 @@ impl<I> SendTimeout<I> {
     }
 
     /// Returns `written`, or an error if writes have been waiting for too long.
-    fn limited<T>(
+    fn check_timeout<T>(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
@@ -63,17 +63,17 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for SendTimeout<I> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.limited(context, written)
+        self.check_timeout(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(context);
-        self.limited(context, flushed)
+        self.check_timeout(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let closed = Pin::new(&mut self.io).poll_shutdown(context);
-        self.limited(context, closed)
+        self.check_timeout(context, closed)
     }
 }
 

@@ -98,7 +98,7 @@ pub struct TokenCaller {
 
 impl TokenCaller {
     /// Returns when the caller may receive the response with these extensions.
-    pub async fn receives(self, response: &Extensions) {
+    pub async fn delay_refusal(self, response: &Extensions) {
         if let (Some(ErrorKind::InvalidApiKey), Some(peer)) = (response.get(), self.peer) {
             self.slowing.wait(peer).await;
         }

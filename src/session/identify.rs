@@ -71,12 +71,12 @@ impl Identifier {
     }
 
     /// Identifies by the stable prefix of the body, if no signal names a session: signal 7.
-    pub fn derived(&self, client: &ClientId, body: &[u8]) -> Option<SessionId> {
+    pub fn identify_by_prefix(&self, client: &ClientId, body: &[u8]) -> Option<SessionId> {
         stable_prefix(body).map(|parts| self.hasher.session(client, SessionKind::Derived, parts))
     }
 
     /// The sessions that `value` may name, for an operator who knows only what the client sent.
-    pub fn named(&self, client: &ClientId, value: &str) -> Vec<SessionId> {
+    pub fn find_sessions(&self, client: &ClientId, value: &str) -> Vec<SessionId> {
         let kinds = [SessionKind::Session, SessionKind::Conversation, SessionKind::Hop];
         kinds
             .into_iter()

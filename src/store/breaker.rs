@@ -39,7 +39,7 @@ impl Breaker {
         Self { began: now, in_a_row: 0, silent_until: now, parts: [Part::default(); PARTS] }
     }
 
-    pub fn answered(&mut self, now: Instant) {
+    pub fn record_answer(&mut self, now: Instant) {
         self.in_a_row = 0;
         self.part(now).answered += 1;
     }
@@ -116,7 +116,7 @@ mod tests {
             let start = round * 2_000;
             assert!(!breaker.unanswered(at(start), at(start + 50)));
             assert!(!breaker.unanswered(at(start + 50), at(start + 100)));
-            breaker.answered(at(start + 110));
+            breaker.record_answer(at(start + 110));
             assert!(!breaker.is_doubtful());
         }
     }
@@ -135,7 +135,7 @@ mod tests {
     fn breaker_opens_when_half_of_a_second_is_silent() {
         let (mut breaker, at) = breaker();
         let opened = (0..20_u64).find(|turn| {
-            breaker.answered(at(turn * 60));
+            breaker.record_answer(at(turn * 60));
             breaker.unanswered(at(turn * 60), at(turn * 60 + 50))
         });
         assert_eq!(opened, Some(4), "after ten questions");
@@ -145,13 +145,13 @@ mod tests {
     fn breaker_stays_closed_below_half_or_after_a_second() {
         let (mut breaker, at) = breaker();
         for turn in 0..100 {
-            breaker.answered(at(turn * 60));
-            breaker.answered(at(turn * 60 + 1));
+            breaker.record_answer(at(turn * 60));
+            breaker.record_answer(at(turn * 60 + 1));
             assert!(!breaker.unanswered(at(turn * 60 + 2), at(turn * 60 + 52)), "{turn}");
         }
         let (mut breaker, at) = super::tests::breaker();
         for turn in 0..100 {
-            breaker.answered(at(turn * 300));
+            breaker.record_answer(at(turn * 300));
             assert!(
                 !breaker.unanswered(at(turn * 300), at(turn * 300 + 50)),
                 "seven in a second are too few: {turn}"

@@ -127,7 +127,7 @@ impl Cluster {
     /// Keeps the table for as long as the future is polled.
     pub async fn keep(self: Arc<Self>) {
         loop {
-            match self.look().await {
+            match self.read_slots().await {
                 Ok(slots) => {
                     self.adopt(slots);
                     if !self.has_table.swap(true, Ordering::Relaxed) {
@@ -147,7 +147,7 @@ impl Cluster {
 
     /// The slots that most of the connected nodes report. If none is connected, those of the first
     /// known node that answers.
-    async fn look(&self) -> Result<Slots, StoreFault> {
+    async fn read_slots(&self) -> Result<Slots, StoreFault> {
         let table = self.table();
         let links = table.members.values().filter(|member| member.link.is_up());
         let mut reports: FuturesUnordered<_> =

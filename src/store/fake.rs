@@ -63,7 +63,7 @@ impl Fake {
     }
 
     /// The names of all commands, in order.
-    pub fn asked(&self) -> Vec<String> {
+    pub fn commands(&self) -> Vec<String> {
         self.seen.asked.lock().unwrap().clone()
     }
 

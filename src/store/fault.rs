@@ -48,7 +48,7 @@ impl StoreFault {
     /// The first word of Redis's error.
     pub fn code(&self) -> Option<String> {
         let Self::Refused(error) = self else { return None };
-        said(error).map(|said| said.code().to_owned())
+        server_error(error).map(|said| said.code().to_owned())
     }
 
     /// The failure to count. `None` if the error is part of normal operation.
@@ -96,13 +96,13 @@ impl StoreFault {
     fn is_about_one_slot(&self) -> bool {
         let Self::Refused(error) = self else { return false };
         let is_so = |said: ServerError| said.details().is_some_and(|why| why.contains(UNSERVED));
-        said(error).is_some_and(is_so)
+        server_error(error).is_some_and(is_so)
     }
 
     /// The redirection in the answer of `asked`.
     pub fn redirection(&self, asked: &Host) -> Option<Redirection> {
         let Self::Refused(error) = self else { return None };
-        let error = said(error)?;
+        let error = server_error(error)?;
         let (_, host) = error.details()?.split_once(' ')?;
         let (name, port) = host.trim().rsplit_once(':')?;
         let name = if name.is_empty() { asked.name.as_str() } else { name };
@@ -125,7 +125,7 @@ impl fmt::Display for StoreFault {
             Self::Unready(why) => return f.write_str(why),
             Self::Refused(error) => error,
         };
-        let said = match said(error) {
+        let said = match server_error(error) {
             Some(said) => format!("{} {}", said.code(), said.details().unwrap_or_default()),
             None => error.to_string(),
         };
@@ -154,7 +154,7 @@ impl fmt::Display for StoreFault {
 }
 
 /// Redis's own error, if there is one: the first of a pipeline's errors.
-fn said(error: &RedisError) -> Option<ServerError> {
+fn server_error(error: &RedisError) -> Option<ServerError> {
     Some(error.clone().into_server_errors()?.first()?.1.clone())
 }
 

@@ -112,7 +112,7 @@ impl Link {
         let asked = Instant::now();
         let result = match timeout_at(until, question.query_async(&mut connection)).await {
             Ok(Ok(answer)) => {
-                self.answered(number);
+                self.record_answer(number);
                 return Ok(answer);
             }
             Ok(Err(error)) => StoreFault::Refused(error),
@@ -259,7 +259,7 @@ impl Link {
             while let Some(mut connection) = self.connection(number, std::mem::take(&mut is_due)) {
                 let asked = Instant::now();
                 match timeout(self.dialer.timeout(), self.probe(&mut connection)).await {
-                    Ok(Ok(())) => self.answered(number),
+                    Ok(Ok(())) => self.record_answer(number),
                     Ok(Err(fault)) => self.learn(number, asked, &fault),
                     Err(_) => self.learn(number, asked, &StoreFault::Silent),
                 }
@@ -301,11 +301,11 @@ impl Link {
         }
     }
 
-    fn answered(&self, number: u64) {
+    fn record_answer(&self, number: u64) {
         if let State::Up(line) = &mut *self.lock()
             && line.number == number
         {
-            line.breaker.answered(now());
+            line.breaker.record_answer(now());
         }
     }
 
@@ -316,7 +316,7 @@ impl Link {
         if fault.ends_connection() {
             self.give_up(number, &fault.to_string());
         } else if matches!(fault, StoreFault::Refused(_)) {
-            self.answered(number);
+            self.record_answer(number);
         } else if asked.elapsed() >= self.dialer.timeout() {
             // A caller with little time left proves nothing about the store.
             self.unanswered(number, asked);

@@ -41,7 +41,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 
 /// The number of commands `name` that the Redis received.
 fn count(fake: &Fake, name: &str) -> usize {
-    fake.asked().iter().filter(|asked| *asked == name).count()
+    fake.commands().iter().filter(|asked| *asked == name).count()
 }
 
 fn is_up(store: &Store) -> bool {
@@ -56,7 +56,7 @@ async fn empty_budget_sends_nothing_and_blames_no_store() {
     assert!(store.claim(Name::Binding("s"), "v", LONG, &mut Budget(Duration::ZERO)).await.is_err());
     assert!(is_up(&store));
     assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None);
-    assert!(!fake.asked().contains(&"SET".to_owned()), "{:?}", fake.asked());
+    assert!(!fake.commands().contains(&"SET".to_owned()), "{:?}", fake.commands());
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn budget_covers_all_operations_of_a_turn() {
     assert!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.is_err());
     assert!(store.ready(LONG).await);
     assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None);
-    assert!(!fake.asked().contains(&"SET".to_owned()), "{:?}", fake.asked());
+    assert!(!fake.commands().contains(&"SET".to_owned()), "{:?}", fake.commands());
 }
 
 #[tokio::test]

@@ -142,7 +142,7 @@ mod tests {
     async fn password_is_sent_only_on_request() {
         let frank = Fake::answering(|_, _| Some(NAMED)).await;
         named_by(&[&frank]).await.unwrap();
-        assert!(!frank.asked().contains(&"AUTH".to_owned()), "{:?}", frank.asked());
+        assert!(!frank.commands().contains(&"AUTH".to_owned()), "{:?}", frank.commands());
         let has_seen = std::sync::atomic::AtomicBool::new(false);
         let guarded = Fake::answering(move |_, command| match command {
             "AUTH" => {
@@ -154,7 +154,7 @@ mod tests {
         })
         .await;
         named_by(&[&guarded]).await.unwrap();
-        assert_eq!(guarded.asked(), ["SENTINEL", "AUTH", "SENTINEL"]);
+        assert_eq!(guarded.commands(), ["SENTINEL", "AUTH", "SENTINEL"]);
     }
 
     /// A primary that is cut off may live on and lose later writes. A minority of Sentinels ends no
@@ -189,7 +189,7 @@ mod tests {
         assert!(led.ready(LONG).await && kept.ready(LONG).await);
         assert_eq!((first.connections(), second.connections()), (2, 0));
         is_over.store(true, Ordering::Relaxed);
-        let asked = few[1].asked().len();
+        let asked = few[1].commands().len();
         let until = async |is_so: &dyn Fn() -> bool| {
             let began = Instant::now();
             while !is_so() {
@@ -198,17 +198,17 @@ mod tests {
             }
         };
         until(&|| second.connections() == 1).await;
-        until(&|| few[1].asked().len() > asked).await;
+        until(&|| few[1].commands().len() > asked).await;
         // After one more question the store has had the time to leave.
         assert!(led.ready(LONG).await);
-        let asked = few[1].asked().len();
-        until(&|| few[1].asked().len() > asked).await;
+        let asked = few[1].commands().len();
+        until(&|| few[1].commands().len() > asked).await;
         assert!(
             kept.ready(Duration::ZERO).await
                 && led.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok()
         );
         assert!(kept.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok());
-        let gets = |fake: &Fake| fake.asked().iter().filter(|asked| *asked == "GET").count();
+        let gets = |fake: &Fake| fake.commands().iter().filter(|asked| *asked == "GET").count();
         assert_eq!((gets(&first), gets(&second), second.connections()), (1, 1, 1));
     }
 }

@@ -133,7 +133,7 @@ impl fmt::Debug for Flow {
 }
 
 impl Flow {
-    fn exported(&self, result: &OTelSdkResult, traces: u64, now: Instant) {
+    fn count_export(&self, result: &OTelSdkResult, traces: u64, now: Instant) {
         self.is_full.store(false, Ordering::Relaxed);
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
@@ -168,7 +168,7 @@ impl<E: SpanExporter> SpanExporter for CountedExporter<E> {
         self.flow.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
         let traces = batch.iter().filter(|span| is_root(span)).count() as u64;
         let result = self.exporter.export(batch).await;
-        self.flow.exported(&result, traces, Instant::now());
+        self.flow.count_export(&result, traces, Instant::now());
         result
     }
 
@@ -309,13 +309,13 @@ mod tests {
             (failing.is_told, failing.lost)
         };
         let now = Instant::now();
-        flow.exported(&failed(), 5, now);
+        flow.count_export(&failed(), 5, now);
         assert_eq!(told(), (true, 0));
-        flow.exported(&failed(), 7, now + TOLD / 2);
+        flow.count_export(&failed(), 7, now + TOLD / 2);
         assert_eq!(told(), (true, 7), "kept for the next line");
-        flow.exported(&failed(), 1, now + TOLD);
+        flow.count_export(&failed(), 1, now + TOLD);
         assert_eq!(told(), (true, 0));
-        flow.exported(&Ok(()), 0, now + TOLD);
+        flow.count_export(&Ok(()), 0, now + TOLD);
         assert_eq!(told(), (false, 0));
         assert_eq!(stage.dropped(), 13);
     }

@@ -23,7 +23,7 @@ pub struct Sender(Vec<u8>);
 impl Sender {
     pub fn new(resource: &Resource) -> Self {
         let mut message = Message::default();
-        message.nested(1, |message| {
+        message.write_message(1, |message| {
             for (key, value) in resource {
                 message.attribute(1, key.as_str(), value);
             }
@@ -34,15 +34,15 @@ impl Sender {
     /// An `ExportTraceServiceRequest` with `spans`.
     pub fn request(&self, spans: &[SpanData]) -> Vec<u8> {
         let mut request = Message(Vec::with_capacity(self.0.len() + spans.len() * SPAN));
-        request.nested(1, |resource_spans| {
+        request.write_message(1, |resource_spans| {
             resource_spans.0.extend_from_slice(&self.0);
-            resource_spans.nested(2, |scope_spans| {
-                scope_spans.nested(1, |scope| {
+            resource_spans.write_message(2, |scope_spans| {
+                scope_spans.write_message(1, |scope| {
                     scope.text(1, "warmkey");
                     scope.text(2, env!("CARGO_PKG_VERSION"));
                 });
                 for span in spans {
-                    scope_spans.nested(2, |message| message.span(span));
+                    scope_spans.write_message(2, |message| message.span(span));
                 }
             });
         });
@@ -74,13 +74,13 @@ impl Message {
         self.attributes(9, &span.attributes);
         self.number(10, span.dropped_attributes_count.into());
         for event in &span.events.events {
-            self.nested(11, |message| {
+            self.write_message(11, |message| {
                 message.time(1, event.timestamp);
                 message.text(2, &event.name);
                 message.attributes(3, &event.attributes);
             });
         }
-        self.nested(15, |message| match &span.status {
+        self.write_message(15, |message| match &span.status {
             Status::Unset => {}
             Status::Ok => message.number(3, 1),
             Status::Error { description } => {
@@ -99,9 +99,9 @@ impl Message {
     }
 
     fn attribute(&mut self, field: u8, key: &str, value: &Value) {
-        self.nested(field, |message| {
+        self.write_message(field, |message| {
             message.text(1, key);
-            message.nested(2, |message| message.value(value));
+            message.write_message(2, |message| message.value(value));
         });
     }
 
@@ -112,14 +112,14 @@ impl Message {
             Value::I64(value) => self.varint(3, value.cast_unsigned()),
             Value::F64(value) => self.fixed(4, value.to_bits()),
             Value::String(value) => self.blob(1, value.as_str().as_bytes()),
-            Value::Array(array) => self.nested(5, |message| message.array(array)),
+            Value::Array(array) => self.write_message(5, |message| message.array(array)),
             // A later release of OpenTelemetry may have more types.
             other => self.blob(1, other.as_str().as_bytes()),
         }
     }
 
     fn array(&mut self, array: &Array) {
-        let mut each = |value: Value| self.nested(1, |message| message.value(&value));
+        let mut each = |value: Value| self.write_message(1, |message| message.value(&value));
         match array {
             Array::Bool(values) => values.iter().for_each(|value| each(Value::Bool(*value))),
             Array::I64(values) => values.iter().for_each(|value| each(Value::I64(*value))),
@@ -169,7 +169,7 @@ impl Message {
 
     /// A message within this one. Its length is known at its end: most are short, and leave room
     /// of one byte for it.
-    fn nested(&mut self, field: u8, write: impl FnOnce(&mut Self)) {
+    fn write_message(&mut self, field: u8, write: impl FnOnce(&mut Self)) {
         self.tag(field, 2);
         let at = self.0.len();
         self.0.push(0);

@@ -114,7 +114,7 @@ impl Account {
     /// Closes the account of a successful handshake, because each turn on its WebSocket gets its
     /// own account. Also returns whether the socket's key uses another cache than the session's
     /// first key.
-    pub fn opened(mut self) -> (Caller, bool) {
+    pub fn close_handshake(mut self) -> (Caller, bool) {
         self.is_void = true;
         let domain_moved = self.service.as_ref().is_some_and(|(service, _)| service.domain_moved);
         (std::mem::take(&mut self.caller), domain_moved)
@@ -132,7 +132,7 @@ impl Account {
     }
 
     /// Notes when a message on a WebSocket was read, and when it was permitted.
-    pub const fn admitted(&mut self, read: Instant, permitted: Instant) {
+    pub const fn note_permitted(&mut self, read: Instant, permitted: Instant) {
         self.timeline.identified = Some(read);
         self.timeline.authenticated = Some(permitted);
     }
@@ -205,17 +205,17 @@ impl Account {
     }
 
     /// Notes the outcome of the attempt that began last.
-    pub fn attempted(&mut self, outcome: &Outcome) {
-        self.timeline.sent(outcome);
+    pub fn note_outcome(&mut self, outcome: &Outcome) {
+        self.timeline.end_attempt(outcome);
     }
 
     /// Notes why the outcome of the last attempt is not simply the turn's.
-    pub fn leaves(&mut self, reason: Option<Reason>) {
-        self.timeline.leaves(reason);
+    pub fn note_leave_reason(&mut self, reason: Option<Reason>) {
+        self.timeline.note_leave_reason(reason);
     }
 
     /// Notes that the turn waits in place.
-    pub fn waits(&mut self, key: &Arc<Key>, pause: Duration) {
+    pub fn note_wait(&mut self, key: &Arc<Key>, pause: Duration) {
         let (key, began) = (Arc::clone(key), Instant::now());
         self.timeline.waits.push(Waited { key, began, pause });
     }

@@ -35,7 +35,7 @@ impl Corroboration {
 
     /// Reports that the client of `demand` met a 401 that no probe has decided. Returns whether
     /// another client has met the same.
-    pub fn doubts(&self, key: &Key, doubted: Scope, demand: &Demand<'_>) -> bool {
+    pub fn report_doubt(&self, key: &Key, doubted: Scope, demand: &Demand<'_>) -> bool {
         self.is_second(Subject::of(key, doubted), &demand.client.id, Instant::now())
     }
 

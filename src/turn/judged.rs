@@ -142,7 +142,7 @@ async fn play(
         let met = if *by_websocket { Met::Handshake } else { Met::Turn };
         let script = Script {
             answers: RefCell::new(answers.iter().cloned().collect()),
-            case: (met, demand.asked()),
+            case: (met, demand.model_use()),
             judged: RefCell::default(),
         };
         let books = Arc::clone(&gateway.books);
@@ -159,8 +159,10 @@ async fn play(
         // However the turn ends.
         let _ = attempts.run(Ok(None), tokio::time::Instant::now()).await;
         for (key, judgement) in script.judged.into_inner() {
-            assert!(judgement.is_shared() || subject(&key, judgement, demand.asked()).is_none());
-            named.extend(subject(&key, judgement, demand.asked()));
+            assert!(
+                judgement.is_shared() || subject(&key, judgement, demand.model_use()).is_none()
+            );
+            named.extend(subject(&key, judgement, demand.model_use()));
             // Two keys without a project share what both met.
             named.extend(Subject::shared_model(&key, "m").filter(|_| judgement.is_shared()));
         }
@@ -198,7 +200,7 @@ proptest! {
                 for model in ["m", "n"] {
                     let demand = Demand { model, ..Demand::of(&bob) };
                     for key in gateway.registry.loaded().table.keys() {
-                        prop_assert!(gateway.registry.is_ready(key, demand.asked()), "{turns:?}");
+                        prop_assert!(gateway.registry.is_ready(key, demand.model_use()), "{turns:?}");
                     }
                 }
             }

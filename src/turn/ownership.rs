@@ -75,7 +75,13 @@ impl Entry {
     }
 
     /// Records `owner` for the response that `client` knows as `id`.
-    pub async fn own(&self, client: &ClientId, id: &str, owner: Owner, budget: &mut Budget) {
+    pub async fn record_owner(
+        &self,
+        client: &ClientId,
+        id: &str,
+        owner: Owner,
+        budget: &mut Budget,
+    ) {
         self.owners.keep(&self.identifier.response(client, id), owner, budget).await;
     }
 }

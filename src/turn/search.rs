@@ -15,7 +15,7 @@ use crate::health::diagnose::Ailment;
 use crate::metrics::Reason;
 use crate::outcome::Answer;
 use crate::turn::doubt::Settled;
-use crate::turn::verdict::{Verdict, forbidden, undecided};
+use crate::turn::verdict::{Verdict, as_403, undecided};
 use crate::turn::{Ask, Attempts};
 
 impl<A: Ask> Attempts<'_, A> {
@@ -39,7 +39,7 @@ impl<A: Ask> Attempts<'_, A> {
             let began = Instant::now();
             match self.attempt(&next, true).await {
                 Verdict::Deliver(answer) if answer.status.is_success() => {
-                    let placing = self.demand.after(&self.tried, self.within);
+                    let placing = self.demand.with_tried(&self.tried, self.within);
                     let found = gateway.bindings.correct(placing, next, self.budget).await;
                     return Ok(self.deliver(found, answer, began).await);
                 }
@@ -53,7 +53,7 @@ impl<A: Ask> Attempts<'_, A> {
                     let case = (self.demand, &mut self.tried);
                     match gateway.settle(&next.key, scope, case).await {
                         Some(Settled::Accepted) => {
-                            other = other.or(Some((next.clone(), forbidden(answer))));
+                            other = other.or(Some((next.clone(), as_403(answer))));
                         }
                         Some(Settled::Refused(_)) => continue,
                         Some(Settled::Undecided | Settled::Suspected) => {
@@ -62,7 +62,7 @@ impl<A: Ask> Attempts<'_, A> {
                         None => {}
                     }
                 }
-                Verdict::Deferred(wait) => later = later.or(Some(Err(limited(wait)))),
+                Verdict::Deferred(wait) => later = later.or(Some(Err(busy_error(wait)))),
                 Verdict::Again(Ok(answer)) => later = later.or(Some(Ok((next.clone(), answer)))),
                 // The organization has not seen the turn.
                 Verdict::GiveUp(error, Reason::Unreachable | Reason::Overloaded) => {
@@ -73,8 +73,8 @@ impl<A: Ask> Attempts<'_, A> {
                     return Err(error);
                 }
                 Verdict::Limited(wait) => {
-                    gateway.registry.limit(&next.key, self.demand.asked(), wait);
-                    later = later.or(Some(Err(limited(wait))));
+                    gateway.registry.limit(&next.key, self.demand.model_use(), wait);
+                    later = later.or(Some(Err(busy_error(wait))));
                 }
                 // A busy organization has not looked at the history.
                 Verdict::TooSteep(answer) => later = later.or(Some(Ok((next.clone(), answer)))),
@@ -105,6 +105,6 @@ impl<A: Ask> Attempts<'_, A> {
     }
 }
 
-fn limited(wait: Duration) -> Error {
+fn busy_error(wait: Duration) -> Error {
     Error::limited("Every upstream key that may serve this session is cooling.", wait)
 }

@@ -299,7 +299,7 @@ impl Ask for Doubtful {
 async fn undecided_doubt_of_an_only_client_counts_at_once() {
     let mut gateway = gateway(&[("a", "o", "p"), ("b", "o", "q")]);
     gateway.failover.doubts = doubt::Doubts::that_stay();
-    let clients = Clients::new(&[]).unwrap().opened(true);
+    let clients = Clients::new(&[]).unwrap().with_open(true);
     gateway.entry.clients = Arc::new(Current::new(Arc::new(clients)));
     let client = Client::unrestricted("open");
     let (turn, _, mut budget) = bound(&gateway, &client).await;

@@ -168,7 +168,7 @@ pub fn decide(outcome: Outcome, case: Case<'_>, resends: bool, now: SystemTime) 
 fn of_request(concern: Concern, answer: Answer) -> Verdict {
     match concern {
         Concern::Passed => Verdict::Deliver(answer),
-        Concern::Forbidden => Verdict::Deliver(forbidden(answer)),
+        Concern::Forbidden => Verdict::Deliver(as_403(answer)),
         Concern::Busy(wait) => Verdict::Deliver(passing(answer, limit::wait_or_usual(wait))),
         Concern::TooSteep(wait) => Verdict::TooSteep(passing(answer, limit::wait_or_usual(wait))),
         Concern::Foreign => Verdict::Foreign(answer),
@@ -178,7 +178,7 @@ fn of_request(concern: Concern, answer: Answer) -> Verdict {
 
 /// A 401 that is not about the key. The client receives it as a 403: it would take a 401 for the
 /// refusal of its own token.
-pub fn forbidden(answer: Answer) -> Answer {
+pub fn as_403(answer: Answer) -> Answer {
     Answer { status: StatusCode::FORBIDDEN, ..answer }
 }
 

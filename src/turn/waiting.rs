@@ -42,7 +42,7 @@ impl<A: Ask> Attempts<'_, A> {
     /// turns wait, another key serves.
     pub(super) async fn wait(&mut self, mut binding: Binding) -> Result<Binding, Error> {
         let gateway = self.gateway;
-        let asked = self.demand.asked();
+        let asked = self.demand.model_use();
         while let Fitness::Limited(wait) = gateway.registry.fitness(&binding.key, asked) {
             let permit = match gateway.bindings.is_relieved(self.placing(), &binding) {
                 // Another turn has waited in vain: a free sibling serves at once.
@@ -54,7 +54,7 @@ impl<A: Ask> Attempts<'_, A> {
                 let pause = jittered(wait, chance()).min(self.tried.wait_left);
                 self.waited_for = Some(binding.key.tag);
                 self.tried.wait_left = self.tried.wait_left.saturating_sub(pause);
-                self.account.waits(&binding.key, pause);
+                self.account.note_wait(&binding.key, pause);
                 sleep(pause).await;
                 continue;
             }
@@ -66,13 +66,13 @@ impl<A: Ask> Attempts<'_, A> {
 
     /// Handles a rate limit of the key's project for the model: the turn waits, or another key
     /// serves.
-    pub(super) async fn limited(
+    pub(super) async fn handle_limit(
         &mut self,
         binding: &Binding,
         stated: Duration,
     ) -> Result<Binding, Error> {
         let wait = stated.max(back_off(self.limits));
-        let asked = self.demand.asked();
+        let asked = self.demand.model_use();
         self.gateway.registry.limit(&binding.key, asked, wait);
         if self.waited_for == Some(binding.key.tag) {
             self.gateway.registry.strain(&binding.key, asked);
@@ -91,7 +91,7 @@ impl<A: Ask> Attempts<'_, A> {
 
     /// Handles an upstream that limits handshakes, which says nothing about its turns: this turn
     /// waits once, or another key serves it. Nothing is remembered.
-    pub(super) async fn deferred(
+    pub(super) async fn handle_deferral(
         &mut self,
         binding: Binding,
         stated: Duration,
@@ -119,7 +119,7 @@ impl<A: Ask> Attempts<'_, A> {
     /// once.
     pub(super) fn stop_waiting(&mut self, binding: &Binding) {
         let spent = Tried { wait_left: Duration::ZERO, ..self.tried.clone() };
-        let placing = self.demand.after(&spent, self.within);
+        let placing = self.demand.with_tried(&spent, self.within);
         if self.limits > 1 && self.gateway.bindings.has_sibling(placing, binding) {
             self.tried = spent;
         }

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::chat::cache_key::derived;
+use crate::chat::cache_key::derive_key;
 use crate::client::Client;
 use crate::key::Key;
 use crate::key::host::Credential;
@@ -133,7 +133,7 @@ pub fn outgoing(client: &HeaderMap, foreign_state: bool) -> HeaderMap {
 /// Names `session` in the header by which an upstream knows sessions, unless the client did.
 pub fn name_session(sent: &mut HeaderMap, name: &HeaderName, session: &SessionId) {
     if !sent.contains_key(name)
-        && let Ok(value) = HeaderValue::try_from(derived(session))
+        && let Ok(value) = HeaderValue::try_from(derive_key(session))
     {
         sent.insert(name.clone(), value);
     }

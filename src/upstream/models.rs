@@ -60,7 +60,7 @@ impl ModelLists {
     /// The list of `key`'s project, or the last good one while the upstream is away. Of several
     /// callers at once, one asks.
     pub async fn of(&self, key: &Key, query: &str) -> Option<Arc<Listed>> {
-        let known = self.known((key.project_tag, query.to_owned()));
+        let known = self.entry((key.project_tag, query.to_owned()));
         let mut known = known.lock().await;
         if !known.is_recent() {
             let wait = if known.last_good.is_some() { SHORT } else { LONG };
@@ -73,7 +73,7 @@ impl ModelLists {
         known.last_good.clone()
     }
 
-    fn known(&self, name: Name) -> Arc<Mutex<Known>> {
+    fn entry(&self, name: Name) -> Arc<Mutex<Known>> {
         // A panic leaves no change half made, so a poisoned lock is fit for use.
         let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lists.len() >= MOST_LISTS && !lists.contains_key(&name) {
@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(found.expect("a list").list.entries[0].0, "m");
         // The upstream is gone, and is not asked while the list is new.
         assert!(lists.of(&key, "").await.is_some() && lists.of(&key, "x").await.is_none());
-        let known = lists.known((key.project_tag, String::new()));
+        let known = lists.entry((key.project_tag, String::new()));
         let old = Instant::now().checked_sub(FRESH).expect("the clock runs for a minute");
         known.lock().await.asked = Some((old, true));
         assert!(lists.of(&key, "").await.is_some(), "the last good one");

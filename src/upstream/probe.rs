@@ -143,14 +143,14 @@ impl Prober {
                 Some((status, None))
                     if !status.is_server_error() && status != StatusCode::NOT_FOUND =>
                 {
-                    self.registry.recovered(subject, &key.id)
+                    self.registry.end_illness(subject, &key.id)
                 }
                 Some(_) | None => {}
             };
         }
         if is_organization {
             // Each key was refused for itself.
-            self.registry.recovered(subject, "");
+            self.registry.end_illness(subject, "");
         }
     }
 }

@@ -90,7 +90,7 @@ impl<'t> Request<'t> {
     }
 
     /// With the facts that another Warmkey learns about the turn.
-    pub fn told(self, hop: Option<Hop<'t>>) -> Self {
+    pub fn with_hop(self, hop: Option<Hop<'t>>) -> Self {
         Self { hop, ..self }
     }
 
@@ -145,7 +145,7 @@ impl<'t> Request<'t> {
             }
             Content::Chat(chat) => {
                 endpoint = Endpoint::CreateResponse;
-                body = Some(self.translated(key, chat, &mut headers)?);
+                body = Some(self.translate_body(key, chat, &mut headers)?);
             }
             Content::WebSocket(nonce) => headers = upgrading(headers, nonce),
             Content::Nothing => {}
@@ -160,7 +160,7 @@ impl<'t> Request<'t> {
 
     /// The client's body, with the upstream's own name of its model.
     fn plain(&self, key: &Key, own: &Bytes, headers: &mut HeaderMap) -> Bytes {
-        let body = match self.renamed(key, self.asked.decoded.unwrap_or(own)) {
+        let body = match self.rename_model(key, self.asked.decoded.unwrap_or(own)) {
             Some(renamed) => {
                 changed(headers);
                 renamed
@@ -179,7 +179,7 @@ impl<'t> Request<'t> {
     fn native(&self, key: &Key, chat: &ChatBody, headers: &mut HeaderMap) -> Bytes {
         let native = chat.native(key.upstream.derives_cache_key);
         let text = if chat.is_encoded() { chat.text() } else { native };
-        match self.renamed(key, text) {
+        match self.rename_model(key, text) {
             Some(renamed) => {
                 changed(headers);
                 renamed
@@ -195,7 +195,7 @@ impl<'t> Request<'t> {
 
     /// A chat body for an upstream that speaks only Responses. The translation is plain text, and
     /// its answer has to be read.
-    fn translated(
+    fn translate_body(
         &self,
         key: &Key,
         chat: &ChatBody,
@@ -204,11 +204,11 @@ impl<'t> Request<'t> {
         changed(headers);
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let body = &chat.translated(key.upstream.derives_cache_key)?.body;
-        Ok(self.renamed(key, body).unwrap_or_else(|| body.clone()))
+        Ok(self.rename_model(key, body).unwrap_or_else(|| body.clone()))
     }
 
     /// `text` with the upstream's own name of the model, where an operator has mapped it.
-    fn renamed(&self, key: &Key, text: &[u8]) -> Option<Bytes> {
+    fn rename_model(&self, key: &Key, text: &[u8]) -> Option<Bytes> {
         let name = key.upstream.host.name_of(self.asked.model)?;
         with_model(text, name).map(Bytes::from)
     }

@@ -168,7 +168,7 @@ fn next(record: &Record, last: &Stored, ended: u64) -> Option<Promise> {
         (TurnKind::Prewarm, Stored::Own(_)) => None,
         // The next turn has another history, of unknown length.
         (TurnKind::Compaction, _) => Some(Promise { tokens: 0, mark: None, ..promise }),
-        (_, Stored::Own(last)) if !is_cold => Some(promise.after(last, is_continued)),
+        (_, Stored::Own(last)) if !is_cold => Some(promise.follow(last, is_continued)),
         _ => Some(promise),
     }
 }

@@ -52,7 +52,7 @@ impl Promise {
             model: Tag::of("model", model.as_bytes()),
             at,
             since: at,
-            tokens: kept(model, usage),
+            tokens: count_kept_tokens(model, usage),
             tools: imprint.tools,
             settings: imprint.settings,
             cache_key: imprint.cache_key,
@@ -62,7 +62,7 @@ impl Promise {
     }
 
     /// This promise after one that it goes on from, without a cold turn between them.
-    pub fn after(self, last: &Self, is_continued: bool) -> Self {
+    pub fn follow(self, last: &Self, is_continued: bool) -> Self {
         Self {
             since: last.since.min(self.at),
             // The new input stands behind the one that the mark was taken of.
@@ -123,7 +123,7 @@ pub fn domain(key: &Key) -> Tag {
 }
 
 /// The tokens that a turn leaves in the cache.
-fn kept(model: &str, usage: &Usage) -> u64 {
+fn count_kept_tokens(model: &str, usage: &Usage) -> u64 {
     if usage.is_diagnosed || usage.written > 0 {
         // The upstream counts what it writes: nothing else is kept.
         return usage.cached.saturating_add(usage.written).min(usage.input);
@@ -263,18 +263,18 @@ mod tests {
             ("gpt-6-sol", usage(9_000, 0, 0, true), 0),
             ("gpt-6-sol", usage(9_000, u64::MAX, 1, true), 9_000),
         ] {
-            assert_eq!(kept(model, &usage), expected, "{model} {usage:?}");
+            assert_eq!(count_kept_tokens(model, &usage), expected, "{model} {usage:?}");
         }
     }
 
     #[test]
     fn promise_goes_on_from_the_last_one() {
         let later = Promise { at: 1_796_126_500, since: 1_796_126_500, mark: None, ..promise() };
-        let next = later.clone().after(&promise(), true);
+        let next = later.clone().follow(&promise(), true);
         assert_eq!((next.since, next.mark), (promise().since, promise().mark));
-        assert_eq!(later.clone().after(&promise(), false).mark, None);
+        assert_eq!(later.clone().follow(&promise(), false).mark, None);
         let short = Promise { is_long: false, ..later };
-        assert!(short.clone().after(&promise(), false).is_long, "its beginning lives on");
-        assert!(!short.after(&Promise { is_long: false, ..promise() }, false).is_long);
+        assert!(short.clone().follow(&promise(), false).is_long, "its beginning lives on");
+        assert!(!short.follow(&Promise { is_long: false, ..promise() }, false).is_long);
     }
 }

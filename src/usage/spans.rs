@@ -162,7 +162,7 @@ impl Draft<'_> {
         if let Some(port) = port {
             attributes.push(KeyValue::new(name::SERVER_PORT, i64::from(port)));
         }
-        self.asked(model, &mut attributes);
+        self.add_request(model, &mut attributes);
         if let Some(status) = sending.status {
             attributes.push(KeyValue::new(name::STATUS_CODE, i64::from(status.as_u16())));
         }
@@ -204,7 +204,7 @@ impl Draft<'_> {
         }
     }
 
-    fn asked(&self, model: &str, attributes: &mut Vec<KeyValue>) {
+    fn add_request(&self, model: &str, attributes: &mut Vec<KeyValue>) {
         if !model.is_empty() {
             attributes.push(KeyValue::new(name::REQUEST_MODEL, model.to_owned()));
         }
@@ -282,7 +282,7 @@ impl Draft<'_> {
         let told = [(name::BINDING, binding), (name::COLD_REASON, cold)];
         let told = told.into_iter().filter_map(|(name, value)| Some(KeyValue::new(name, value?)));
         attributes.extend(told);
-        self.asked(cut(&record.model), &mut attributes);
+        self.add_request(cut(&record.model), &mut attributes);
         self.usage(&mut attributes);
         if let Some(status) = record.status {
             attributes.push(KeyValue::new(name::STATUS_CODE, i64::from(status.as_u16())));

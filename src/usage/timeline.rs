@@ -88,7 +88,7 @@ impl Timeline {
     }
 
     /// The attempt that began last has this outcome.
-    pub fn sent(&mut self, outcome: &Outcome) {
+    pub fn end_attempt(&mut self, outcome: &Outcome) {
         if let Some(sending) = self.last() {
             sending.ended = Some(Instant::now());
             sending.status = outcome.answer().map(|answer| answer.status);
@@ -106,7 +106,7 @@ impl Timeline {
     }
 
     /// The outcome of the last attempt is not simply the turn's.
-    pub fn leaves(&mut self, reason: Option<Reason>) {
+    pub fn note_leave_reason(&mut self, reason: Option<Reason>) {
         if let Some(sending) = self.last() {
             sending.reason = reason;
         }

@@ -9,7 +9,7 @@ use crate::wire::scan::{NotJson, Scanner};
 pub fn with_status(frame: &str, status: u16) -> Option<String> {
     let [status_raw, code_raw] = fields(frame.as_bytes(), ["status", "status_code"]).ok()?;
     let mut places: Vec<_> =
-        [status_raw, code_raw].into_iter().flatten().map(|raw| place(frame, raw)).collect();
+        [status_raw, code_raw].into_iter().flatten().map(|raw| range_of(frame, raw)).collect();
     places.sort_unstable();
     let mut edited = frame.to_owned();
     for (start, end) in places.iter().rev() {
@@ -26,20 +26,20 @@ pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
     let mut edited = frame.to_owned();
     match headers {
         Some(raw) if raw.starts_with(b"{") => {
-            let there = waits(raw).ok()?;
+            let there = find_waits(raw).ok()?;
             for value in there.iter().rev() {
-                let (start, end) = place(frame, value);
+                let (start, end) = range_of(frame, value);
                 edited.replace_range(start..end, &format!(r#""{seconds}""#));
             }
             if !there.is_empty() {
                 return Some(edited);
             }
-            let (start, _) = place(frame, raw);
+            let (start, _) = range_of(frame, raw);
             let is_empty = raw[1..raw.len() - 1].trim_ascii().is_empty();
             edited.insert_str(start + 1, &format!("{told}{}", if is_empty { "" } else { "," }));
         }
         Some(raw) => {
-            let (start, end) = place(frame, raw);
+            let (start, end) = range_of(frame, raw);
             edited.replace_range(start..end, &format!("{{{told}}}"));
         }
         None => {
@@ -53,7 +53,7 @@ pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
 }
 
 /// The values of each `retry-after` among `headers`, an object, in their order.
-fn waits(headers: &[u8]) -> Result<Vec<&[u8]>, NotJson> {
+fn find_waits(headers: &[u8]) -> Result<Vec<&[u8]>, NotJson> {
     let (mut scanner, mut found) = (Scanner::new(headers), Vec::new());
     if !scanner.take(b'{') || scanner.take(b'}') {
         return Ok(found);
@@ -72,7 +72,7 @@ fn waits(headers: &[u8]) -> Result<Vec<&[u8]>, NotJson> {
 }
 
 /// Where `part`, a slice of `whole`, begins and ends.
-fn place(whole: &str, part: &[u8]) -> (usize, usize) {
+fn range_of(whole: &str, part: &[u8]) -> (usize, usize) {
     let start = part.as_ptr().addr() - whole.as_ptr().addr();
     (start, start + part.len())
 }

@@ -105,7 +105,7 @@ impl Peek {
             parallel,
             tier,
         ];
-        let (found, references) = look(body, names)?;
+        let (found, references) = find_fields(body, names)?;
         let [model, key, metadata, conversation, previous, store, options, tools, input, ..] =
             found;
         let [.., messages, effort, verbosity, format, functions, _, _, _, _, _] = found;
@@ -123,7 +123,7 @@ impl Peek {
             prompt_cache_key: Field::of(key),
             names_cache_key: key.is_some(),
             session_id: inner(metadata, "session_id").unwrap_or_default(),
-            conversation: identified(conversation),
+            conversation: read_id(conversation),
             previous_response_id: Field::of(previous),
             is_unstored: store == Some(b"false"),
             is_warm_up: asks_for_warm_cache(options),
@@ -140,7 +140,7 @@ pub fn asks_for_warm_cache(options: Option<&[u8]>) -> bool {
 }
 
 /// A field that is either an id or an object with an `id`.
-pub fn identified(raw: Option<&[u8]>) -> Field {
+pub fn read_id(raw: Option<&[u8]>) -> Field {
     inner(raw, "id").unwrap_or_else(|| Field::of(raw))
 }
 
@@ -192,11 +192,11 @@ pub fn fields<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
 ) -> Result<Fields<'b, N>, NotJson> {
-    look(body, names).map(|(found, _)| found)
+    find_fields(body, names).map(|(found, _)| found)
 }
 
 /// The raw top-level fields `names` of `body`, and the body's references.
-pub fn look<'b, const N: usize>(
+pub fn find_fields<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
 ) -> Result<(Fields<'b, N>, References), NotJson> {

@@ -25,7 +25,7 @@ impl References {
     /// Records a field. `name` has its quotes, `value` is the text from the value on. `is_first` is
     /// true for the first field of its object.
     #[inline]
-    pub fn look(&mut self, name: &[u8], value: &[u8], is_first: bool) {
+    pub fn record_field(&mut self, name: &[u8], value: &[u8], is_first: bool) {
         match name {
             br#""type""# if may_say(value, |text| text == b"item_reference") => self.find_own(),
             // The type is optional: an item with only an id is a reference.
@@ -40,7 +40,7 @@ impl References {
             name if name.len() >= SHORTEST_ESCAPED && name.contains(&b'\\') => {
                 let plain = unescaped(name);
                 if !plain.contains(&b'\\') {
-                    self.look(&[b"\"", &plain[..], b"\""].concat(), value, is_first);
+                    self.record_field(&[b"\"", &plain[..], b"\""].concat(), value, is_first);
                 }
             }
             _ => {}

@@ -160,7 +160,7 @@ impl<'t> Scanner<'t> {
         let name = self.string()?;
         self.expect(b':')?;
         self.peek();
-        self.references.look(name, &self.text[self.at..], is_first);
+        self.references.record_field(name, &self.text[self.at..], is_first);
         Ok(())
     }
 

@@ -44,8 +44,10 @@ impl Places {
     }
 
     fn plain_shortage(&self, placing: Placing<'_>, allowed: &[&Arc<Key>]) -> Error {
-        let fitness: Vec<_> =
-            allowed.iter().map(|key| self.registry.fitness(key, placing.demand.asked())).collect();
+        let fitness: Vec<_> = allowed
+            .iter()
+            .map(|key| self.registry.fitness(key, placing.demand.model_use()))
+            .collect();
         let is_out = |fitness: &Fitness| {
             matches!(fitness, Fitness::Dead(Why::ExhaustedOrganization | Why::ExhaustedProject))
         };

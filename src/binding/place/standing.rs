@@ -82,7 +82,7 @@ impl Places {
         match self.key_of(record) {
             None => Reason::NotLoaded,
             Some(key) if !is_allowed(placing, &key) => Reason::NotAllowed,
-            Some(key) => match self.registry.fitness(&key, placing.demand.asked()) {
+            Some(key) => match self.registry.fitness(&key, placing.demand.model_use()) {
                 Fitness::Bypassed(why) | Fitness::Dead(why) => why.into(),
                 Fitness::Limited(_) => Reason::Limited,
                 Fitness::Ready => Reason::Failed,
@@ -97,7 +97,7 @@ impl Places {
         key: Arc<Key>,
         tries: impl FnOnce(&Key) -> bool,
     ) -> Standing {
-        match self.registry.fitness(&key, placing.demand.asked()) {
+        match self.registry.fitness(&key, placing.demand.model_use()) {
             // The binding stays, and siblings of the same cache serve until the key is well.
             Fitness::Ready | Fitness::Limited(_) if self.is_relieved(placing, &key) => {
                 Standing::Bypassed(Reason::Limited)

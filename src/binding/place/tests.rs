@@ -70,17 +70,17 @@ fn play(registry: &Registry, cases: &[Case], failed: &mut Vec<Tag>) {
             }
             Case::Denied(number) => registry.deny(key(number), "m"),
             Case::Disabled(number) => drop(registry.conditions.note(
-                Subject::named(key(number)),
+                Subject::of_key_id(key(number)),
                 Condition::Disabled,
                 None,
             )),
             Case::Drained(number) => drop(registry.conditions.note(
-                Subject::named(key(number)),
+                Subject::of_key_id(key(number)),
                 Condition::Drained,
                 None,
             )),
             Case::Enabled(number) => drop(registry.conditions.note(
-                Subject::named(key(number)),
+                Subject::of_key_id(key(number)),
                 Condition::Enabled,
                 None,
             )),
@@ -143,7 +143,7 @@ async fn new_session_finds_headroom_in_its_organization_and_another_one_while_th
     registry.loads.replace_others(&[]);
     registry.condemn(&keys[5], Ailment::Rejected(Scope::Key));
     assert_eq!(count(&begin(), "c-1"), 0);
-    registry.recovered(Subject::of(&keys[5], Scope::Key), "c-1");
+    registry.end_illness(Subject::of(&keys[5], Scope::Key), "c-1");
     let mut shares = Vec::new();
     for _ in 0..3 {
         shares.push(count(&begin(), "c-1"));
@@ -165,7 +165,7 @@ async fn new_sessions_avoid_at_most_three_in_ten_keys() {
     let keys = registry.loaded().table.keys().to_vec();
     let recover = |number: usize| {
         registry.condemn(&keys[number], Ailment::Rejected(Scope::Key));
-        registry.recovered(Subject::of(&keys[number], Scope::Key), "it");
+        registry.end_illness(Subject::of(&keys[number], Scope::Key), "it");
     };
     let on = |id: &str| {
         let sessions = (0..200).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());

@@ -49,13 +49,13 @@ impl Items<'_> {
         match role.as_deref() {
             Some(role @ ("system" | "developer")) => {
                 message.only(&[&["role", "content"]])?;
-                self.said(role, message, Side::System)
+                self.write_message(role, message, Side::System)
             }
             Some("user") => {
                 message.only(&[&["role", "content"]])?;
-                self.said("user", message, Side::User)
+                self.write_message("user", message, Side::User)
             }
-            Some("assistant") => self.answered(message),
+            Some("assistant") => self.write_answer(message),
             Some("tool") => self.returned(message),
             Some(_) => Err(unsupported(&message.at("role"))),
             None => Err(invalid(&message.at("role"), "is missing")),
@@ -72,7 +72,7 @@ impl Items<'_> {
     }
 
     /// Writes the message of a user or of the system.
-    fn said(&mut self, role: &str, message: &Fields<'_>, side: Side) -> Result<(), Error> {
+    fn write_message(&mut self, role: &str, message: &Fields<'_>, side: Side) -> Result<(), Error> {
         message.needed("content")?;
         let mut item = self.item("message");
         item.plain("role", role);
@@ -82,7 +82,7 @@ impl Items<'_> {
     }
 
     /// Writes an assistant's message: its text, then its calls.
-    fn answered(&mut self, message: &Fields<'_>) -> Result<(), Error> {
+    fn write_answer(&mut self, message: &Fields<'_>) -> Result<(), Error> {
         // Clients send answers back as they came; annotations are only of answers.
         const OF_AN_ANSWER: [&str; 2] = ["annotations", PARSED];
         message.only(&[&["role", "content", "refusal", "tool_calls"], &OF_AN_ANSWER])?;

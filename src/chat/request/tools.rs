@@ -64,7 +64,7 @@ pub fn choice(out: &mut Vec<u8>, raw: &[u8], place: String) -> Result<(), Error>
     }
     let fields = Fields::of(raw, place)?;
     if fields.word("type")?.as_deref() != Some("allowed_tools") {
-        return named(out, &fields);
+        return write_named_tool(out, &fields);
     }
     fields.only(&[&["type", "allowed_tools"]])?;
     let allowed = fields.inner("allowed_tools")?;
@@ -72,14 +72,14 @@ pub fn choice(out: &mut Vec<u8>, raw: &[u8], place: String) -> Result<(), Error>
     let mut object = Object::open(out);
     object.plain("type", "allowed_tools").raw("mode", allowed.needed("mode")?);
     list(object.begin("tools"), allowed.elements("tools")?, |out, (place, raw)| {
-        named(out, &Fields::of(raw, place)?)
+        write_named_tool(out, &Fields::of(raw, place)?)
     })?;
     object.close();
     Ok(())
 }
 
 /// Writes a tool by its name.
-fn named(out: &mut Vec<u8>, fields: &Fields<'_>) -> Result<(), Error> {
+fn write_named_tool(out: &mut Vec<u8>, fields: &Fields<'_>) -> Result<(), Error> {
     let kind = kind(fields)?;
     fields.only(&[&["type", kind]])?;
     let inner = fields.inner(kind)?;

@@ -20,7 +20,7 @@ fn known(key: &Key, cases: &[(Scope, Condition)]) -> Conditions {
     let conditions = Conditions::default();
     for (scope, condition) in cases {
         let subject = match (scope, condition.class()) {
-            (Scope::Key, Class::Operator) => Subject::named(key),
+            (Scope::Key, Class::Operator) => Subject::of_key_id(key),
             _ => Subject::of(key, *scope),
         };
         conditions.note(subject, *condition, condition.life());
@@ -135,11 +135,11 @@ async fn condition_that_holds_as_long_anyway_is_not_reported_again() {
     let conditions = known(&key, &[(Scope::Key, Condition::Disabled)]);
     mark_received(&conditions);
     assert!(
-        !conditions.note(Subject::named(&key), Condition::Disabled, None)
+        !conditions.note(Subject::of_key_id(&key), Condition::Disabled, None)
             && unreported(&conditions).is_empty()
     );
     assert!(
-        conditions.note(Subject::named(&key), Condition::Drained, None),
+        conditions.note(Subject::of_key_id(&key), Condition::Drained, None),
         "another command is new"
     );
     assert_eq!(unreported(&conditions), ["drained=-1"]);
@@ -244,7 +244,7 @@ async fn ticket_is_for_one_turn_and_for_exhausted_keys() {
         assert!(conditions.take_ticket(&key));
         assert!(!conditions.take_ticket(&key) && !conditions.has_ticket(&key), "{scope:?}");
         conditions.grant(Subject::of(&key, scope));
-        conditions.note(Subject::named(&key), Condition::Disabled, None);
+        conditions.note(Subject::of_key_id(&key), Condition::Disabled, None);
         assert!(
             !conditions.has_ticket(&key) && !conditions.take_ticket(&key),
             "the operator keeps turns away"

@@ -104,7 +104,7 @@ async fn most_keys_refused_at_once_are_an_incident() {
     assert_eq!(registry.fitness(&keys[0], ""), Fitness::Dead(Why::Rejected));
     registry.observe(&keys[1], REJECTED);
     assert_eq!(registry.fitness(&keys[0], ""), Fitness::Bypassed(Why::Incident));
-    registry.recovered(Subject::of(&keys[1], Scope::Key), "b");
+    registry.end_illness(Subject::of(&keys[1], Scope::Key), "b");
     assert_eq!(registry.fitness(&keys[0], ""), Fitness::Dead(Why::Rejected));
     tokio::time::advance(Duration::from_secs(11)).await;
     registry.condemn(&keys[1], REJECTED);
@@ -172,7 +172,7 @@ async fn refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_believe
         "a suspicion takes nothing back"
     );
     // A probe accepted the key: another refusal is a suspicion, however soon it comes.
-    registry.recovered(Subject::of(&a, Scope::Key), "a");
+    registry.end_illness(Subject::of(&a, Scope::Key), "a");
     assert_eq!(registry.state(&a), KeyState::Probing);
     registry.observe(&a, REJECTED);
     assert_eq!(registry.fitness(&a, ""), Fitness::Bypassed(Why::Suspected));
@@ -224,7 +224,7 @@ async fn suspicion_is_waited_for_a_moment_and_not_longer() {
     let a = key(&registry, "a");
     let waited = async |registry: &Registry| {
         let began = Instant::now();
-        registry.settled(&a).await;
+        registry.wait_for_probe(&a).await;
         began.elapsed()
     };
     assert_eq!(waited(&registry).await, Duration::ZERO);
@@ -248,7 +248,7 @@ async fn key_is_closed_when_an_operator_says_so_or_has_removed_it() {
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| key(&registry, id));
     for (key, command) in [(&a, Condition::Disabled), (&b, Condition::Drained)] {
         assert!(!registry.is_closed(key));
-        registry.conditions.note(Subject::named(key), command, None);
+        registry.conditions.note(Subject::of_key_id(key), command, None);
         assert!(registry.is_closed(key), "{command:?}");
     }
     registry.condemn(&c, REJECTED);
@@ -275,7 +275,7 @@ async fn state_is_that_of_the_worst_condition() {
         |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
     assert!(registry.state(&a) == KeyState::Ready && is_shown("ready"));
     registry.condemn(&a, REJECTED);
-    registry.recovered(Subject::of(&a, Scope::Key), "a");
+    registry.end_illness(Subject::of(&a, Scope::Key), "a");
     assert!(registry.state(&a) == KeyState::Probing && is_shown("probing"));
     registry.limit(&a, "m", Duration::from_secs(1));
     assert!(registry.state(&a) == KeyState::Cooling && is_shown("cooling"));

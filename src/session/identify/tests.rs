@@ -16,7 +16,8 @@ fn identify(client: &str, headers: &[(&'static str, &str)], body: &str) -> Ident
         return by_headers;
     }
     let by_body = identifier.by_body(&client, &Peek::at(body.as_bytes()).unwrap());
-    let session = by_body.session.or_else(|| identifier.derived(&client, body.as_bytes()));
+    let session =
+        by_body.session.or_else(|| identifier.identify_by_prefix(&client, body.as_bytes()));
     Identity { session, skipped: by_headers.skipped + by_body.skipped }
 }
 
@@ -251,8 +252,9 @@ fn parent_is_named_as_its_own_turns_name_it() {
 fn value_that_a_client_sent_names_its_sessions() {
     let identifier = Identifier::new(&Secret::new(SECRET), None);
     let alice = ClientId::new("a");
-    let named: Vec<_> = identifier.named(&alice, "s").iter().map(ToString::to_string).collect();
+    let named: Vec<_> =
+        identifier.find_sessions(&alice, "s").iter().map(ToString::to_string).collect();
     let expected = ["session-id", "conversation-id"].map(|name| id("a", &[(name, "s")], "{}"));
     assert_eq!(named[..2], expected);
-    assert!(identifier.named(&alice, "two words").is_empty());
+    assert!(identifier.find_sessions(&alice, "two words").is_empty());
 }

@@ -58,7 +58,7 @@ fn turn_without_an_answer_ends_by_its_cause() {
     assert_eq!(ended(&refused(ErrorKind::UpstreamTimeout)), ["unserved"]);
     assert_eq!(ended(&drop), ["client_left"]);
     assert_eq!(ended(&Account::cut), ["cut"]);
-    assert!(ended(&|account| drop(account.opened())).is_empty(), "a handshake is no turn");
+    assert!(ended(&|account| drop(account.close_handshake())).is_empty(), "a handshake is no turn");
     let panics = |account: Account| {
         let turn = std::panic::AssertUnwindSafe(move || {
             let _account = account;

@@ -66,11 +66,11 @@ pub async fn serve(
 ) -> Response<Outgoing> {
     let books = Arc::clone(&turns.gateway.books);
     let account = Account::open(books, Transport::Http, request.headers());
-    guarded(account.id, answer(&turns, account, endpoint, request)).await
+    catch_panic(account.id, answer(&turns, account, endpoint, request)).await
 }
 
 /// Runs `turn` and answers the client even if `turn` panics.
-pub async fn guarded(
+pub async fn catch_panic(
     id: TurnId,
     turn: impl Future<Output = Response<Outgoing>>,
 ) -> Response<Outgoing> {
@@ -78,7 +78,7 @@ pub async fn guarded(
         tracing::error!(turn = %id, "a turn panicked");
         Error::new(ErrorKind::Internal, "The gateway failed on this turn.").to_response()
     };
-    named(AssertUnwindSafe(turn).catch_unwind().await.unwrap_or_else(failed), id)
+    add_turn_id(AssertUnwindSafe(turn).catch_unwind().await.unwrap_or_else(failed), id)
 }
 
 /// Answers and records a turn that is refused before it is read.
@@ -88,11 +88,11 @@ pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Resp
         account.note_client(&client.id);
     }
     account.note_error(error);
-    named(error.to_response(), account.id)
+    add_turn_id(error.to_response(), account.id)
 }
 
 /// Adds the turn's id to an answer, and a request id if the upstream gave none.
-pub fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
+pub fn add_turn_id(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
     if let Ok(name) = HeaderValue::try_from(id.to_string()) {
         response.headers_mut().entry(REQUEST_ID).or_insert_with(|| name.clone());
         response.headers_mut().insert(TURN, name);
@@ -209,7 +209,8 @@ impl HttpTurns {
         let body = body?;
         let complete = Instant::now();
         let by_chat = endpoint.dialect() == Dialect::Chat;
-        let (body, glance) = self.look(&client, &head.headers, by_chat, (body, identity)).await?;
+        let (body, glance) =
+            self.scan_body(&client, &head.headers, by_chat, (body, identity)).await?;
         let Glance {
             mut identity,
             derived,
@@ -264,7 +265,7 @@ impl HttpTurns {
         let chat = if by_chat {
             let own = body.bytes.clone();
             let chat = ChatBody::new(own, decoded.cloned(), session, names_cache_key);
-            Some(self.rendered(&client.id, chat, bound).await?)
+            Some(self.render_chat(&client.id, chat, bound).await?)
         } else {
             None
         };
@@ -273,7 +274,7 @@ impl HttpTurns {
         let decoded = decoded.map(|text| &text[..]);
         let asked = Asked::new(&head, endpoint, content)
             .of_session(session)
-            .told(entry.identifier.hop(session, &demand.lineage))
+            .with_hop(entry.identifier.hop(session, &demand.lineage))
             .asking(AskedModel { model: &model, decoded })
             .traced(self.propagation, account.id);
         let turn = (&demand, tried, within);
@@ -284,7 +285,7 @@ impl HttpTurns {
         let form = match &chat {
             Some((chat, _)) if !upstream.speaks_chat => {
                 let wish = chat.translated(upstream.derives_cache_key)?.wish;
-                form::translated(&mut answer, wish, upstream.idle_timeout).await?
+                form::prepare_answer(&mut answer, wish, upstream.idle_timeout).await?
             }
             _ => Form::Native(endpoint.dialect()),
         };
@@ -304,7 +305,7 @@ impl HttpTurns {
         let (gateway, client) = (Arc::clone(&self.gateway), client.id.clone());
         let owner = Owner::of(binding);
         let write_down = move |id: String| async move {
-            gateway.entry.own(&client, &id, owner, &mut budget).await
+            gateway.entry.record_owner(&client, &id, owner, &mut budget).await
         };
         IdGate::new(&answer.headers, write_down)
     }
@@ -338,7 +339,8 @@ impl HttpTurns {
             identity = Identity { skipped: identity.skipped + by_body.skipped, ..by_body };
         }
         if identity.session.is_none() {
-            derived = entry.identifier.derived(&client.id, text.bytes().unwrap_or_default());
+            derived =
+                entry.identifier.identify_by_prefix(&client.id, text.bytes().unwrap_or_default());
         }
         let is_sealed = match &text {
             // The search through a long text is left to this thread, too.

@@ -40,7 +40,7 @@ impl Form {
 
 /// Prepares the answer to a turn that was translated for its upstream. Errors pass as they are:
 /// both dialects write them alike.
-pub async fn translated(
+pub async fn prepare_answer(
     answer: &mut Answer,
     wish: Wish,
     idle_timeout: Duration,

@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(5);
 impl HttpTurns {
     /// Scans the body's text: a short text here, a long one on another thread, so that no other
     /// turn waits for it.
-    pub(super) async fn look(
+    pub(super) async fn scan_body(
         self: &Arc<Self>,
         client: &Arc<Client>,
         headers: &HeaderMap,
@@ -49,7 +49,7 @@ impl HttpTurns {
     /// Renders a long chat body on another thread, if its turn will need it in the other dialect.
     /// The turn renders a short one itself. Returns the body with a permit for the memory of what
     /// is made of it.
-    pub(super) async fn rendered(
+    pub(super) async fn render_chat(
         &self,
         client: &ClientId,
         chat: ChatBody,

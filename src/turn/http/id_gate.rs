@@ -38,7 +38,7 @@ impl IdGate {
 
     /// Returns `data` if it may pass, and keeps it if it must wait.
     pub fn offer(&mut self, data: Bytes) -> Option<Bytes> {
-        let found = self.search.as_mut().map(|(finder, _)| finder.look(&data));
+        let found = self.search.as_mut().map(|(finder, _)| finder.search(&data));
         match found {
             None | Some(FoundId::NotYet) => Some(data),
             Some(FoundId::Id(id)) => {

@@ -19,7 +19,7 @@ use crate::key::Key;
 use crate::metrics::Transport;
 use crate::turn::Gateway;
 use crate::turn::account::Account;
-use crate::turn::http::exchange::guarded;
+use crate::turn::http::exchange::catch_panic;
 use crate::turn::http::relay::Outgoing;
 use crate::upstream::models::{Listed, ModelLists};
 use crate::wire::models::ListForm;
@@ -42,7 +42,7 @@ pub async fn serve(
 ) -> Response<Outgoing> {
     let books = Arc::clone(&models.gateway.books);
     let account = Account::open(books, Transport::Http, request.headers());
-    guarded(account.id, answer(&models, account, id, request)).await
+    catch_panic(account.id, answer(&models, account, id, request)).await
 }
 
 async fn answer(
@@ -55,7 +55,7 @@ async fn answer(
     let answered = async {
         let (client, _) = models.gateway.entry.enter(&mut account, &head)?;
         match id {
-            Some(id) => models.one(&client, &id).await,
+            Some(id) => models.serve_model(&client, &id).await,
             None => {
                 let seen = head.headers.get(IF_NONE_MATCH);
                 models.all(&client, version(head.uri.query()), seen).await
@@ -65,7 +65,7 @@ async fn answer(
     match answered.await {
         Ok(response) => {
             // No turn has begun.
-            let _ = account.opened();
+            let _ = account.close_handshake();
             response
         }
         Err(error) => {
@@ -107,7 +107,7 @@ impl ModelRoutes {
         Ok(json(body, etag))
     }
 
-    async fn one(&self, client: &Client, id: &str) -> Result<Response<Outgoing>, Error> {
+    async fn serve_model(&self, client: &Client, id: &str) -> Result<Response<Outgoing>, Error> {
         let listed = self.list(client, "").await?;
         let is_it = |(name, _): &&(String, String)| name == id && client.may_ask_for(Some(name));
         match listed.list.entries.iter().find(is_it) {
@@ -122,7 +122,7 @@ impl ModelRoutes {
     /// The list of all keys that `client` may use. Codex's list comes from one upstream, because
     /// its version is that upstream's.
     async fn list(&self, client: &Client, query: &str) -> Result<Listed, Error> {
-        let keys = self.sources(client);
+        let keys = self.choose_keys(client);
         let found = join_all(keys.iter().map(|key| self.lists.of(key, query))).await;
         let found: Vec<_> = found.into_iter().flatten().collect();
         let of_codex = found.iter().find(|listed| listed.list.form == ListForm::Codex);
@@ -143,7 +143,7 @@ impl ModelRoutes {
     }
 
     /// A key of each project that `client` may use, a ready one where there is one.
-    fn sources(&self, client: &Client) -> Vec<Arc<Key>> {
+    fn choose_keys(&self, client: &Client) -> Vec<Arc<Key>> {
         let registry = &self.gateway.registry;
         let loaded = registry.loaded();
         let mut sources: Vec<Arc<Key>> = Vec::new();

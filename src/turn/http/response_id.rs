@@ -36,7 +36,7 @@ impl Finder {
     }
 
     /// Searches the next chunk.
-    pub fn look(&mut self, chunk: &[u8]) -> FoundId {
+    pub fn search(&mut self, chunk: &[u8]) -> FoundId {
         self.0.observe(chunk);
         let Some(text) = self.0.reader_mut() else { return FoundId::Nothing };
         match text.id() {
@@ -133,7 +133,7 @@ mod tests {
         let (mut finder, mut seen) = (finder(kind, None), 0);
         for chunk in text.chunks(size) {
             seen += chunk.len();
-            match finder.look(chunk) {
+            match finder.search(chunk) {
                 FoundId::NotYet => {}
                 last => return (last, seen),
             }
@@ -245,7 +245,7 @@ mod tests {
             assert_eq!(found(STREAM, late.as_bytes(), size).0, FoundId::Nothing, "{size}");
         }
         let mut finder = finder(STREAM, None);
-        finder.look(late.as_bytes());
+        finder.search(late.as_bytes());
         assert!(finder.0.reader().unwrap().kept.capacity() <= 2 * SEARCHED);
     }
 
@@ -257,8 +257,8 @@ mod tests {
         for (encoding, bytes) in
             [("gzip", gzip.finish().unwrap()), ("zstd", zstd::encode_all(&text[..], 1).unwrap())]
         {
-            assert_eq!(finder(STREAM, Some(encoding)).look(&bytes), is("resp_1"), "{encoding}");
+            assert_eq!(finder(STREAM, Some(encoding)).search(&bytes), is("resp_1"), "{encoding}");
         }
-        assert_eq!(finder(STREAM, Some("br")).look(text), FoundId::Nothing);
+        assert_eq!(finder(STREAM, Some("br")).search(text), FoundId::Nothing);
     }
 }

@@ -16,7 +16,7 @@ use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::identify::Identity;
 use crate::turn::account::Account;
-use crate::turn::http::exchange::{HttpTurns, guarded, pass_on};
+use crate::turn::http::exchange::{HttpTurns, catch_panic, pass_on};
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::Outgoing;
 use crate::turn::{Attempts, Gateway};
@@ -33,7 +33,7 @@ pub async fn serve(
     let books = Arc::clone(&turns.gateway.books);
     let mut account = Account::open(books, Transport::Http, request.headers());
     account.is_no_turn(call.name());
-    guarded(account.id, answer(&turns, account, Endpoint::Stored(call, &id), request)).await
+    catch_panic(account.id, answer(&turns, account, Endpoint::Stored(call, &id), request)).await
 }
 
 async fn answer(
@@ -86,7 +86,7 @@ impl HttpTurns {
         };
         let asked = Asked::new(&head, endpoint, content)
             .of_session(demand.session.as_ref())
-            .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
+            .with_hop(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
         let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
         let (binding, answer) = attempts.run(found, complete).await?;
         Ok((binding.key, answer))

@@ -7,7 +7,7 @@ use crate::session::purpose::TurnKind;
 use crate::wire::error_body::{self, ErrorBody};
 use crate::wire::event::first_type;
 use crate::wire::imprint::{Imprint, Parts, SETTINGS};
-use crate::wire::peek::{Field, asks_for_warm_cache, fields, identified, inner, look};
+use crate::wire::peek::{Field, asks_for_warm_cache, fields, find_fields, inner, read_id};
 use crate::wire::references::References;
 use crate::wire::scan::NotJson;
 use crate::wire::terminal::Terminal;
@@ -58,7 +58,7 @@ impl ClientMessage {
             parallel,
             tier,
         ];
-        let (found, references) = look(text, names)?;
+        let (found, references) = find_fields(text, names)?;
         let [kind, lane, previous, conversation, model, generate, options, store, ..] = found;
         let [.., metadata, tools, cache_key, input, _, _, _, _, _] = found;
         let [.., instructions, reasoning, format, parallel, tier] = found;
@@ -73,12 +73,12 @@ impl ClientMessage {
         });
         let traceparent = inner(metadata, "ws_request_header_traceparent");
         Ok(Self {
-            is_create: named(kind).as_deref() == Some("response.create"),
-            lane: named(lane),
+            is_create: read_name(kind).as_deref() == Some("response.create"),
+            lane: read_name(lane),
             previous_response_id: Field::of(previous).id().map(str::to_owned),
-            conversation: identified(conversation).id().map(str::to_owned),
-            model: named(model),
-            tier: named(tier),
+            conversation: read_id(conversation).id().map(str::to_owned),
+            model: read_name(model),
+            tier: read_name(tier),
             is_warm_up,
             is_unstored: store == Some(b"false"),
             references,
@@ -114,7 +114,7 @@ impl Event {
         let name = match first_type(text) {
             Some(name) => name,
             None => {
-                own = fields(text, ["type"]).ok().and_then(|[kind]| named(kind))?;
+                own = fields(text, ["type"]).ok().and_then(|[kind]| read_name(kind))?;
                 own.as_bytes()
             }
         };
@@ -136,15 +136,15 @@ impl Event {
             .and_then(|response| fields(response, ["id", "store"]).ok())
             .unwrap_or_default();
         Some(Self {
-            lane: named(lane),
-            response_id: named(id),
+            lane: read_name(lane),
+            response_id: read_name(id),
             is_unstored: store == Some(b"false"),
             stage,
         })
     }
 }
 
-fn named(raw: Option<&[u8]>) -> Option<String> {
+fn read_name(raw: Option<&[u8]>) -> Option<String> {
     Field::of(raw).into_text()
 }
 

@@ -28,7 +28,7 @@ use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::lineage::{Lineage, announced_model};
 use crate::turn::account::Account;
-use crate::turn::http::exchange::{guarded, pass_on};
+use crate::turn::http::exchange::{catch_panic, pass_on};
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::Outgoing;
 use crate::turn::websocket::meter::{Meter, Source};
@@ -54,7 +54,7 @@ pub fn is_upgrade_request(headers: &HeaderMap) -> bool {
 pub async fn serve(turns: Arc<WebSocketTurns>, request: Request<Body>) -> Response<Outgoing> {
     let books = Arc::clone(&turns.gateway.books);
     let account = Account::open(books, Transport::Websocket, request.headers());
-    guarded(account.id, answer(&turns, account, request)).await
+    catch_panic(account.id, answer(&turns, account, request)).await
 }
 
 async fn answer(
@@ -130,7 +130,7 @@ async fn connect(
     account.lineage(&demand.lineage);
     let asked = Asked::new(head, Endpoint::OpenWebSocket, Content::WebSocket(nonce))
         .of_session(demand.session.as_ref())
-        .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
+        .with_hop(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
     let turn = (&demand, Tried::nothing(failover.options.wait), Reach::Anywhere);
     let attempts = Attempts::new(gateway, account, &asked, turn, &mut budget);
     let served = attempts.run(found, complete).await;
@@ -190,7 +190,7 @@ fn open(
     headers.insert(SEC_WEBSOCKET_ACCEPT, accepted);
 
     let open = Open::new(Arc::clone(&turns.gateway.books.metrics));
-    let (caller, domain_moved) = account.opened();
+    let (caller, domain_moved) = account.close_handshake();
     let (owner, proof) = (Arc::clone(turns), TokenProof::of(head));
     let connection = Connection {
         turns: owner,

@@ -77,7 +77,7 @@ impl<T> Lanes<T> {
     }
 
     /// Removes the current turn of a lane, which has ended.
-    pub fn ended(&mut self, lane: Option<&str>) -> Option<Turn<T>> {
+    pub fn end_turn(&mut self, lane: Option<&str>) -> Option<Turn<T>> {
         let at = self.find(lane)?;
         let turn = self.lanes[at].1.pop_front();
         if self.lanes[at].1.is_empty() {
@@ -128,9 +128,9 @@ mod tests {
         let turn = lanes.current(None).unwrap();
         assert!(turn.is_warm_up && !turn.has_begun);
         assert_eq!(lanes.current(Some("a")).map(|turn| turn.account), Some(2));
-        assert_eq!(lanes.ended(None).map(|turn| turn.account), Some(1));
-        assert_eq!(lanes.ended(None).map(|turn| turn.account), Some(3));
-        assert_eq!((lanes.ended(None), lanes.current(Some("b"))), (None, None));
+        assert_eq!(lanes.end_turn(None).map(|turn| turn.account), Some(1));
+        assert_eq!(lanes.end_turn(None).map(|turn| turn.account), Some(3));
+        assert_eq!((lanes.end_turn(None), lanes.current(Some("b"))), (None, None));
         assert!(!lanes.is_idle());
         assert_eq!(lanes.take_all().len(), 1);
         assert!(lanes.is_idle());
@@ -162,7 +162,7 @@ mod tests {
             lanes.ask(Some(&lane), Turn::new(()));
         }
         assert!(lanes.is_full());
-        lanes.ended(Some("1"));
+        lanes.end_turn(Some("1"));
         assert!(!lanes.is_full());
     }
 }

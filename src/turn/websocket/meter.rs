@@ -60,7 +60,7 @@ impl Meter {
 
     /// Notes that a message of `length` bytes is forwarded. The deadline of the next message, which
     /// may have begun, counts from now on.
-    pub fn forwarded(&self, length: usize) {
+    pub fn note_forwarded(&self, length: usize) {
         let state = &mut *self.lock();
         state.outline.held = state.outline.held.saturating_sub(length);
         state.began = Instant::now();
@@ -100,7 +100,7 @@ impl Meter {
 }
 
 impl State {
-    fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn count_received(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.has_arrived = true;
         if self.is_full {
             return Ok(());
@@ -117,7 +117,7 @@ impl State {
         Err(io::ErrorKind::OutOfMemory.into())
     }
 
-    fn went(&mut self, bytes: usize) {
+    fn count_sent(&mut self, bytes: usize) {
         let now = Instant::now();
         let longest = Duration::from_secs(UNDERWAY / SLOWEST);
         let took = Duration::from_secs_f64(bytes as f64 / SLOWEST as f64);
@@ -154,7 +154,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
         let read = Pin::new(&mut self.io).poll_read(context, buffer);
         match &buffer.filled()[before..] {
             [] => read,
-            bytes => match self.meter.lock().came(bytes) {
+            bytes => match self.meter.lock().count_received(bytes) {
                 Ok(()) => read,
                 Err(full) => Poll::Ready(Err(full)),
             },
@@ -170,7 +170,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(context, bytes);
         if let Poll::Ready(Ok(count)) = written {
-            self.meter.lock().went(count);
+            self.meter.lock().count_sent(count);
         }
         written
     }
@@ -331,22 +331,25 @@ mod tests {
         let meter = Meter::new(Source::Client, memory.clone());
         assert_eq!(meter.deadline(), None);
         let began = Instant::now();
-        meter.lock().came(&frame(0x01, 512 << 10)).unwrap();
+        meter.lock().count_received(&frame(0x01, 512 << 10)).unwrap();
         assert_eq!(memory.free_units(), 128);
         assert_eq!(meter.deadline(), Some(began + Duration::from_secs(30 + 32)));
         // A ping between is no end of it.
-        meter.lock().came(&frame(0x89, 5)).unwrap();
+        meter.lock().count_received(&frame(0x89, 5)).unwrap();
         assert!(meter.deadline().is_some() && meter.has_arrived() && !meter.has_arrived());
-        meter.lock().came(&frame(0x80, 0)).unwrap();
+        meter.lock().count_received(&frame(0x80, 0)).unwrap();
         assert_eq!((meter.deadline(), memory.free_units()), (None, 128), "not forwarded yet");
-        meter.forwarded(512 << 10);
+        meter.note_forwarded(512 << 10);
         assert_eq!(memory.free_units(), 256);
 
         for source in [Source::Client, Source::Upstream] {
             let meter = Meter::new(source, memory.clone());
-            let came = meter.lock().came(&frame(0x01, 2 << 20));
+            let came = meter.lock().count_received(&frame(0x01, 2 << 20));
             assert_eq!((came.is_err(), meter.is_full()), (source == Source::Client, came.is_err()));
-            assert!(meter.lock().came(&frame(0x00, 2 << 20)).is_ok(), "the rest is discarded");
+            assert!(
+                meter.lock().count_received(&frame(0x00, 2 << 20)).is_ok(),
+                "the rest is discarded"
+            );
         }
         assert_eq!(memory.free_units(), 256, "nothing stays");
     }
@@ -356,12 +359,12 @@ mod tests {
         let meter = Meter::new(Source::Client, BodyMemory::new(Size(1 << 20)));
         let (now, second) = (Instant::now(), Duration::from_secs(1));
         assert_eq!(meter.received(), now);
-        meter.lock().went(SLOWEST as usize * 3);
+        meter.lock().count_sent(SLOWEST as usize * 3);
         assert_eq!(meter.received(), now + second * 3);
         tokio::time::advance(second * 2).await;
-        meter.lock().went(SLOWEST as usize);
+        meter.lock().count_sent(SLOWEST as usize);
         assert_eq!(meter.received(), now + second * 4);
-        meter.lock().went(1 << 30);
+        meter.lock().count_sent(1 << 30);
         assert_eq!(meter.received(), now + second * 2 + second * 512);
     }
 }

@@ -109,7 +109,7 @@ impl Incoming {
     /// peer through `sink`.
     pub async fn next(&mut self, sink: &Mutex<Sink>) -> Result<Message, Lost> {
         if self.last > 0 {
-            self.meter.forwarded(std::mem::take(&mut self.last));
+            self.meter.note_forwarded(std::mem::take(&mut self.last));
         }
         loop {
             let message = match poll_fn(|context| self.poll_next(context)).await {

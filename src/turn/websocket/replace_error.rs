@@ -65,7 +65,7 @@ impl Refused<'_> {
     /// Returns the replacement of an error that concerns its request alone.
     fn of_request(&self, concern: Concern) -> Replacement {
         match concern {
-            Concern::Forbidden => self.forbidden(),
+            Concern::Forbidden => self.replace_by_403(),
             Concern::Busy(wait) | Concern::TooSteep(wait) if !says_when(self.headers) => {
                 let seconds = whole_seconds(wait_or_usual(wait));
                 with_retry_after(self.frame, seconds)
@@ -78,7 +78,7 @@ impl Refused<'_> {
 
     /// Returns the upstream's frame as a 403: the client would take a 401 for the refusal of its
     /// own token.
-    fn forbidden(&self) -> Replacement {
+    fn replace_by_403(&self) -> Replacement {
         with_status(self.frame, StatusCode::FORBIDDEN.as_u16())
             .map_or(Replacement::Nothing, Replacement::Edited)
     }
@@ -116,7 +116,7 @@ impl Replacement {
             {
                 match bindings
                     .rebind_provisionally(
-                        demand.after(&tried, within),
+                        demand.with_tried(&tried, within),
                         binding,
                         &mut bindings.budget(),
                     )
@@ -130,7 +130,7 @@ impl Replacement {
             Judgement::Key | Judgement::Organization(Trouble::Refused) => {
                 let doubted = refused.judgement.ailment().map_or(Scope::Key, Ailment::scope);
                 match gateway.settle(key, doubted, (demand, &mut tried)).await {
-                    Some(Settled::Accepted) => return refused.forbidden(),
+                    Some(Settled::Accepted) => return refused.replace_by_403(),
                     Some(Settled::Undecided) => return Self::Error(undecided()),
                     // A reload has replaced the secret that the upstream refused.
                     None => (true, None),
@@ -138,9 +138,12 @@ impl Replacement {
                         tried.refused.push(key.tag);
                         // If a probe has found since that the key is accepted, the same key serves
                         // the next connection.
-                        let is_cured = gateway.registry.is_ready(key, demand.asked())
-                            || bindings.would_leave(demand.after(&tried, within), binding);
-                        (is_cured, Some(bindings.shortage(demand.after(&tried, within), binding)))
+                        let is_cured = gateway.registry.is_ready(key, demand.model_use())
+                            || bindings.would_leave(demand.with_tried(&tried, within), binding);
+                        (
+                            is_cured,
+                            Some(bindings.shortage(demand.with_tried(&tried, within), binding)),
+                        )
                     }
                 }
             }
@@ -149,8 +152,8 @@ impl Replacement {
                     gateway.registry.observe(key, ailment);
                 }
                 tried.refused.push(key.tag);
-                let is_cured = bindings.would_leave(demand.after(&tried, within), binding);
-                (is_cured, Some(bindings.shortage(demand.after(&tried, within), binding)))
+                let is_cured = bindings.would_leave(demand.with_tried(&tried, within), binding);
+                (is_cured, Some(bindings.shortage(demand.with_tried(&tried, within), binding)))
             }
             // Says nothing about the key's use of a model: nothing is remembered, so that the next
             // connection would meet the same key.
@@ -163,7 +166,7 @@ impl Replacement {
             }
             Judgement::Model(Shortage::Limited(wait)) | Judgement::Tier(wait) => {
                 let wait = wait_or_usual(wait);
-                gateway.registry.limit(key, demand.asked(), wait);
+                gateway.registry.limit(key, demand.model_use(), wait);
                 let error = Error::limited(
                     "The upstream is limiting the rate of this model at the moment.",
                     wait,
@@ -171,8 +174,8 @@ impl Replacement {
                 // After a handshake without a model, the gateway would choose the same key again.
                 // A handshake never names a tier.
                 let is_cured = refused.is_announced
-                    && demand.asked().tier.is_none()
-                    && bindings.would_leave(demand.after(&tried, within), binding);
+                    && demand.model_use().tier.is_none()
+                    && bindings.would_leave(demand.with_tried(&tried, within), binding);
                 (is_cured, Some(error).filter(|_| !says_when(refused.headers)))
             }
             Judgement::Model(Shortage::Denied) => {

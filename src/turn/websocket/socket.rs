@@ -106,15 +106,15 @@ impl Socket {
         let mut from_client = Incoming::new(from_client, ping, client_meter);
         let mut from_upstream = Incoming::new(from_upstream, ping, upstream_meter);
         let end = tokio::select! {
-            end = socket.upward(&mut from_client) => end,
-            end = socket.downward(&mut from_upstream) => end,
-            end = socket.closed() => end,
+            end = socket.forward_to_upstream(&mut from_client) => end,
+            end = socket.forward_to_client(&mut from_upstream) => end,
+            end = socket.wait_for_close() => end,
         };
         socket.finish(end, from_client, from_upstream).await;
     }
 
     /// Forwards the client's messages to the upstream.
-    async fn upward(&self, from: &mut Incoming) -> End {
+    async fn forward_to_upstream(&self, from: &mut Incoming) -> End {
         loop {
             let message = match from.next(&self.to_client).await {
                 Ok(message) => message,
@@ -125,7 +125,7 @@ impl Socket {
                 _ => None,
             };
             let message = match message {
-                Message::Text(text) => Message::Text(self.renamed(text)),
+                Message::Text(text) => Message::Text(self.rename_model(text)),
                 other => other,
             };
             let sent = match refused {
@@ -142,7 +142,7 @@ impl Socket {
 
     /// Forwards the upstream's messages to the client. Messages that are ready at the same moment
     /// go in one write.
-    async fn downward(&self, from: &mut Incoming) -> End {
+    async fn forward_to_client(&self, from: &mut Incoming) -> End {
         loop {
             let ready = poll_immediate(from.next(&self.to_upstream)).await;
             let message = match ready {
@@ -183,7 +183,7 @@ impl Socket {
 
     /// Waits until the gateway must end the connection: the token is revoked, the key is closed, or
     /// the replica leaves.
-    async fn closed(&self) -> End {
+    async fn wait_for_close(&self) -> End {
         let (mut clients, mut operators) =
             (self.turns.gateway.entry.clients.follow(), self.turns.gateway.registry.follow());
         let closing = async {
@@ -231,7 +231,7 @@ impl Socket {
         let turns = self.state().lanes.take_all();
         let (to_client, to_upstream) = farewells(&end, !turns.is_empty());
         let mut last = Vec::new();
-        let told = told(&end);
+        let told = error_for_client(&end);
         for (lane, turn) in turns {
             last.extend(told.as_ref().map(|error| Message::text(error.to_frame(lane.as_deref()))));
             if !matches!(end, End::Client(_)) {
@@ -250,7 +250,7 @@ impl Socket {
 
     /// A request with the upstream's own name of its model, where an operator has mapped it. Every
     /// other message stays as it is.
-    fn renamed(&self, text: Utf8Bytes) -> Utf8Bytes {
+    fn rename_model(&self, text: Utf8Bytes) -> Utf8Bytes {
         let host = &self.binding.key.upstream.host;
         if host.names().next().is_none() {
             return text;
@@ -283,7 +283,7 @@ impl Socket {
 }
 
 /// Returns the error that a client receives for each turn in flight, if it can still receive one.
-fn told(end: &End) -> Option<Error> {
+fn error_for_client(end: &End) -> Option<Error> {
     match end {
         End::Client(Lost::Full) => Some(full()),
         End::Client(Lost::Slow) => {

@@ -72,9 +72,9 @@ impl SocketState {
     }
 
     /// Ends the current turn of a lane, which the upstream answered with an error.
-    pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> Failed {
+    pub fn end_refused_turn(&mut self, lane: Option<&str>, status: StatusCode) -> Failed {
         let is_sealed = self.is_confirmed;
-        let Some(mut turn) = self.lanes.ended(lane) else {
+        let Some(mut turn) = self.lanes.end_turn(lane) else {
             return Failed {
                 has_begun: false,
                 model: self.model.clone(),

@@ -374,7 +374,7 @@ fn session_is_named_unless_the_client_named_it() {
     let mut sent = map(&[("session-id", "own")]);
     name_session(&mut sent, &name, &session);
     assert_eq!(sent["session-id"], "own");
-    assert_eq!(sent[&name], derived(&session).as_str());
+    assert_eq!(sent[&name], derive_key(&session).as_str());
     let mut sent = map(&[("x-session-affinity", "own")]);
     name_session(&mut sent, &name, &session);
     assert!(sent[&name] == "own" && sent.len() == 1);

@@ -71,7 +71,7 @@ fn session_is_told_to_another_warmkey_alone() {
     let body = Bytes::from_static(b"{}");
     let hop = Hop { session: "abc;parent=def".into(), secret: &secret };
     let request =
-        Request::new(&head, Endpoint::CreateResponse, Content::Body(&body)).told(Some(hop));
+        Request::new(&head, Endpoint::CreateResponse, Content::Body(&body)).with_hop(Some(hop));
     let openai = rendered(&request, "");
     assert!(!openai.headers().keys().any(|name| name.as_str().contains("warmkey")));
     assert!(!openai.headers().contains_key("yai-sticky-session"));

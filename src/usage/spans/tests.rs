@@ -47,7 +47,7 @@ pub fn record(ending: Ending, usage: Option<Usage>) -> Record {
     timeline.received = Some(began + 3 * MILLISECOND);
     timeline.bound = Some(began + 5 * MILLISECOND);
     timeline.sends(Arc::clone(&key), began + 5 * MILLISECOND);
-    timeline.sent(&answer());
+    timeline.end_attempt(&answer());
     timeline.answered = Some(began + 100 * MILLISECOND);
     timeline.first_byte = Some(began + 105 * MILLISECOND);
     timeline.is_stream = true;
@@ -186,8 +186,8 @@ fn attempt_says_how_it_ended_and_why_the_next_came() {
     ];
     for (number, (outcome, reason)) in outcomes.into_iter().enumerate() {
         timeline.sends(Arc::clone(&table.keys()[number % 2]), began);
-        timeline.sent(&outcome);
-        timeline.leaves(reason);
+        timeline.end_attempt(&outcome);
+        timeline.note_leave_reason(reason);
     }
     timeline.answered = Some(began);
     turn.timeline = timeline;
@@ -293,7 +293,7 @@ fn attribute_is_told() {
         ..record(Ending::Failed, Some(warm()))
     };
     let key = Arc::clone(&record.timeline.sendings().next().expect("one").key);
-    record.timeline.leaves(Some(Reason::Limited));
+    record.timeline.note_leave_reason(Some(Reason::Limited));
     let began = record.timeline.began;
     let pause = MILLISECOND;
     record.timeline.waits.push(crate::usage::timeline::Waited { key: key.clone(), began, pause });

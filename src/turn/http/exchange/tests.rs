@@ -95,7 +95,7 @@ fn answered(id: Option<&'static str>) -> Response<Outgoing> {
 #[tokio::test]
 async fn turn_that_panics_is_answered() {
     let id = TurnId::random();
-    let response = guarded(id, async { panic!("a turn of a test") }).await;
+    let response = catch_panic(id, async { panic!("a turn of a test") }).await;
     assert_eq!(
         (response.status().as_u16(), &response.headers()[TURN]),
         (500, &id.to_string().parse().unwrap())
@@ -106,7 +106,7 @@ async fn turn_that_panics_is_answered() {
 async fn answer_has_its_upstreams_id_or_else_its_own() {
     let id = TurnId::random();
     for said in [Some("req_1"), None] {
-        let response = guarded(id, async { answered(said) }).await;
+        let response = catch_panic(id, async { answered(said) }).await;
         let own = id.to_string();
         let told =
             [TURN, REQUEST_ID].map(|name| response.headers()[name].to_str().unwrap().to_owned());

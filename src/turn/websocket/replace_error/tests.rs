@@ -57,7 +57,7 @@ async fn replaced(
     // Another client has met the same 401, and no probe has decided.
     let bob = Client::unrestricted("bob");
     for scope in [Scope::Key, Scope::Organization] {
-        gateway.failover.corroboration.doubts(&binding.key, scope, &Demand::of(&bob));
+        gateway.failover.corroboration.report_doubt(&binding.key, scope, &Demand::of(&bob));
     }
     let Case { has_begun, is_provisional, is_announced, .. } = case;
     let frame = r#"{"type":"error","status":429}"#;

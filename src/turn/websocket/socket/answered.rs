@@ -31,10 +31,10 @@ impl Socket {
         let due = match stage {
             Stage::Created => self.created(&mut self.state_of(id), lane),
             Stage::Ended(terminal) => {
-                self.ended(&mut self.state_of(id), lane, terminal, text.as_bytes())
+                self.handle_end(&mut self.state_of(id), lane, terminal, text.as_bytes())
             }
             Stage::Refused(status, error, headers) => {
-                let failed = self.state_of(id).refused(lane, status);
+                let failed = self.state_of(id).end_refused_turn(lane, status);
                 if self.binding.key.upstream.host.is_gateway() {
                     // Another Warmkey has already replaced what its client must not act on.
                     return text;
@@ -43,7 +43,7 @@ impl Socket {
                 let case = (Met::Turn, asked);
                 let judgement = judge(case, status, &error, &headers, time_of_day());
                 return self
-                    .instead(lane, &failed, judgement, (&text, &headers))
+                    .replace_error(lane, &failed, judgement, (&text, &headers))
                     .await
                     .map_or(text, Utf8Bytes::from);
             }
@@ -55,7 +55,7 @@ impl Socket {
         if let Some(id) = id.filter(|_| due.is_stored && !is_unstored) {
             self.gateway()
                 .entry
-                .own(&self.client.id, id, Owner::of(&self.binding), &mut budget)
+                .record_owner(&self.client.id, id, Owner::of(&self.binding), &mut budget)
                 .await;
         }
         text
@@ -78,14 +78,14 @@ impl Socket {
         if state.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
             // A lane has one response at a time. The response before has ended, and the upstream
             // did not say how.
-            if let Some(turn) = state.lanes.ended(lane) {
+            if let Some(turn) = state.lanes.end_turn(lane) {
                 turn.account.cut();
             }
         }
         if state.lanes.current(lane).is_none() {
             let (now, id) = (Instant::now(), TurnId::random());
             let mut account = self.open(state, Arrival { began: now, id });
-            account.admitted(now, now);
+            account.note_permitted(now, now);
             let turn = Turn::new(account);
             state.lanes.ask(lane, turn);
         }
@@ -103,7 +103,7 @@ impl Socket {
         due
     }
 
-    fn ended(
+    fn handle_end(
         &self,
         state: &mut SocketState,
         lane: Option<&str>,
@@ -113,7 +113,7 @@ impl Socket {
         let is_new = state.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
         let is_begin = is_new && terminal != Terminal::Failed;
         let due = if is_begin { self.created(state, lane) } else { DueWrites::default() };
-        if let Some(mut turn) = state.lanes.ended(lane) {
+        if let Some(mut turn) = state.lanes.end_turn(lane) {
             turn.account.note_status(StatusCode::OK);
             let reading = Reading::of_event(terminal, text);
             if let Some(failure) = &reading.failure {
@@ -126,7 +126,7 @@ impl Socket {
     }
 
     /// Returns the replacement of an error frame.
-    async fn instead(
+    async fn replace_error(
         &self,
         lane: Option<&str>,
         failed: &Failed,

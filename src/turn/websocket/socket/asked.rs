@@ -62,7 +62,7 @@ impl Socket {
                 let open = |state: &mut SocketState| {
                     let permitted = Instant::now();
                     let mut account = self.open(state, arrival);
-                    account.admitted(read, permitted);
+                    account.note_permitted(read, permitted);
                     account
                 };
                 self.begin(&mut message, needs_project, text, open)
