@@ -47,7 +47,7 @@ pub(crate) mod binding;
 pub(crate) mod chat;
 pub(crate) mod upstream;
 pub mod usage;
-pub mod ledger;
+pub(crate) mod ledger;
 
 // The turn itself, and the listeners.
 pub(crate) mod turn;

@@ -27,6 +27,7 @@ use crate::wire::terminal::Terminal;
 pub mod answers;
 pub mod chat;
 pub mod plain;
+pub mod rewrites;
 
 #[cfg(test)]
 mod tests;

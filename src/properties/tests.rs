@@ -229,6 +229,21 @@ proptest! {
     }
 
     #[test]
+    fn renamed_body_differs_in_its_model_alone(
+        text in document(BODY), at: Index, byte in 0u8..128, how in 0usize..9,
+    ) {
+        super::rewrites::rename(text.as_bytes());
+        super::rewrites::rename(&changed(text, at, byte, how));
+    }
+
+    #[test]
+    fn name_in_a_query_is_the_same_however_it_is_encoded(
+        name in vec(any::<u8>(), 0..20), encoded in vec(any::<bool>(), 0..20),
+    ) {
+        super::rewrites::query(&name, &encoded);
+    }
+
+    #[test]
     fn quotes_are_those_of_a_plain_loop(
         text in r#"([\\"]{0,9}[ nx]?){0,60}"#,
         bytes in vec(any::<u8>(), 0..200),

@@ -6,8 +6,8 @@ use crate::source::{File, declared, without_literals};
 const LONGEST: usize = 400;
 /// Most columns of a line.
 const WIDEST: usize = 100;
-/// Words that a file must not contain if its opening says `Pure.`: waiting, clocks, the world
-/// outside.
+/// Words that a file must not contain if its opening says `Pure.`, or if it is of `src/wire`:
+/// waiting, clocks, the world outside.
 const IMPURE: [&str; 11] = [
     ".await",
     "async ",
@@ -94,7 +94,10 @@ pub fn impure(files: &[File]) -> Vec<String> {
         text.lines().map_while(|line| line.strip_prefix("//!")).any(|line| line.contains("Pure."))
     };
     let mut faults = Vec::new();
-    for file in files.iter().filter(|file| file.is_code_below("src/") && is_pure(&file.text)) {
+    let must_be = |file: &&File| {
+        file.is_code_below("src/wire/") || file.is_code_below("src/") && is_pure(&file.text)
+    };
+    for file in files.iter().filter(must_be) {
         for (at, line) in file.code.lines().enumerate() {
             let found = IMPURE.iter().filter(|word| line.contains(*word));
             faults.extend(found.map(|word| {

@@ -13,7 +13,7 @@ use warmkey::setting::Secret;
 
 use crate::world::postgres::Postgres;
 use crate::world::process::Folder;
-use crate::world::waiting::{SOON, is_long};
+use crate::world::waiting::{ANSWER, SOON, is_long};
 
 /// 2026-12-01 in UTC.
 const DAY: i64 = 1_796_083_200;
@@ -170,6 +170,7 @@ async fn writers_at_once_lose_nothing() {
                     while let Err(failure) =
                         connection.write(&rows, &TimeZone::UTC, &mut memory).await
                     {
+                        assert!(began.elapsed() < ANSWER, "a batch conflicts for ever");
                         assert_eq!(
                             failure.kind,
                             warmkey::database::fault::FailureKind::Conflict,
@@ -205,7 +206,11 @@ async fn old_rows_go_and_their_sums_stay_longer() {
             .await
             .expect("written");
         let (turns, sums) = (DAY * MICROS + 120 * HOUR, DAY + 48 * 3_600);
-        while connection.sweep(turns, sums).await.expect("swept") {}
+        let mut sweeps = 0;
+        while connection.sweep(turns, sums).await.expect("swept") {
+            sweeps += 1;
+            assert!(sweeps < 1_000, "a sweep never ends");
+        }
         let left = database.turns("session-0", 0, 1_000).await.expect("turns");
         assert_eq!((left.len(), left.first().map(|row| row.at)), (72, Some(turns)), "{address}");
         let days = database.sums(By::Day, 0, i64::MAX).await.expect("sums");

@@ -123,7 +123,7 @@ async fn newer_version(store: Arc<Redis>, is_over: Switch) {
         ] {
             store.run(&["HSET", &format!("warmkey:{hash}"), field, value]).await;
         }
-        store.run(&["PUBLISH", "warmkey:gossip", "v2 of another version"]).await;
+        store.run(&["PUBLISH", "warmkey:moved", "v2 of another version"]).await;
         sleep(ms(100)).await;
     }
 }

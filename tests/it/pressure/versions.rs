@@ -39,6 +39,10 @@ async fn newer_version_beside_it_is_passed_over() {
     ] {
         let _: u64 = cluster.redis().ask(&words).await;
     }
+    for message in ["v2 of another version", "", "v2=7 \u{0} odd"] {
+        let heard: u64 = cluster.redis().ask(&["PUBLISH", "warmkey:moved", message]).await;
+        assert_eq!(heard, 2, "both replicas listen");
+    }
     let newer = format!("{bound} v2=7");
     cluster.redis().run(&["SET", &name, &newer, "KEEPTTL"]).await;
     cluster.redis().run(&["RPUSH", &format!("{name}.trail"), "1 move removed a b and more"]).await;

@@ -1,0 +1,10 @@
+//! Feeds libFuzzer's bytes to the properties of what is written into bodies and read from queries.
+#![no_main]
+
+use warmkey::properties::rewrites;
+
+libfuzzer_sys::fuzz_target!(|input: (&[u8], Vec<bool>)| {
+    let (text, encoded) = input;
+    rewrites::rename(text);
+    rewrites::query(text, &encoded);
+});
