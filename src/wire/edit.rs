@@ -8,8 +8,11 @@ use crate::wire::scan::{NotJson, Scanner};
 /// The frame with its status replaced. `None`: the frame states none.
 pub fn with_status(frame: &str, status: u16) -> Option<String> {
     let [status_raw, code_raw] = fields(frame.as_bytes(), ["status", "status_code"]).ok()?;
-    let mut places: Vec<_> =
-        [status_raw, code_raw].into_iter().flatten().map(|raw| place(frame.as_bytes(), raw)).collect();
+    let mut places: Vec<_> = [status_raw, code_raw]
+        .into_iter()
+        .flatten()
+        .map(|raw| place(frame.as_bytes(), raw))
+        .collect();
     places.sort_unstable();
     let mut edited = frame.to_owned();
     for (start, end) in places.iter().rev() {

@@ -95,9 +95,12 @@ async fn turn_that_is_refused_again_is_served_by_a_sibling_unseen() {
     assert!((2..=4).contains(&first), "refused again by the same key: {first}");
     assert_eq!(secrets.len(), first + 1, "and served at once by another: {secrets:?}");
     let keys: BTreeSet<String> = [secrets[0], secrets[first]]
-        .map(|secret| siblings("org-a", 2).into_iter().chain(siblings("org-b", 2)).find(|key| {
-            *secret == format!("Bearer {}", key.secret())
-        }))
+        .map(|secret| {
+            siblings("org-a", 2)
+                .into_iter()
+                .chain(siblings("org-b", 2))
+                .find(|key| *secret == format!("Bearer {}", key.secret()))
+        })
         .map(|key| key.expect("a key of ours").organization)
         .into();
     assert_eq!(keys.len(), 1, "a sibling: {keys:?}");
