@@ -1,4 +1,4 @@
-//! Long bodies and messages that are edited for their upstream hold up nobody, and change by the one
+//! Long bodies and messages that are edited for their upstream hold up nobody, and change by one
 //! value alone.
 
 use std::sync::Arc;
