@@ -282,12 +282,13 @@ fn routes(
     tasks: &Tasks,
 ) -> ClientRoutes {
     let server = &fixed.config.server;
+    let heavy = Arc::new(HeavyPlaces::new(HEAVY));
     let http = HttpTurns {
         gateway: Arc::clone(gateway),
         replay: Replay::new(server.max_body, memory.clone()),
         propagation: fixed.config.telemetry.propagate.then_some(fixed.traced.share),
         tasks: tasks.clone(),
-        heavy: HeavyPlaces::new(HEAVY),
+        heavy: Arc::clone(&heavy),
     };
     let websocket = WebSocketTurns {
         gateway: Arc::clone(gateway),
@@ -297,6 +298,7 @@ fn routes(
         // A replica that must drain quickly has less time to spread.
         timing: SocketTiming { spread: SPREAD.min(server.drain.0 / 2), ping: server.ping.0 },
         memory: memory.clone(),
+        heavy,
     };
     let (metrics, most) = (Arc::clone(&gateway.books.metrics), Descriptors::of_process().clients);
     let models = ModelRoutes { gateway: Arc::clone(gateway), lists: ModelLists::default() };

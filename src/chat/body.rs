@@ -53,12 +53,17 @@ impl ChatBody {
         self.decoded.as_ref().unwrap_or(&self.own)
     }
 
+    /// Whether [`Self::native`] adds a derived key.
+    pub const fn is_spliced(&self, derives: bool) -> bool {
+        derives && !self.names_key && self.cache_key.is_some() && self.decoded.is_none()
+    }
+
     /// The body for an upstream that speaks chat. `derives`: a body without a key gets one. An
     /// encoded body passes as it is. So does a body with a null, beside which a key would be a
     /// duplicate.
     pub fn native(&self, derives: bool) -> &Bytes {
         match &self.cache_key {
-            Some(key) if derives && !self.names_key && self.decoded.is_none() => self
+            Some(key) if self.is_spliced(derives) => self
                 .spliced
                 .get_or_init(|| splice(&self.own, key).unwrap_or_else(|| self.own.clone())),
             _ => &self.own,

@@ -27,6 +27,9 @@ const SHARED: [&str; 12] = [
     "parallel_tool_calls",
 ];
 
+/// How each body with a model begins.
+const MODEL: &str = r#"{"model":"#;
+
 /// Fields that are written in another form.
 const TRANSLATED: [&str; 11] = [
     "messages",
@@ -75,6 +78,8 @@ pub struct Wish {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Translated {
     pub body: Bytes,
+    /// Where the value of `model` begins and ends in the body.
+    pub model_place: Option<(usize, usize)>,
     pub wish: Wish,
 }
 
@@ -113,7 +118,9 @@ pub fn translate(body: &[u8], cache_key: Option<&str>) -> Result<Translated, Err
     let messages = fields.elements("messages")?;
     messages::items(object.begin("input"), messages)?;
     object.close();
-    Ok(Translated { body: out.into(), wish })
+    // The model is the first field.
+    let model_place = fields.get("model").map(|raw| (MODEL.len(), MODEL.len() + raw.len()));
+    Ok(Translated { body: out.into(), model_place, wish })
 }
 
 /// Writes the settings whose form differs.

@@ -1,11 +1,14 @@
 //! Keeps a request in flight until the body of its response has gone.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::server::connections::InFlightRequest;
+use crate::server::stream_timeout::Given;
 use crate::turn::http::relay::Outgoing;
 
 /// Where the body of a response comes from.
@@ -26,52 +29,101 @@ impl Origin for Outgoing {
     }
 }
 
+/// Most bytes of an answer that a stream of HTTP/2 is given at once: the size of its frames. A slow
+/// client takes each in time.
+const PART: usize = 16 * 1024;
+
 /// The body of a response, whose request is in flight until the body has gone.
 pub struct Answering<B> {
     body: B,
     _request: Option<InFlightRequest>,
+    /// The stream of the body, if it is one of many on its connection.
+    stream: Option<Stream>,
+}
+
+struct Stream {
+    given: Arc<Given>,
+    /// Bytes that come next.
+    rest: Bytes,
 }
 
 impl<B> Answering<B> {
     pub const fn new(body: B, request: Option<InFlightRequest>) -> Self {
-        Self { body, _request: request }
+        Self { body, _request: request, stream: None }
     }
 }
 
 impl<B: Origin> Answering<B> {
     /// The body of an answer on a connection that has many at once. Only an upstream's answer keeps
     /// its request in flight. Otherwise, a stranger who grants no window would keep a refusal in
-    /// flight for ever.
+    /// flight until its stream is reset.
     pub fn among_others(body: B, request: InFlightRequest) -> Self {
         let request = body.is_relayed().then_some(request);
-        Self::new(body, request)
+        let stream = Given::of_this_task().map(|given| Stream { given, rest: Bytes::new() });
+        Self { body, _request: request, stream }
     }
 }
 
-impl<B: Body + Unpin> Body for Answering<B> {
-    type Data = B::Data;
+impl Stream {
+    /// Returns the first part of `frame`, and keeps the rest.
+    fn part(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match frame.into_data() {
+            Ok(mut data) => {
+                self.rest = data.split_off(data.len().min(PART));
+                Frame::data(data)
+            }
+            Err(frame) => frame,
+        }
+    }
+
+    fn poll<E>(
+        &mut self,
+        body: impl FnOnce() -> Poll<Option<Result<Frame<Bytes>, E>>>,
+    ) -> Poll<Option<Result<Frame<Bytes>, E>>> {
+        let next = match self.rest.is_empty() {
+            true => body(),
+            false => Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.rest))))),
+        };
+        let next = next.map(|next| next.map(|frame| frame.map(|frame| self.part(frame))));
+        self.given.note(matches!(next, Poll::Ready(Some(Ok(_)))));
+        next
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Answering<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let Self { body, stream, .. } = &mut *self;
+        let next = || Pin::new(body).poll_frame(context);
+        match stream {
+            Some(stream) => stream.poll(next),
+            None => next(),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.stream.as_ref().is_none_or(|stream| stream.rest.is_empty())
+            && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let rest = self.stream.as_ref().map_or(0, |stream| stream.rest.len() as u64);
+        let (own, mut hint) = (self.body.size_hint(), SizeHint::new());
+        if let Some(upper) = own.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(own.lower() + rest);
+        hint
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::metrics::{Door, Metrics};
     use crate::server::connections::Connections;

@@ -16,7 +16,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,7 @@ use crate::server::answering::{Answering, Origin};
 use crate::server::connections::{Seat, Watched};
 use crate::server::lingering::Lingering;
 use crate::server::send_timeout::SendTimeout;
+use crate::server::stream_timeout::Streams;
 
 /// Maximum idle time between requests. Balancers keep connections for less (nginx: 60 s): a request
 /// that meets a closing connection would be lost.
@@ -130,7 +131,7 @@ pub async fn connection<I, S, B>(
             }))
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(Streams);
     // To copy an event costs less than to hand it over in three pieces.
     builder
         .http1()

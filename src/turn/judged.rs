@@ -1,38 +1,34 @@
 //! The property of judgements. No sequence of answers to one client's requests changes what another
 //! client gets, unless the table names the key or its place as the subject.
 
-use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use ::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::binding::Binding;
 use crate::binding::demand::{Demand, Tried};
 use crate::binding::select::Reach;
 use crate::client::Client;
-use crate::clock::time_of_day;
 use crate::health::condition::Subject;
-use crate::health::diagnose::{Judgement, Met, ModelUse, Trouble, judge};
+use crate::health::diagnose::{Judgement, ModelUse, Trouble};
 use crate::key::Key;
-use crate::metrics::Transport;
-use crate::outcome::{Answer, Outcome, Refusal};
+use crate::outcome::Answer;
 use crate::session::SessionId;
-use crate::store::Budget;
-use crate::turn::account::Account;
+use crate::turn::Gateway;
 use crate::turn::doubt::Doubts;
 use crate::turn::tests::gateway;
-use crate::turn::{Ask, Attempts, Gateway};
-use crate::wire::error_body::ErrorBody;
+
+mod play;
+
+use play::play;
 
 const KEYS: [(&str, &str, &str); 4] =
     [("a-1", "org-a", "one"), ("a-2", "org-a", "two"), ("b-1", "org-b", ""), ("b-2", "org-b", "")];
 
 /// An answer of the upstream.
 #[derive(Clone, Debug)]
-struct Told {
+pub struct Told {
     status: u16,
     body: String,
     headers: Vec<(&'static str, &'static str)>,
@@ -82,31 +78,25 @@ fn told() -> impl Strategy<Value = Told> {
     })
 }
 
-/// An upstream that gives these answers, and then serves. It notes what the table says of each.
-struct Script<'s> {
-    answers: RefCell<VecDeque<Told>>,
-    case: (Met, ModelUse<'s>),
-    judged: RefCell<Vec<(Arc<Key>, Judgement)>>,
+/// How a request meets its upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Turn,
+    /// A turn that asks for a special service tier.
+    Flex,
+    Handshake,
+    /// A request that costs nothing, and has no session.
+    Free,
+    /// A turn that searches for its session's forgotten organization.
+    Search,
+    /// Error frames on an open WebSocket, the first or the second half before a response begins.
+    Frame,
+    /// The failures of answers that had begun.
+    Failure,
 }
 
-impl Ask for Script<'_> {
-    async fn ask(&self, binding: &Binding, _: bool) -> Outcome {
-        let Some(Told { status, body, headers }) = self.answers.borrow_mut().pop_front() else {
-            return Outcome::Answered(answer(200, HeaderMap::new()));
-        };
-        if status == 200 {
-            return Outcome::Answered(answer(200, HeaderMap::new()));
-        }
-        let pairs = headers.iter().map(|(name, value)| {
-            (name.parse::<::http::HeaderName>().unwrap(), value.parse().unwrap())
-        });
-        let (headers, error) = (pairs.collect::<HeaderMap>(), ErrorBody::parse(body.as_bytes()));
-        let (status_code, now) = (StatusCode::from_u16(status).unwrap(), time_of_day());
-        let judgement = judge(self.case, status_code, &error, &headers, now);
-        self.judged.borrow_mut().push((Arc::clone(&binding.key), judgement));
-        Outcome::Refused(Refusal { answer: answer(status, headers), error })
-    }
-}
+const HOWS: [How; 7] =
+    [How::Turn, How::Flex, How::Handshake, How::Free, How::Search, How::Frame, How::Failure];
 
 fn answer(status: u16, headers: HeaderMap) -> Answer {
     let status = StatusCode::from_u16(status).unwrap();
@@ -124,58 +114,23 @@ fn subject(key: &Key, judgement: Judgement, asked: ModelUse<'_>) -> Option<Subje
     }
 }
 
-/// Plays turns of one client, each with its own answers. Returns the subjects that the table named.
-async fn play(
-    gateway: &Gateway,
-    client: &Client,
-    turns: &[(Vec<Told>, bool, bool)],
-) -> Vec<Subject> {
-    let mut named = Vec::new();
-    for (number, (answers, by_websocket, is_flex)) in turns.iter().enumerate() {
-        let demand = Demand {
-            session: SessionId::parse(&format!("{number:022}")),
-            by_websocket: *by_websocket,
-            model: "m",
-            tier: is_flex.then_some("flex"),
-            ..Demand::of(client)
-        };
-        let met = if *by_websocket { Met::Handshake } else { Met::Turn };
-        let script = Script {
-            answers: RefCell::new(answers.iter().cloned().collect()),
-            case: (met, demand.model_use()),
-            judged: RefCell::default(),
-        };
-        let books = Arc::clone(&gateway.books);
-        let mut account = Account::open(books, Transport::Http, &HeaderMap::new());
-        let mut budget: Budget = gateway.bindings.budget();
-        let tried = Tried::nothing(std::time::Duration::from_secs(5));
-        let attempts = Attempts::new(
-            gateway,
-            &mut account,
-            &script,
-            (&demand, tried, Reach::Anywhere),
-            &mut budget,
-        );
-        // However the turn ends.
-        let _ = attempts.run(Ok(None), tokio::time::Instant::now()).await;
-        for (key, judgement) in script.judged.into_inner() {
-            assert!(
-                judgement.is_shared() || subject(&key, judgement, demand.model_use()).is_none()
-            );
-            named.extend(subject(&key, judgement, demand.model_use()));
-            // Two keys without a project share what both met.
-            named.extend(Subject::shared_model(&key, "m").filter(|_| judgement.is_shared()));
-        }
-    }
-    named
+/// The key at which a new session of `client` begins.
+async fn begin(gateway: &Gateway, client: &Client, number: usize) -> String {
+    let session = SessionId::parse(&format!("b{number:021}"));
+    let demand = Demand { session, model: "m", ..Demand::of(client) };
+    let tried = Tried::nothing(std::time::Duration::from_secs(5));
+    let (placing, mut budget) =
+        (demand.with_tried(&tried, Reach::Anywhere), gateway.bindings.budget());
+    let bound = gateway.bindings.bind(placing, Ok(None), &mut budget).await;
+    bound.map(|(binding, _)| binding.key.id.clone()).unwrap_or_else(|error| error.code().into())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(160))]
     #[test]
     fn answers_to_one_client_change_nothing_for_another_unless_the_table_names_the_key(
         turns in prop::collection::vec(
-            (prop::collection::vec(told(), 0..5), any::<bool>(), any::<bool>()), 1..5),
+            (prop::collection::vec(told(), 0..5), prop::sample::select(&HOWS[..])), 1..6),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -202,6 +157,13 @@ proptest! {
                     for key in gateway.registry.loaded().table.keys() {
                         prop_assert!(gateway.registry.is_ready(key, demand.model_use()), "{turns:?}");
                     }
+                }
+                // Each new session of another client begins where it would have begun.
+                let fresh = self::gateway(&KEYS);
+                for number in 0..8 {
+                    let [here, there] = [&gateway, &fresh].map(|one| begin(one, &bob, number));
+                    let (here, there) = (here.await, there.await);
+                    prop_assert_eq!(&here, &there, "session {}: {:?}", number, turns);
                 }
             }
             Ok(())

@@ -156,8 +156,12 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
         && !headers.contains_key(SEC_WEBSOCKET_PROTOCOL)
 }
 
-/// Reads as much of an answer as its meaning needs.
+/// Reads as much of an answer as its meaning needs. An answer in a coding that the gateway cannot
+/// read is broken: upstreams are asked for no such coding, and nothing passes unread.
 pub async fn read(mut rest: reqwest::Response) -> Outcome {
+    if Coding::of(rest.headers()) == Coding::Unknown {
+        return Outcome::Broken("its content-encoding is none that the gateway can read".into());
+    }
     let (status, headers) = (rest.status(), std::mem::take(rest.headers_mut()));
     let mut answer = Answer { status, headers, head: Bytes::new(), rest: None, upgrade: None };
     if !has_meaning(answer.status) {

@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ACCEPT, ETAG};
-use http::{HeaderValue, Method, StatusCode};
+use http::header::{ACCEPT, ACCEPT_ENCODING, ETAG};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use crate::key::{Key, Tag};
 use crate::upstream::headers::show;
+use crate::wire::decoder::Decoder;
 use crate::wire::models::ModelList;
 
 /// How long a list counts as new.
@@ -83,29 +83,47 @@ impl ModelLists {
     }
 }
 
-/// Asks `key`'s upstream. `None`: it gave no list.
-async fn ask(key: &Key, query: &str) -> Option<Listed> {
-    let host = &key.upstream.host;
-    let url = host.models(Some(query).filter(|query| !query.is_empty()));
-    let mut request = reqwest::Request::new(Method::GET, url);
-    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
-    show(request.headers_mut(), key);
-    let mut answer = key.connections.execute(request).await.ok()?;
-    if answer.status() != StatusCode::OK {
-        let status = answer.status().as_u16();
-        tracing::warn!(key = %key.id, status, "an upstream did not list its models");
-        return None;
-    }
-    let etag = answer.headers().get(ETAG).cloned();
-    let mut body = Vec::new();
-    while let Some(part) = answer.chunk().await.ok()? {
-        if body.len() + Bytes::len(&part) > MOST_BYTES {
+/// The request for `key`'s list.
+pub fn request(key: &Key, query: Option<&str>) -> reqwest::Request {
+    let mut request = reqwest::Request::new(Method::GET, key.upstream.host.models(query));
+    let headers = request.headers_mut();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    // Without this header, an upstream may choose any coding (RFC 9110, section 12.5.3).
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    show(headers, key);
+    request
+}
+
+/// Reads the list in an answer with these `headers`. `None`: the answer has no list, or one that is
+/// too long or in a coding that the gateway cannot read.
+pub async fn read_list(headers: &HeaderMap, mut rest: reqwest::Response) -> Option<ModelList> {
+    let mut body = Decoder::new(headers, Vec::new());
+    while let Some(part) = rest.chunk().await.ok()? {
+        body.observe(&part);
+        if body.reader()?.len() > MOST_BYTES {
             return None;
         }
-        body.extend_from_slice(&part);
     }
-    let list = ModelList::parse(&body)?.with_names(host.names());
-    Some(Listed { list, etag })
+    ModelList::parse(body.reader()?)
+}
+
+/// Asks `key`'s upstream. `None`: it gave no list.
+async fn ask(key: &Key, query: &str) -> Option<Listed> {
+    let request = request(key, Some(query).filter(|query| !query.is_empty()));
+    let mut answer = key.connections.execute(request).await.ok()?;
+    let status = answer.status();
+    let headers = std::mem::take(answer.headers_mut());
+    let list = match status {
+        StatusCode::OK => read_list(&headers, answer).await,
+        _ => None,
+    };
+    let Some(list) = list else {
+        let status = status.as_u16();
+        tracing::warn!(key = %key.id, status, "an upstream did not list its models");
+        return None;
+    };
+    let list = list.with_names(key.upstream.host.names());
+    Some(Listed { list, etag: headers.get(ETAG).cloned() })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use tokio::time::MissedTickBehavior;
 use tracing::field::Empty;
 use tracing::{Instrument, info_span};
@@ -24,7 +24,7 @@ use crate::store::name::Name;
 use crate::task::Tasks;
 use crate::telemetry::work::WORK;
 use crate::upstream::attempt::read;
-use crate::upstream::headers::show;
+use crate::upstream::models::{read_list, request};
 
 /// Time between two looks for conditions that are due.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -118,11 +118,7 @@ impl Prober {
         concerned.sort_by_key(is_rejected);
         for key in concerned.into_iter().take(if is_organization { MAX_ASKED } else { 1 }) {
             self.metrics.decided(Decision::Probe, Reason::Rejected);
-            let probe = info_span!(target: WORK, "probe", warmkey.key = %key.id, answer = Empty);
-            let answer = ask(key).instrument(probe.clone()).await;
-            let status =
-                answer.map_or("no answer".into(), |(status, _)| status.as_u16().to_string());
-            probe.record("answer", &status);
+            let (told, status) = ask_traced(key).await;
             tracing::info!(
                 decision = "probe",
                 reason = "rejected",
@@ -130,22 +126,16 @@ impl Prober {
                 answer = status,
                 "asked whether a key is accepted"
             );
-            return match answer {
+            return match told.map_or(Acceptance::Unknown, Told::acceptance) {
                 // A key that is refused for itself says nothing about its organization, so another
                 // key is asked.
-                Some((_, Some(Scope::Key))) if is_organization => {
+                Acceptance::Refused(Scope::Key) if is_organization => {
                     self.registry.condemn(key, Ailment::Rejected(Scope::Key));
                     continue;
                 }
-                Some((_, Some(scope))) => self.registry.condemn(key, Ailment::Rejected(scope)),
-                // A path that is not there says nothing about the key. Any other answer shows that
-                // the upstream accepts it.
-                Some((status, None))
-                    if !status.is_server_error() && status != StatusCode::NOT_FOUND =>
-                {
-                    self.registry.end_illness(subject, &key.id)
-                }
-                Some(_) | None => {}
+                Acceptance::Refused(scope) => self.registry.condemn(key, Ailment::Rejected(scope)),
+                Acceptance::Accepted => self.registry.end_illness(subject, &key.id),
+                Acceptance::Unknown => {}
             };
         }
         if is_organization {
@@ -167,11 +157,16 @@ pub enum Acceptance {
 /// Asks whether the upstream accepts `key`. An answer shows that only if the upstream must have
 /// looked at the credential first.
 pub async fn ask_about(key: &Key) -> Acceptance {
+    ask_traced(key).await.0.map_or(Acceptance::Unknown, Told::acceptance)
+}
+
+/// Probes `key` in a span of its own. Returns the answer's status as text, too.
+async fn ask_traced(key: &Key) -> (Option<Told>, String) {
     let probe = info_span!(target: WORK, "probe", warmkey.key = %key.id, answer = Empty);
-    let answer = examine(key).instrument(probe.clone()).await;
-    let status = answer.map_or("no answer".into(), |told| told.status.as_u16().to_string());
+    let told = examine(key).instrument(probe.clone()).await;
+    let status = told.map_or("no answer".into(), |told| told.status.as_u16().to_string());
     probe.record("answer", &status);
-    answer.map_or(Acceptance::Unknown, |told| told.acceptance())
+    (told, status)
 }
 
 /// The facts that an answer to a probe states.
@@ -183,6 +178,8 @@ struct Told {
     /// The upstream itself says what is wrong. A page, or an error that names nothing, may be that
     /// of an edge, which looks at no credential.
     is_own_error: bool,
+    /// The answer is a list of models.
+    is_list: bool,
 }
 
 impl Told {
@@ -193,7 +190,7 @@ impl Told {
                 None,
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS,
             ) if self.is_own_error => Acceptance::Accepted,
-            (None, status) if status.is_success() => Acceptance::Accepted,
+            (None, status) if status.is_success() && self.is_list => Acceptance::Accepted,
             (None, _) => Acceptance::Unknown,
         }
     }
@@ -206,13 +203,19 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
 }
 
 async fn examine(key: &Key) -> Option<Told> {
-    let mut request = reqwest::Request::new(Method::GET, key.upstream.host.models(None));
-    show(request.headers_mut(), key);
     let asked = async {
-        let answer = key.connections.execute(request).await.ok()?;
-        Some(read(answer).await)
+        let answer = key.connections.execute(request(key, None)).await.ok()?;
+        let mut outcome = read(answer).await;
+        let is_list = match &mut outcome {
+            Outcome::Answered(answer) if answer.status.is_success() => match answer.rest.take() {
+                Some(rest) => read_list(&answer.headers, rest).await.is_some(),
+                None => false,
+            },
+            _ => false,
+        };
+        Some((outcome, is_list))
     };
-    let outcome = tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok()??;
+    let (outcome, is_list) = tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok()??;
     let scope = match &outcome {
         Outcome::Refused(Refusal { answer, error }) => {
             let case = (Met::Probe, ModelUse::default());
@@ -227,11 +230,12 @@ async fn examine(key: &Key) -> Option<Told> {
     let is_own_error = match &outcome {
         // OpenAI's error about missing scopes has no code.
         Outcome::Refused(Refusal { error, .. }) => {
-            !error.is_page && (error.code.is_some() || error.lacks_right)
+            let is_named = error.code.as_deref().is_some_and(|code| !code.is_empty());
+            !error.is_page && (is_named || error.lacks_right)
         }
         _ => false,
     };
-    Some(Told { status: outcome.answer()?.status, refused: scope, is_own_error })
+    Some(Told { status: outcome.answer()?.status, refused: scope, is_own_error, is_list })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
 use crate::chat::body::ChatBody;
+use crate::chat::request::Translated;
 use crate::error::Error;
 use crate::key::Key;
 use crate::session::SessionId;
@@ -16,8 +17,8 @@ use crate::session::identify::Hop;
 use crate::telemetry::turn_id::TRACEPARENT;
 use crate::telemetry::{Share, TurnId};
 use crate::upstream::headers::{name_session, outgoing, show, tell_hop, upgrading};
+use crate::upstream::splice::with_value;
 use crate::wire::endpoint::Endpoint;
-use crate::wire::rename::with_model;
 
 /// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -66,7 +67,9 @@ pub struct AskedModel<'t> {
     /// Empty: the body names none.
     pub model: &'t str,
     /// The body's text, if the body itself is encoded.
-    pub decoded: Option<&'t [u8]>,
+    pub decoded: Option<&'t Bytes>,
+    /// Where the model begins and ends in the text.
+    pub place: Option<(usize, usize)>,
 }
 
 impl<'t> Request<'t> {
@@ -154,32 +157,34 @@ impl<'t> Request<'t> {
         let mut request = reqwest::Request::new(self.method.clone(), url);
         *request.headers_mut() = headers;
         // A body of known length is sent with an exact content-length. Attempts share its bytes.
-        *request.body_mut() = body.map(Into::into);
+        *request.body_mut() = body;
         Ok(request)
     }
 
     /// The client's body, with the upstream's own name of its model.
-    fn plain(&self, key: &Key, own: &Bytes, headers: &mut HeaderMap) -> Bytes {
-        let body = match self.rename_model(key, self.asked.decoded.unwrap_or(own)) {
-            Some(renamed) => {
-                changed(headers);
-                renamed
-            }
-            None => own.clone(),
-        };
-        if body.is_empty() {
+    fn plain(&self, key: &Key, own: &Bytes, headers: &mut HeaderMap) -> reqwest::Body {
+        if let Some(renamed) =
+            self.rename_model(key, self.asked.decoded.unwrap_or(own), self.asked.place)
+        {
+            changed(headers);
+            return renamed;
+        }
+        if own.is_empty() {
             // hyper states no length of an empty body by itself.
             headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
         }
-        body
+        own.clone().into()
     }
 
     /// A chat body for an upstream that speaks chat. An encoded body is decoded where its model has
     /// another name.
-    fn native(&self, key: &Key, chat: &ChatBody, headers: &mut HeaderMap) -> Bytes {
+    fn native(&self, key: &Key, chat: &ChatBody, headers: &mut HeaderMap) -> reqwest::Body {
         let native = chat.native(key.upstream.derives_cache_key);
         let text = if chat.is_encoded() { chat.text() } else { native };
-        match self.rename_model(key, text) {
+        // A derived key stands before the model.
+        let added = text.len() - chat.text().len();
+        let place = self.asked.place.map(|(start, end)| (start + added, end + added));
+        match self.rename_model(key, text, place) {
             Some(renamed) => {
                 changed(headers);
                 renamed
@@ -188,7 +193,7 @@ impl<'t> Request<'t> {
                 if !chat.is_own(native) {
                     changed(headers);
                 }
-                native.clone()
+                native.clone().into()
             }
         }
     }
@@ -200,17 +205,25 @@ impl<'t> Request<'t> {
         key: &Key,
         chat: &ChatBody,
         headers: &mut HeaderMap,
-    ) -> Result<Bytes, Error> {
+    ) -> Result<reqwest::Body, Error> {
         changed(headers);
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let body = &chat.translated(key.upstream.derives_cache_key)?.body;
-        Ok(self.rename_model(key, body).unwrap_or_else(|| body.clone()))
+        let Translated { body, model_place, .. } =
+            chat.translated(key.upstream.derives_cache_key)?;
+        let renamed = self.rename_model(key, body, *model_place);
+        Ok(renamed.unwrap_or_else(|| body.clone().into()))
     }
 
-    /// `text` with the upstream's own name of the model, where an operator has mapped it.
-    fn rename_model(&self, key: &Key, text: &[u8]) -> Option<Bytes> {
+    /// `text` with the upstream's own name of the model, where an operator has mapped it. `place`:
+    /// where the text names the model.
+    fn rename_model(
+        &self,
+        key: &Key,
+        text: &Bytes,
+        place: Option<(usize, usize)>,
+    ) -> Option<reqwest::Body> {
         let name = key.upstream.host.name_of(self.asked.model)?;
-        with_model(text, name).map(Bytes::from)
+        Some(with_value(text, place?, name))
     }
 
     /// How long the upstream may take to begin its answer.

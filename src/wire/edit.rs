@@ -1,15 +1,18 @@
 //! The only edits of an upstream's error frame: its status and its `retry-after`, which an HTTP
 //! answer would carry in its head. Every other byte stays. Pure.
 
-use crate::wire::peek::fields;
+use crate::wire::peek::{fields, place};
 use crate::wire::quotes::unescaped;
 use crate::wire::scan::{NotJson, Scanner};
 
 /// The frame with its status replaced. `None`: the frame states none.
 pub fn with_status(frame: &str, status: u16) -> Option<String> {
     let [status_raw, code_raw] = fields(frame.as_bytes(), ["status", "status_code"]).ok()?;
-    let mut places: Vec<_> =
-        [status_raw, code_raw].into_iter().flatten().map(|raw| range_of(frame, raw)).collect();
+    let mut places: Vec<_> = [status_raw, code_raw]
+        .into_iter()
+        .flatten()
+        .map(|raw| place(frame.as_bytes(), raw))
+        .collect();
     places.sort_unstable();
     let mut edited = frame.to_owned();
     for (start, end) in places.iter().rev() {
@@ -28,18 +31,18 @@ pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
         Some(raw) if raw.starts_with(b"{") => {
             let there = find_waits(raw).ok()?;
             for value in there.iter().rev() {
-                let (start, end) = range_of(frame, value);
+                let (start, end) = place(frame.as_bytes(), value);
                 edited.replace_range(start..end, &format!(r#""{seconds}""#));
             }
             if !there.is_empty() {
                 return Some(edited);
             }
-            let (start, _) = range_of(frame, raw);
+            let (start, _) = place(frame.as_bytes(), raw);
             let is_empty = raw[1..raw.len() - 1].trim_ascii().is_empty();
             edited.insert_str(start + 1, &format!("{told}{}", if is_empty { "" } else { "," }));
         }
         Some(raw) => {
-            let (start, end) = range_of(frame, raw);
+            let (start, end) = place(frame.as_bytes(), raw);
             edited.replace_range(start..end, &format!("{{{told}}}"));
         }
         None => {
@@ -69,12 +72,6 @@ fn find_waits(headers: &[u8]) -> Result<Vec<&[u8]>, NotJson> {
             return Ok(found);
         }
     }
-}
-
-/// Where `part`, a slice of `whole`, begins and ends.
-fn range_of(whole: &str, part: &[u8]) -> (usize, usize) {
-    let start = part.as_ptr().addr() - whole.as_ptr().addr();
-    (start, start + part.len())
 }
 
 #[cfg(test)]

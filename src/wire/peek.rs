@@ -58,6 +58,8 @@ impl Field {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peek {
     pub model: Field,
+    /// Where the value of `model` begins and ends in the body.
+    pub model_place: Option<(usize, usize)>,
     pub prompt_cache_key: Field,
     /// The body has a `prompt_cache_key`, even if that is null.
     pub names_cache_key: bool,
@@ -120,6 +122,7 @@ impl Peek {
         });
         let peek = Self {
             model: Field::of(model),
+            model_place: model.map(|raw| place(body, raw)),
             prompt_cache_key: Field::of(key),
             names_cache_key: key.is_some(),
             session_id: inner(metadata, "session_id").unwrap_or_default(),
@@ -132,6 +135,12 @@ impl Peek {
         };
         Ok((peek, imprint))
     }
+}
+
+/// Where `part`, a slice of `whole`, begins and ends.
+pub fn place(whole: &[u8], part: &[u8]) -> (usize, usize) {
+    let start = part.as_ptr().addr() - whole.as_ptr().addr();
+    (start, start + part.len())
 }
 
 /// Whether `prompt_cache_options` ask for no output, only for a warm cache.

@@ -2,7 +2,7 @@
 //!
 //! All other bytes stay as they are, so that the prefix of a conversation stays the same, too.
 
-use crate::wire::peek::fields;
+use crate::wire::peek::{fields, place};
 
 /// `text` with `name` as its top-level `model`. `None`: the text names no model.
 pub fn with_model(text: &[u8], name: &str) -> Option<Vec<u8>> {
@@ -13,11 +13,9 @@ pub fn with_model(text: &[u8], name: &str) -> Option<Vec<u8>> {
 pub fn with_field(text: &[u8], field: &'static str, name: &str) -> Option<Vec<u8>> {
     let [model] = fields(text, [field]).ok()?;
     let model = model?;
-    // A field is a part of the text that it was found in.
-    let at = model.as_ptr().addr().checked_sub(text.as_ptr().addr())?;
-    let (before, rest) = text.split_at_checked(at)?;
+    let (start, end) = place(text, model);
     let name = serde_json::Value::from(name).to_string();
-    Some([before, name.as_bytes(), rest.get(model.len()..)?].concat())
+    Some([&text[..start], name.as_bytes(), &text[end..]].concat())
 }
 
 #[cfg(test)]

@@ -147,7 +147,7 @@ async fn json_answer_keeps_its_length() {
 
 #[tokio::test]
 async fn compressed_answer_stays_compressed() {
-    for coding in ["gzip", "br", "zstd"] {
+    for coding in ["gzip", "zstd"] {
         // These bytes are not even of that coding: nothing on the way may decode them.
         let body = [0x1f, 0x8b, 0x08, 0x00, 0xff, 0x00, 0x13];
         let headers = format!("content-type: text/event-stream\r\ncontent-encoding: {coding}\r\n");

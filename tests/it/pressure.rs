@@ -13,5 +13,7 @@ mod refusals;
 mod secrets;
 mod slow;
 mod soak;
+mod splicing;
+mod stalled;
 mod tasks;
 mod versions;

@@ -15,9 +15,11 @@ use crate::world::socket::{Upstream, create, open, session};
 use crate::world::waiting::within;
 use crate::world::wire::{Connection, Request, ask};
 
+mod codings;
 mod configuration;
 mod heads;
 mod http2;
+mod http2_siblings;
 mod large;
 mod nested;
 mod redirects;

@@ -55,7 +55,7 @@ pub struct HttpTurns {
     /// Owns the answers that outlive their handlers.
     pub tasks: Tasks,
     /// Places for long texts, which other threads decode and scan.
-    pub heavy: HeavyPlaces,
+    pub heavy: Arc<HeavyPlaces>,
 }
 
 /// Serves one turn. However the turn ends, the client receives an answer and the turn is recorded.
@@ -165,6 +165,8 @@ pub(super) struct Glance {
     needs_project: bool,
     /// The model that the text names; empty if it names none.
     model: String,
+    /// Where the text names the model.
+    model_place: Option<(usize, usize)>,
     kind: TurnKind,
     /// `None`: the gateway cannot read the text.
     imprint: Option<Box<Imprint>>,
@@ -219,6 +221,7 @@ impl HttpTurns {
             is_sealed,
             needs_project,
             model,
+            model_place,
             kind,
             imprint,
             names_cache_key,
@@ -271,11 +274,10 @@ impl HttpTurns {
         };
         let content =
             chat.as_ref().map_or(Content::Body(&body.bytes), |(chat, _)| Content::Chat(chat));
-        let decoded = decoded.map(|text| &text[..]);
         let asked = Asked::new(&head, endpoint, content)
             .of_session(session)
             .with_hop(entry.identifier.hop(session, &demand.lineage))
-            .asking(AskedModel { model: &model, decoded })
+            .asking(AskedModel { model: &model, decoded, place: model_place })
             .traced(self.propagation, account.id);
         let turn = (&demand, tried, within);
         let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
@@ -369,6 +371,7 @@ impl HttpTurns {
             is_sealed,
             needs_project,
             model,
+            model_place: peek.model_place,
             kind,
             imprint: imprint.map(Box::new),
             names_cache_key: peek.names_cache_key,

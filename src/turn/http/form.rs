@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::CONTENT_LENGTH;
 
 use crate::chat::answer;
 use crate::chat::request::Wish;
@@ -12,6 +12,7 @@ use crate::chat::stream::Stream;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::Answer;
 use crate::usage::tap::Tap;
+use crate::wire::decoder::Coding;
 use crate::wire::endpoint::Dialect;
 use crate::wire::event::is_stream;
 
@@ -48,7 +49,7 @@ pub async fn prepare_answer(
     if !answer.status.is_success() {
         return Ok(Form::Native(Dialect::Responses));
     }
-    if answer.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+    if Coding::of(&answer.headers) != Coding::Plain {
         return Err(lost("The upstream encoded an answer that has to be translated."));
     }
     answer.headers.remove(CONTENT_LENGTH);

@@ -1,4 +1,4 @@
-//! Limits how many long texts other threads decode, scan and translate at once.
+//! The places for long texts, which other threads decode, scan, edit and translate.
 //!
 //! A client has at most one place at a time, so that many long bodies of one client do not hold up
 //! others.
@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::client::ClientId;
+use crate::error::{Error, ErrorKind};
 
 /// Long texts that are decoded, scanned or translated at once. More would take the cores from other
 /// turns.
@@ -17,7 +18,10 @@ pub const HEAVY: usize = 2;
 /// Longest wait for a place.
 const HEAVY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The places of all clients.
+/// `Retry-After` of a turn that gets no place.
+const SOON: Duration = Duration::from_secs(5);
+
+/// The places of all clients, for bodies and for messages of WebSockets.
 pub struct HeavyPlaces {
     all: Arc<Semaphore>,
     /// The one place of each client that has or awaits one.
@@ -25,7 +29,7 @@ pub struct HeavyPlaces {
 }
 
 /// A place, until it is dropped.
-pub struct HeavyPlace {
+struct HeavyPlace {
     _shared: OwnedSemaphorePermit,
     _own: OwnedSemaphorePermit,
 }
@@ -35,8 +39,30 @@ impl HeavyPlaces {
         Self { all: Arc::new(Semaphore::new(places)), own: Mutex::default() }
     }
 
+    /// Does `work` for `client` on another thread, as soon as one of the places is free.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the places bound the threads, `max_body` the time"
+    )]
+    pub async fn run<T: Send + 'static>(
+        &self,
+        client: &ClientId,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let Some(place) = self.take(client).await else {
+            let error = Error::new(ErrorKind::NoKeyAvailable, "Too many long bodies come at once.");
+            return Err(error.retry_after(SOON));
+        };
+        let working = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        let failed = |_| Error::new(ErrorKind::Internal, "The gateway failed on this turn.");
+        working.await.map_err(failed)
+    }
+
     /// Waits for a place for `client`. `None`: none was free in time.
-    pub async fn take(&self, client: &ClientId) -> Option<HeavyPlace> {
+    async fn take(&self, client: &ClientId) -> Option<HeavyPlace> {
         let own = self.of(client);
         let both = async {
             let own = own.acquire_owned().await.ok()?;

@@ -13,7 +13,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::binding::Binding;
 use crate::client::Client;
@@ -22,14 +22,13 @@ use crate::error::{Error, ErrorKind};
 use crate::session::lineage::Lineage;
 use crate::turn::Gateway;
 use crate::turn::account::{Account, Arrival, Caller};
-use crate::turn::memory::full;
+use crate::turn::memory::{MemoryPlace, full};
 use crate::turn::websocket::closing::{End, farewells};
-use crate::turn::websocket::frame::{ClientMessage, Event};
+use crate::turn::websocket::frame::Event;
 use crate::turn::websocket::meter::Meter;
 use crate::turn::websocket::peer::{Incoming, Lost, PeerFrames, Sink, leave};
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::turn::websocket::state::SocketState;
-use crate::wire::rename::with_model;
 
 /// `Retry-After` for a client that should try again.
 const SOON: Duration = Duration::from_secs(1);
@@ -120,17 +119,13 @@ impl Socket {
                 Ok(message) => message,
                 Err(lost) => return End::Client(lost),
             };
-            let refused = match &message {
-                Message::Text(text) => self.ask(text).await.err(),
-                _ => None,
+            let checked = match message {
+                Message::Text(text) => self.ask(text).await,
+                other => Ok((other, MemoryPlace::default())),
             };
-            let message = match message {
-                Message::Text(text) => Message::Text(self.rename_model(text)),
-                other => other,
-            };
-            let sent = match refused {
-                Some(refusal) => self.to_client.lock().await.send(Message::text(refusal)).await,
-                None => self.to_upstream.lock().await.send(message).await,
+            let sent = match checked {
+                Ok((message, _place)) => self.to_upstream.lock().await.send(message).await,
+                Err(refusal) => self.to_client.lock().await.send(Message::text(refusal)).await,
             };
             if sent.is_err() {
                 // The peer may have sent a close frame before it left. The task that reads from the
@@ -246,20 +241,6 @@ impl Socket {
             leave(self.to_client, from_client, last, to_client, CLOSE_TIMEOUT),
             leave(self.to_upstream, from_upstream, Vec::new(), to_upstream, CLOSE_TIMEOUT / 4),
         );
-    }
-
-    /// A request with the upstream's own name of its model, where an operator has mapped it. Every
-    /// other message stays as it is.
-    fn rename_model(&self, text: Utf8Bytes) -> Utf8Bytes {
-        let host = &self.binding.key.upstream.host;
-        if host.names().next().is_none() {
-            return text;
-        }
-        let message = ClientMessage::read(text.as_bytes()).unwrap_or_default();
-        let asked = message.model.filter(|_| message.is_create);
-        let name = asked.and_then(|model| host.name_of(&model).map(str::to_owned));
-        let renamed = name.and_then(|name| with_model(text.as_bytes(), &name));
-        renamed.and_then(|text| String::from_utf8(text).ok()).map_or(text, Utf8Bytes::from)
     }
 
     fn gateway(&self) -> &Gateway {

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::task::Tasks;
 use crate::turn::Gateway;
+use crate::turn::http::heavy_places::HeavyPlaces;
 use crate::turn::memory::BodyMemory;
 
 /// The parts that the WebSockets of one replica share.
@@ -23,6 +24,8 @@ pub struct WebSocketTurns {
     pub timing: SocketTiming,
     /// The memory for messages, which request bodies share.
     pub memory: BodyMemory,
+    /// Places for long messages, which other threads read. Long request bodies share them.
+    pub heavy: Arc<HeavyPlaces>,
 }
 
 /// When WebSockets end, and when silent peers are pinged.
@@ -77,6 +80,7 @@ pub mod tests {
             answers: Tasks::new(),
             timing: SocketTiming { spread: Duration::ZERO, ping },
             memory: BodyMemory::new(crate::setting::Size(1 << 20)),
+            heavy: Arc::new(HeavyPlaces::new(1)),
         }
     }
 

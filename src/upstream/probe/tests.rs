@@ -129,18 +129,34 @@ fn prober(url: &str, keys: &[(&str, &str)], memory: &Arc<Memory>) -> (Prober, Ar
     )
 }
 
+const PAGE: &str = "<html><h1>Access denied</h1></html>";
+const LIST: &str = r#"{"object":"list","data":[]}"#;
+
 #[tokio::test]
 async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
     use Condition::{Recovering, Rejected, Suspected};
     for (status, code, expected) in [
-        (200, "", Some(Recovering)),
-        (400, "", Some(Recovering)),
+        (200, LIST, Some(Recovering)),
         // The upstream answers a key that it accepts.
         (403, "unsupported_country_region_territory", Some(Recovering)),
         (429, "insufficient_quota", Some(Recovering)),
         (401, "invalid_api_key", Some(Rejected)),
-        // An upstream that fails or is silent says nothing: the condition before stays.
+        // An answer that needs no look at a credential says nothing: the condition before stays.
+        (200, "<html>Sign in to this network</html>", None),
+        (200, "{}", None),
+        (204, "", None),
+        (206, PAGE, None),
+        (301, "", None),
+        (302, PAGE, None),
+        (400, "", None),
+        (400, "invalid_request_error", None),
+        (403, PAGE, None),
+        (403, "", None),
         (404, "", None),
+        (404, "model_not_found", None),
+        (405, PAGE, None),
+        (418, PAGE, None),
+        (429, PAGE, None),
         (500, "", None),
         (503, "server_is_overloaded", None),
         (0, "", None),
@@ -176,11 +192,11 @@ async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
 /// An edge refuses without a look at the credential.
 #[tokio::test]
 async fn key_is_accepted_by_its_upstream_and_by_no_edge() {
-    const PAGE: &str = "<html><h1>Access denied</h1></html>";
     const SCOPE: &str = r#"{"error":{"message":"Missing scopes: api.model.read","code":null,"type":"invalid_request_error"}}"#;
     let refused = Acceptance::Refused(Scope::Key);
     for (status, answer, expected) in [
-        (200, "{}", Acceptance::Accepted),
+        (200, LIST, Acceptance::Accepted),
+        (200, PAGE, Acceptance::Unknown),
         (401, SCOPE, Acceptance::Accepted),
         (403, "unsupported_country_region_territory", Acceptance::Accepted),
         (429, "insufficient_quota", Acceptance::Accepted),
@@ -200,6 +216,44 @@ async fn key_is_accepted_by_its_upstream_and_by_no_edge() {
     }
 }
 
+/// A probe asks for no coding, and an answer in one that nobody can read decides nothing.
+#[tokio::test]
+async fn probe_in_an_unreadable_coding_decides_nothing() {
+    let list = LIST.as_bytes();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut gzip, list).unwrap();
+    let (gzip, refused) = (gzip.finish().unwrap(), &br#"{"error":{"code":"invalid_api_key"}}"#[..]);
+    for (status, coding, body, expected) in [
+        (200, "identity", list, Acceptance::Accepted),
+        (200, "gzip", &gzip[..], Acceptance::Accepted),
+        (200, "gzip", list, Acceptance::Unknown),
+        (200, "br", list, Acceptance::Unknown),
+        (401, "identity", refused, Acceptance::Refused(Scope::Key)),
+        (401, "br", refused, Acceptance::Unknown),
+        (401, "gzip, br", refused, Acceptance::Unknown),
+        (403, "x-unknown", refused, Acceptance::Unknown),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {status} x\r\ncontent-encoding: {coding}\r\ncontent-length: {length}\r\n\r\n"
+        );
+        let answer = [head.as_bytes(), body].concat();
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0 {}
+            stream.write_all(&answer).await.unwrap();
+            String::from_utf8(head).unwrap()
+        });
+        let (_, registry) = prober(&url, &[("a", "o")], &Arc::new(Memory::new(9)));
+        let found = ask_about(&registry.loaded().table.keys()[0]).await;
+        assert_eq!(found, expected, "{status} {coding}");
+        assert!(asked.await.unwrap().contains("accept-encoding: identity\r\n"));
+    }
+}
+
 /// The keys of a refused organization are asked one by one: each may be refused for itself.
 #[tokio::test]
 async fn verdict_on_an_organization_is_not_that_on_its_keys() {
@@ -208,9 +262,10 @@ async fn verdict_on_an_organization_is_not_that_on_its_keys() {
     for (answers, asked, is_refused, refused) in [
         ([all; 4], 1, true, 0),
         ([own, all, all, all], 2, true, 1),
-        ([own, (200, ""), all, all], 2, false, 1),
-        ([(200, ""); 4], 1, false, 0),
+        ([own, (200, LIST), all, all], 2, false, 1),
+        ([(200, LIST); 4], 1, false, 0),
         ([(500, ""); 4], 1, true, 0),
+        ([(403, PAGE); 4], 1, true, 0),
         // Three keys are enough.
         ([own; 4], 3, false, 3),
     ] {

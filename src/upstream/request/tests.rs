@@ -90,7 +90,8 @@ fn model_is_renamed_only_where_an_operator_says_so() {
     head.headers.insert(CONTENT_ENCODING, "zstd".parse().unwrap());
     let text = br#"{"input":"x","model":"gpt-5.4"}"#;
     let body = Bytes::from(zstd::encode_all(&text[..], 1).unwrap());
-    let asked = AskedModel { model: "gpt-5.4", decoded: Some(text) };
+    let text = Bytes::from_static(text);
+    let asked = AskedModel { model: "gpt-5.4", decoded: Some(&text), place: Some((21, 30)) };
     let request = Request::new(&head, Endpoint::CreateResponse, Content::Body(&body)).asking(asked);
     let sent = |options: &str| {
         let request = rendered(&request, options);
@@ -113,7 +114,7 @@ fn model_of_a_chat_body_is_renamed_in_each_dialect() {
     let own = Bytes::from(zstd::encode_all(&text[..], 1).unwrap());
     let chat = ChatBody::new(own.clone(), Some(Bytes::from_static(text)), None, false);
     let request = Request::new(&head, Endpoint::CreateChatCompletion, Content::Chat(&chat))
-        .asking(AskedModel { model: "gpt-5.4", decoded: None });
+        .asking(AskedModel { model: "gpt-5.4", decoded: None, place: Some((9, 18)) });
     let sent = |options: &str| {
         let request = rendered(&request, options);
         let body = request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
@@ -151,7 +152,7 @@ fn digest_of_a_body_goes_only_with_that_body() {
         (Content::Chat(&derived), r#","cache_key":false"#, true),
     ] {
         let request = Request::new(&head, Endpoint::CreateChatCompletion, content)
-            .asking(AskedModel { model: "gpt-5.4", decoded: None });
+            .asking(AskedModel { model: "gpt-5.4", decoded: None, place: Some((9, 18)) });
         let sent = rendered(&request, options);
         for name in ["content-digest", "content-md5"] {
             assert_eq!(sent.headers().contains_key(name), is_kept, "{name}, {options}");

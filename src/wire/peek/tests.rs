@@ -11,6 +11,7 @@ fn routing_fields_are_found() {
     let peek = Peek::at(br#"{"model":"gpt-5.4","input":[{"prompt_cache_key":"inner"}],"prompt_cache_key":"k","client_metadata":{"a":1,"session_id":"s"},"conversation":{"id":"c"}}"#).unwrap();
     let expected = Peek {
         model: text("gpt-5.4"),
+        model_place: Some((9, 18)),
         prompt_cache_key: text("k"),
         names_cache_key: true,
         session_id: text("s"),
@@ -42,6 +43,7 @@ fn field_of_another_type_is_malformed_not_fatal() {
         peek,
         Peek {
             model: malformed.clone(),
+            model_place: Some((9, 10)),
             prompt_cache_key: malformed.clone(),
             names_cache_key: true,
             session_id: Field::Absent,

@@ -11,6 +11,7 @@ use crate::world::sessions::{
 };
 use crate::world::simulator::{Fault, path_of, siblings};
 use crate::world::waiting::{SOON, eventually, within};
+use crate::world::wire::{Request, ask};
 
 /// C8: one refusal and one probe, and within a second no replica uses the key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -349,4 +350,40 @@ async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
     assert_eq!(path(&cluster, &sealed).await, [turn.key], "at home, as if nothing had been");
     go_on(&cluster, &mut unsealed, 3).await;
     assert_eq!(path(&cluster, &unsealed).await, moved_to, "and sessions that have left stay away");
+}
+
+/// A key that is in doubt stays out of use until its upstream accepts it: a page that stands before
+/// the upstream looks at no credential.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn key_in_doubt_is_not_accepted_by_a_page() {
+    let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
+    let (codex, turn) = begin_on(&cluster, "org-a").await;
+    let upstream = cluster.upstream();
+    upstream.revoke(&turn.key).await;
+    upstream.fails_with(Fault::page(403).key(&turn.key).at_probes()).await;
+    // Two clients meet a 401 of which no probe decides.
+    let mut alice = codex;
+    alice.turn("in doubt").await;
+    let bob = Request::turn(BOB, r#"{"model":"gpt-5.4","input":"x"}"#);
+    eventually(SOON, "the key is in doubt", async || {
+        for number in 0..6 {
+            let request = bob.clone().header("session-id", &format!("bob-{number}"));
+            ask(cluster.address(), &request).await;
+        }
+        (cluster.replica().key(&turn.key).await["state"] == "probing").then_some(())
+    })
+    .await;
+    let probes = async || {
+        let probes = upstream.probes().await;
+        probes.iter().filter(|probe| probe.key == turn.key && probe.status == 403).count()
+    };
+    let before = probes().await;
+    eventually(SOON, "the key is asked about again", async || {
+        let state = cluster.replica().key(&turn.key).await["state"].clone();
+        assert_eq!(state, "probing", "a page decides nothing");
+        (probes().await > before + 3).then_some(())
+    })
+    .await;
+    upstream.heal().await;
+    all_know(&cluster, &turn.key, "ready").await;
 }

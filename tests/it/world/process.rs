@@ -160,6 +160,11 @@ impl Process {
         Duration::from_millis(10 * ticks.sum::<u64>())
     }
 
+    /// The number of threads, now.
+    pub fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.pid)).expect("it runs").count()
+    }
+
     /// Whether all threads of the process are idle.
     pub fn sleeps(&self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs");

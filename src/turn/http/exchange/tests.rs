@@ -15,7 +15,7 @@ fn turns(gateway: Gateway) -> HttpTurns {
         replay,
         propagation: None,
         tasks: Tasks::new(),
-        heavy: HeavyPlaces::new(HEAVY),
+        heavy: Arc::new(HeavyPlaces::new(HEAVY)),
     }
 }
 

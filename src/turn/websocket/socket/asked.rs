@@ -4,18 +4,21 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::binding::demand::Sealed;
 use crate::error::{Error, ErrorKind};
+use crate::key::host::UpstreamHost;
 use crate::telemetry::TurnId;
 use crate::turn::account::{Account, Arrival};
 use crate::turn::entry::may_ask_for;
 use crate::turn::http::replay::LIGHT;
+use crate::turn::memory::MemoryPlace;
 use crate::turn::websocket::frame::ClientMessage;
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::reach::{Served, may_reach};
 use crate::turn::websocket::state::SocketState;
+use crate::wire::rename::with_model;
 use crate::wire::scan::NotJson;
 
 use super::{SOON, Socket};
@@ -23,33 +26,43 @@ use super::{SOON, Socket};
 /// Longest `stream_id` that is accepted.
 const LONGEST_NAME: usize = 512;
 
-/// Reads a message: a short one here, a long one on another thread, so that no other turn waits.
-#[expect(clippy::disallowed_methods, reason = "one message a socket, whose size is limited")]
-async fn read(text: &Utf8Bytes) -> Result<ClientMessage, NotJson> {
-    if text.len() > LIGHT {
-        let own = text.clone();
-        let reading = tokio::task::spawn_blocking(move || ClientMessage::read(own.as_bytes()));
-        if let Ok(read) = reading.await {
-            return read;
-        }
+/// A message as the gateway has read it.
+#[derive(Debug)]
+struct Seen {
+    message: ClientMessage,
+    /// Whether it holds sealed content.
+    is_sealed: bool,
+    /// The message with the upstream's own name of its model, where an operator has mapped it.
+    renamed: Option<Utf8Bytes>,
+}
+
+impl Seen {
+    /// Reads a message for an upstream with this `host`. `seeks_sealed`: whether it holds sealed
+    /// content matters.
+    fn read(text: &str, host: &UpstreamHost, seeks_sealed: bool) -> Result<Self, NotJson> {
+        let message = ClientMessage::read(text.as_bytes())?;
+        let is_sealed = seeks_sealed && Sealed::In(text.as_bytes()).is_sealed();
+        let asked = message.model.as_deref().filter(|_| message.is_create);
+        let name = asked.and_then(|model| host.name_of(model));
+        let renamed = name.and_then(|name| with_model(text.as_bytes(), name));
+        let renamed = renamed.and_then(|text| String::from_utf8(text).ok()).map(Utf8Bytes::from);
+        Ok(Self { message, is_sealed, renamed })
     }
-    ClientMessage::read(text.as_bytes())
 }
 
 impl Socket {
-    /// Checks a client's message. The error is the frame that the client receives instead of an
+    /// Checks a client's message. Returns it as the upstream gets it, with a permit for the memory
+    /// of what was made of it. The error is the frame that the client receives instead of an
     /// answer.
-    pub(super) async fn ask(&self, text: &Utf8Bytes) -> Result<(), String> {
-        let invalid = |place| {
-            Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
-        };
+    pub(super) async fn ask(&self, text: Utf8Bytes) -> Result<(Message, MemoryPlace), String> {
         let began = Instant::now();
-        let mut message = match read(text).await.map_err(invalid) {
-            Ok(message) => message,
+        let seen = match self.read(&text).await {
+            Ok(seen) => seen,
             Err(error) => {
                 return Err(self.refuse(&error, None, Arrival { began, id: TurnId::random() }));
             }
         };
+        let Seen { mut message, is_sealed, renamed } = seen;
         let (read, parent) = (Instant::now(), message.traceparent.as_deref());
         let arrival = Arrival { began, id: TurnId::within(parent.map(str::as_bytes)) };
         if message.lane.as_ref().is_some_and(|lane| lane.len() > LONGEST_NAME) {
@@ -57,24 +70,48 @@ impl Socket {
             let error = Error::new(ErrorKind::InvalidRequest, "The stream_id is too long.");
             return Err(self.refuse(&error, None, arrival));
         }
-        let accepted = match self.permit(&message).await {
-            Ok(needs_project) if message.is_create => {
+        let accepted = async {
+            let mut place = MemoryPlace::default();
+            let made = renamed.as_ref().map_or(0, |text| text.len());
+            self.turns.memory.extend(&mut place, made)?;
+            let needs_project = self.permit(&message).await?;
+            if message.is_create {
                 let open = |state: &mut SocketState| {
                     let permitted = Instant::now();
                     let mut account = self.open(state, arrival);
                     account.note_permitted(read, permitted);
                     account
                 };
-                self.begin(&mut message, needs_project, text, open)
+                self.begin(&mut message, needs_project, is_sealed, open)?;
             }
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
+            Ok(place)
         };
-        accepted.map_err(|error| {
-            if error.kind == ErrorKind::ConnectionLimit {
-                self.leaving.notify_one();
+        match accepted.await {
+            Ok(place) => Ok((Message::Text(renamed.unwrap_or(text)), place)),
+            Err(error) => {
+                let error: Error = error;
+                if error.kind == ErrorKind::ConnectionLimit {
+                    self.leaving.notify_one();
+                }
+                Err(self.refuse(&error, message.lane.as_deref(), arrival))
             }
-            self.refuse(&error, message.lane.as_deref(), arrival)
+        }
+    }
+
+    /// Reads a message: a short one here, a long one on another thread, so that no other turn
+    /// waits.
+    async fn read(&self, text: &Utf8Bytes) -> Result<Seen, Error> {
+        // After the first answer, the session is sealed anyway.
+        let seeks_sealed = !self.state().is_confirmed;
+        let seen = if text.len() > LIGHT {
+            let (own, key) = (text.clone(), Arc::clone(&self.binding.key));
+            let read = move || Seen::read(&own, &key.upstream.host, seeks_sealed);
+            self.turns.heavy.run(&self.client.id, read).await?
+        } else {
+            Seen::read(text, &self.binding.key.upstream.host, seeks_sealed)
+        };
+        seen.map_err(|place| {
+            Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
         })
     }
 
@@ -102,7 +139,7 @@ impl Socket {
         &self,
         message: &mut ClientMessage,
         needs_project: bool,
-        text: &str,
+        is_sealed: bool,
         open: impl FnOnce(&mut SocketState) -> Account,
     ) -> Result<(), Error> {
         let mut state = self.state();
@@ -119,8 +156,7 @@ impl Socket {
         account.asked_model().model.clone_into(&mut state.model);
         account.asked_for(message.kind, std::mem::take(&mut message.imprint));
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
-        // After the first answer, the session is sealed anyway.
-        let shows_sealed = !state.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
+        let shows_sealed = !state.is_confirmed && is_sealed;
         let turn =
             Turn { is_warm_up, is_unstored, shows_sealed, needs_project, ..Turn::new(account) };
         state.lanes.ask(message.lane.as_deref(), turn);
