@@ -73,6 +73,12 @@ class Made(unittest.TestCase):
         found = {path.name: path.read_text() for path in folder.iterdir()}
         self.assertEqual(found, manifests.files(), "run make manifests")
 
+    def test_papers_name_the_image_of_the_plain_manifests(self):
+        deployment = yaml.safe_load((ROOT / "k8s" / "deployment.yaml").read_text())
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        name, _ = container["image"].split(":")
+        self.assertIn(f"`kustomize edit set image {name}=", (ROOT / "docs" / "kubernetes.md").read_text())
+
     def test_plain_manifests_say_the_same_as_the_render(self):
         listed = yaml.safe_load((ROOT / "k8s" / "kustomization.yaml").read_text())["resources"]
         plain = [one for name in listed for one in yaml.safe_load_all((ROOT / "k8s" / name).read_text())]
