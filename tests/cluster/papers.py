@@ -99,8 +99,10 @@ class Papers:
         check(forward.endswith(" &"), forward)
         with open(os.path.join(self._folder, "clients"), encoding="utf-8") as file:
             _, token = file.readline().split()
-        ended = 'forward=$!; trap "kill $forward" EXIT'
-        script = f"set -eu; export WARMKEY_TOKEN={token}\n{forward} >/dev/null\n{ended}\n{curl} --noproxy 127.0.0.1 --max-time 60\n"
+        # Only the answer is to be printed, and the last command ends the first.
+        begins = f"{forward.removesuffix(' &')} >/dev/null &"
+        ends = 'forward=$!; trap "kill $forward" EXIT'
+        script = f"set -eu; export WARMKEY_TOKEN={token}\n{begins}\n{ends}\n{curl} --noproxy 127.0.0.1 --max-time 60\n"
         answer = json.loads(run("bash", "-c", script, seconds=120))
         check(answer.get("status") == "completed", f"the notes' command was answered {answer}")
 
