@@ -116,7 +116,7 @@ test-compose: $(CODEX:%=%/package-lock.json) ## image and compose file in a real
 
 # The variables that tell of the cluster are in tests/cluster/kube.py.
 test-k8s: $(CHART_TOOLS)/complete ## the chart on the cluster of the current context, under load: upgrades, drains, lost nodes; half an hour
-	@sh tests/need.sh python3:python3
+	@sh tests/need.sh python3:python3 curl:curl
 	$(CHART_PYTHON) tests/cluster/cluster.py
 
 manifests: $(CHART_TOOLS)/complete ## render k8s/ from the chart

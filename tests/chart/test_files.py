@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import pathlib
 import re
 import shlex
 import subprocess
 import tempfile
+import tomllib
 import unittest
 
 import yaml
@@ -28,6 +30,12 @@ def queries():
 
 def promtool(*arguments, **options):
     return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, **options)
+
+
+def size(text):
+    """The bytes of a size, as Warmkey or Compose writes it."""
+    number, unit = re.fullmatch(r"(\d+)(k|m|g|KiB|MiB|GiB)", text).groups()
+    return int(number) * 1024 ** ("kmg".index(unit[0].lower()) + 1)
 
 
 class Made(unittest.TestCase):
@@ -64,6 +72,12 @@ class Made(unittest.TestCase):
         folder = ROOT / "k8s"
         found = {path.name: path.read_text() for path in folder.iterdir()}
         self.assertEqual(found, manifests.files(), "run make manifests")
+
+    def test_papers_name_the_image_of_the_plain_manifests(self):
+        deployment = yaml.safe_load((ROOT / "k8s" / "deployment.yaml").read_text())
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        name, _ = container["image"].split(":")
+        self.assertIn(f"`kustomize edit set image {name}=", (ROOT / "docs" / "kubernetes.md").read_text())
 
     def test_plain_manifests_say_the_same_as_the_render(self):
         listed = yaml.safe_load((ROOT / "k8s" / "kustomization.yaml").read_text())["resources"]
@@ -133,16 +147,39 @@ class Papers(unittest.TestCase):
         readme = (ROOT / "README.md").read_text()
         self.assertIn("\ndocker compose up --build --detach ", readme)
         compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-        self.assertNotIn("version", compose)
+        # What both Compose 1.29 and v2 understand.
+        self.assertEqual({name for name in compose if not name.startswith("x-")}, {"services", "volumes"})
         replicas = compose["services"]["warmkey"]
         self.assertEqual(replicas["scale"], 3)
         self.assertFalse({"container_name", "ports"} & replicas.keys())
         for name, service in compose["services"].items():
             self.assertIn("healthcheck", service, name)
             self.assertIn("mem_limit", service, name)
+            self.assertFalse({"deploy", "develop", "configs", "secrets", "profiles", "name"} & service.keys(), name)
             self.assertNotRegex(service["image"], r":latest|:-[a-z/]+}$", name)
             for port in service.get("ports", []):
                 self.assertTrue(port.startswith("127.0.0.1:"), f"{name}: {port}")
+
+    def test_bodies_in_memory_fit_into_a_replica_of_the_compose_file(self):
+        compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+        config = tomllib.loads((ROOT / "compose" / "warmkey.toml").read_text())
+        default = tomllib.loads((ROOT / "src" / "config" / "default.toml").read_text())
+        held = config["server"].get("replay_total", default["server"]["replay_total"])
+        limit = compose["services"]["warmkey"]["mem_limit"]
+        # Bodies are not all: a replica needs up to 200 MB beside them.
+        self.assertLessEqual(size(held) + 200_000_000, size(limit), f"replay_total {held}, mem_limit {limit}")
+
+    def test_grafana_reads_dashboards_where_compose_puts_them(self):
+        compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+        grafana = compose["services"]["grafana"]
+        mounts = dict(mount.split(":")[:2] for mount in grafana["volumes"])
+        (dashboard,) = [inside for outside, inside in mounts.items() if outside.endswith("files/dashboard.json")]
+        provider = ROOT / "compose" / "grafana" / "dashboards" / "dashboards.yaml"
+        paths = {one["options"]["path"] for one in yaml.safe_load(provider.read_text())["providers"]}
+        self.assertEqual(paths, {str(pathlib.PurePosixPath(dashboard).parent)})
+        self.assertEqual(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"], dashboard)
+        for kind in ("dashboards", "datasources"):
+            self.assertEqual(mounts[f"./compose/grafana/{kind}"], f"/etc/grafana/provisioning/{kind}")
 
     def test_grafana_knows_the_sources_of_the_dashboard(self):
         text = (ROOT / "compose" / "grafana" / "datasources" / "datasources.yaml").read_text()

@@ -5,6 +5,20 @@ import unittest
 
 from helm import HELM, VERSIONS, Refused
 
+
+def plain(name, value="CANARY"):
+    """A variable whose value everybody can read who can read the release."""
+    return {"name": name, "value": value}
+
+
+def from_config_map(name):
+    return {"name": name, "valueFrom": {"configMapKeyRef": {"name": "open", "key": name}}}
+
+
+def from_secret(name):
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": "warmkey", "key": name}}}
+
+
 FAULTS = [
     # By the schema.
     ({"replicas": 3}, r"additional properties 'replicas' not allowed"),
@@ -39,10 +53,22 @@ FAULTS = [
     ({"config": '[[operator]]\ntoken = "CANARY"\n'}, r"config: operator\[0\].token is written out"),
     ({"config": '[store]\nurl = "redis://:CANARY@redis"\n'}, r"config: store.url is written out"),
     ({"config": '[ledger]\nurl = "postgres://u:CANARY@pg/w"\n'}, r"config: ledger.url is written out"),
+    ({"config": '[ledger]\nurl = "postgres://h/d?user=u&password=CANARY"\n'}, r"config: ledger.url is written out"),
+    ({"config": '[ledger]\nurl = "postgres://h/d?%70%61ss%77ord=CANARY"\n'}, r"config: ledger.url is written out"),
+    ({"config": '[ledger]\nurl = "postgres://h/d?user=u&ssl%2Dkey=%2D----BEGIN%20PRIVATE%20KEY-----CANARY"\n'}, r"config: ledger.url is written out"),
     ({"config": '[[upstream]]\nproxy = "http://u:CANARY@proxy:3128"\n'}, r"config: upstream\[0\].proxy is written out"),
     ({"extraEnv": [{"name": "WARMKEY__SERVER__DRAIN", "value": "1s"}]}, r"extraEnv: WARMKEY__SERVER__DRAIN: the grace and the ports"),
     ({"extraEnv": [{"name": "WARMKEY__SERVER__DRAIN_DELAY", "value": "1s"}]}, r"extraEnv: WARMKEY__SERVER__DRAIN_DELAY:"),
     ({"extraEnv": [{"name": "WARMKEY__SERVER__LISTEN", "value": "0.0.0.0:1"}]}, r"extraEnv: WARMKEY__SERVER__LISTEN:"),
+    ({"extraEnv": [{"name": "warmkey__server__drain", "value": "1s"}]}, r"extraEnv: warmkey__server__drain: the grace and the ports"),
+    ({"config": '[[key]]\nsecret = { env = "KEY" }\n', "extraEnv": [plain("KEY")]}, r"extraEnv: KEY is a secret: take it from a Secret"),
+    ({"config": '[server]\nadmin_token = { env = "ADMIN" }\n', "extraEnv": [plain("ADMIN")]}, r"extraEnv: ADMIN is a secret"),
+    ({"config": '[ledger]\nurl = { env = "LEDGER" }\n', "extraEnv": [plain("LEDGER")]}, r"extraEnv: LEDGER is a secret"),
+    ({"config": '[[client]]\ntoken = { env = "ALICE" }\n', "extraEnv": [from_config_map("ALICE")]}, r"extraEnv: ALICE is a secret"),
+    ({"extraEnv": [plain("WARMKEY_SECRET")]}, r"extraEnv: WARMKEY_SECRET is a secret"),
+    ({"extraEnv": [plain("warmkey__server__admin_token")]}, r"extraEnv: warmkey__server__admin_token is a secret"),
+    ({"extraEnv": [plain("WARMKEY__STORE__URL", "redis://:CANARY@redis")]}, r"extraEnv: WARMKEY__STORE__URL is a secret"),
+    ({"extraEnv": [plain("WARMKEY__LEDGER__URL", "postgres://pg/w?password=CANARY")]}, r"extraEnv: WARMKEY__LEDGER__URL is a secret"),
     ({"terminationGracePeriodSeconds": 1829}, r"terminationGracePeriodSeconds: 1829 would cut turns: .* is 1830"),
     ({"autoscaling": {"enabled": True, "maxReplicas": 2}}, r"autoscaling: minReplicas is more than maxReplicas"),
 ]
@@ -69,6 +95,15 @@ class Refusals(unittest.TestCase):
         config = '[store]\nurl = "redis://redis:6379"\n[[upstream]]\nproxy = "http://proxy:3128"\n'
         hashed = f'[[client]]\nid = "a"\ntoken_sha256 = "{"0" * 64}"\n[[sim.key]]\nsecret = "sk-simulated"\n'
         self.assertTrue(re.search("redis://redis:6379", HELM.text("v4", values={"config": config + hashed})))
+        ledger = '[ledger]\nurl = "postgres://pg/w?sslmode=verify-full&sslkey=/run/secrets/pg%2Ekey&user=warmkey"\n'
+        self.assertIn("sslmode=verify-full", HELM.text("v4", values={"config": ledger}))
+
+    def test_variable_that_is_no_secret_or_comes_from_one_may_be_set(self):
+        config = '[[key]]\nid = "a"\nsecret = { env = "KEY" }\n[[sim.key]]\nsecret = { env = "SIMULATED" }\n'
+        address = plain("WARMKEY__STORE__URL", "redis://warmkey:$(REDIS_PASSWORD)@redis:6379")
+        given = [from_secret("KEY"), from_secret("REDIS_PASSWORD"), address, plain("RUST_LOG", "debug"), plain("SIMULATED")]
+        for version in VERSIONS:
+            self.assertIn("$(REDIS_PASSWORD)", HELM.text(version, values={"config": config, "extraEnv": given}))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,61 @@ class Render(unittest.TestCase):
                         self.assertEqual(len(matched), 1)
                         self.assertFalse({"app.kubernetes.io/version", "helm.sh/chart"} & labels.keys())
 
+    def test_monitor_selects_the_one_service_with_the_admin_port(self):
+        watched = 0
+        for name, objects in renders():
+            services = [one for one in objects if one["kind"] == "Service"]
+            for monitor in (one for one in objects if one["kind"] == "ServiceMonitor"):
+                watched += 1
+                labels = monitor["spec"]["selector"]["matchLabels"]
+                with self.subTest(values=name):
+                    (service,) = [one for one in services if labels.items() <= one["metadata"]["labels"].items()]
+                    ports = {port["name"] for port in service["spec"]["ports"]}
+                    asked = [(one["port"], one["path"]) for one in monitor["spec"]["endpoints"]]
+                    self.assertEqual(asked, [("admin", "/metrics")])
+                    self.assertLessEqual({"admin"}, ports)
+        self.assertGreaterEqual(watched, 3)
+
+    def test_network_policy_lets_the_test_pod_in(self):
+        allowed = 0
+        for name, objects in renders():
+            for policy in (one for one in objects if one["kind"] == "NetworkPolicy" and component(one) is None):
+                labels = only(objects, "Pod")["metadata"]["labels"]
+                for rule in policy["spec"]["ingress"]:
+                    with self.subTest(values=name, ports=rule["ports"]):
+                        if "from" in rule:
+                            allowed += 1
+                            peer = rule["from"][-1]["podSelector"]["matchLabels"]
+                            self.assertEqual(peer["app.kubernetes.io/component"], "test")
+                            self.assertLessEqual(peer.items(), labels.items())
+        self.assertGreaterEqual(allowed, 5)
+
+    def test_service_account_that_the_chart_makes_has_no_token(self):
+        made = 0
+        for name, objects in renders():
+            for one in objects:
+                if one["kind"] == "ServiceAccount":
+                    made += 1
+                    with self.subTest(values=name):
+                        self.assertIs(one["automountServiceAccountToken"], False)
+        self.assertGreater(made, 10)
+
+    def test_values_of_a_parent_chart_change_nothing(self):
+        for version in VERSIONS:
+            self.assertEqual(named(HELM.objects(version, values={"global": {"a": 1}})), named(HELM.objects(version)))
+
+    def test_autoscaler_adds_at_once_and_removes_one_replica_every_ten_minutes(self):
+        spec = only(HELM.objects("v4", [HA]), "HorizontalPodAutoscaler")["spec"]
+        self.assertEqual(spec["scaleTargetRef"], {"apiVersion": "apps/v1", "kind": "Deployment", "name": "warmkey"})
+        self.assertEqual(spec["behavior"]["scaleUp"], {"stabilizationWindowSeconds": 0})
+        policies = [{"type": "Pods", "value": 1, "periodSeconds": 600}]
+        self.assertEqual(spec["behavior"]["scaleDown"], {"stabilizationWindowSeconds": 1800, "policies": policies})
+        cpu = {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 55}}}
+        self.assertEqual(spec["metrics"], [cpu])
+        turns = {"metric": {"name": "warmkey_active_turns"}, "target": {"type": "AverageValue", "averageValue": "40"}}
+        both = only(HELM.objects("v4", [CHART / "ci" / "everything-values.yaml"]), "HorizontalPodAutoscaler")["spec"]["metrics"]
+        self.assertEqual(both, [cpu, {"type": "Pods", "pods": turns}])
+
     def test_every_file_of_the_ingress_lets_codex_through(self):
         config = '[server]\nmax_body = "96MiB"\n'
         for values, size in (({}, "64m"), ({"config": config}, "96m")):
@@ -183,11 +238,15 @@ class Render(unittest.TestCase):
         policies = [component(one) for one in objects if one["kind"] == "NetworkPolicy"]
         self.assertEqual(sorted(policies), ["postgresql", "redis"])
 
-    def test_secrets_made_from_values_are_kept_and_no_other_is_made(self):
-        secrets = [one for one in HELM.objects("v4", [CHART / "ci" / "trial-values.yaml"]) if one["kind"] == "Secret"]
-        self.assertEqual(sorted(one["metadata"]["name"] for one in secrets), ["warmkey", "warmkey-postgresql"])
-        for one in secrets:
-            self.assertEqual(one["metadata"]["annotations"], {"helm.sh/resource-policy": "keep"})
+    def test_trial_secret_is_kept_and_nothing_else_is(self):
+        for name, objects in renders():
+            kept = {(one["kind"], one["metadata"]["name"]) for one in objects if "helm.sh/resource-policy" in one["metadata"].get("annotations", {})}
+            with self.subTest(values=name):
+                self.assertEqual(kept, {("Secret", "warmkey")} if "trial" in name else set())
+        secrets = {one["metadata"]["name"]: one for one in HELM.objects("v4", [CHART / "ci" / "trial-values.yaml"]) if one["kind"] == "Secret"}
+        # The password of a trial PostgreSQL goes with its data.
+        self.assertEqual(secrets.keys(), {"warmkey", "warmkey-postgresql"})
+        self.assertEqual(secrets["warmkey"]["metadata"]["annotations"], {"helm.sh/resource-policy": "keep"})
         self.assertNotIn("Secret", {one["kind"] for one in HELM.objects("v4", [HA])})
         for template in CHART.glob("templates/**/*"):
             if template.is_file():
@@ -214,6 +273,23 @@ class Restart(unittest.TestCase):
             self.assertEqual(self.template(same), before)
         for other in (config.replace("[server]", '[server]\ndrain = "3m"'), config.replace("[store]", '[store]\nprefix = "p"'), config + '[binding]\nttl = "1h"\n'):
             self.assertNotEqual(self.template(other), before)
+
+    def test_new_replica_is_ready_before_an_old_one_leaves(self):
+        for name, objects in renders():
+            with self.subTest(values=name):
+                strategy = gateway(objects)["spec"]["strategy"]
+                self.assertEqual(strategy, {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}})
+        for files in ([], [HA]):
+            self.assertEqual(gateway(HELM.objects("v4", files))["spec"]["minReadySeconds"], 30)
+
+    def test_probes_ask_the_admin_listener_alone(self):
+        asked = {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+        for name, objects in renders():
+            (container,) = gateway(objects)["spec"]["template"]["spec"]["containers"]
+            with self.subTest(values=name):
+                probes = {probe: container[probe]["httpGet"] for probe in asked}
+                self.assertEqual(probes, {probe: {"path": path, "port": "admin"} for probe, path in asked.items()})
+                self.assertIn({"name": "admin", "containerPort": 9090}, container["ports"])
 
     def test_grace_is_what_draining_may_take(self):
         for server, seconds in (

@@ -120,10 +120,11 @@ class Parts:
 
 def free_port():
     """A port below the ephemeral ones, so that no connection takes it while its server restarts."""
-    while True:
+    for _ in range(1000):
         port = random.randrange(12_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+    raise Failure("no free port among 1000")
 
 
 def start_redis(parts, name):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does what the README tells a newcomer to do, as it is written there: its configuration, its commands, its Codex.
+"""Does what the README tells a newcomer to do, as it is written there: its configurations, its commands, its Codex.
 
     readme.py --codex FOLDER --warmkey BINARY
 
@@ -16,34 +16,24 @@ import shlex
 import subprocess
 import sys
 
-from parts import Failure, Parts, check, get, wait_for
+from parts import Failure, Parts, check, get, start_redis, wait_for
+from readme_text import blocks, commands, section
 
-README = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "README.md")
-USUAL = "127.0.0.1:8080"
+USUAL, REDIS = "127.0.0.1:8080", "redis://redis:6379"
 SECRETS = {"OPENAI_KEY_A1": "simulated-a-1", "OPENAI_KEY_B1": "simulated-b-1", "ALICE_TOKEN": "alice-of-the-readme"}
 
 
-def section(title):
-    """The text below a heading, up to the next one."""
-    with open(README, encoding="utf-8") as file:
-        found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", file.read(), re.M | re.S)
-    check(found, f"the README has no section {title}")
-    return found.group(1)
-
-
-def blocks(text, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
-
-
-def commands(text):
-    """The words of each command, without its comment."""
-    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+def checked(warmkey, words, environment, folder):
+    """`warmkey check`, which must find nothing wrong; returns its output."""
+    done = subprocess.run([warmkey, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    check(done.returncode == 0, f"{words}: {done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def play(parts, program, warmkey):
     part = section("Codex in three minutes")
-    ours, codexs = blocks(part, "toml")
+    ours, *codexs = blocks(part, "toml")
+    check(len(codexs) == 2, f"{len(codexs)} configurations of Codex, not one for each transport")
     keys = "".join(f'[[sim.key]]\nid = "{k}"\nsecret = "simulated-{k}"\norganization = "org-{k[0]}"\n' for k in ("a-1", "b-1"))
     parts.start("simulator", [warmkey, "simulate", "--config", parts.path("sim.toml", keys), "--listen", "127.0.0.1:0"])
     (upstream,) = parts.announced("simulator", r"simulating on http://(\S+)")
@@ -55,25 +45,46 @@ def play(parts, program, warmkey):
     check(build == ["cargo", "build", "--release"], f"the first command is {build}")
     check([words[0] for words in rest] == ["target/release/warmkey"] * 2, f"the commands are {rest}")
     (_, *checks), (_, *serves) = rest
-    done = subprocess.run([warmkey, *checks], cwd=parts.folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    check(done.returncode == 0, f"{checks}: {done.stdout}{done.stderr}")
+    checked(warmkey, checks, environment, parts.folder)
     parts.start("replica", [warmkey, *serves], environment, cwd=parts.folder)
     (address,) = parts.announced("replica", r"listening on http://(\S+)")
-
-    check(codexs.count(USUAL) == 1, f"Codex's configuration names {USUAL}")
-    more = 'approval_policy = "never"\nsandbox_mode = "danger-full-access"\n'
-    os.makedirs(parts.path("home"))
-    parts.path("home/config.toml", more + codexs.replace(USUAL, address) + "\n[analytics]\nenabled = false\n")
-    home = {"HOME": parts.path("home"), "CODEX_HOME": parts.path("home"), "NO_PROXY": "127.0.0.1", "PATH": os.environ["PATH"]}
     (said,) = re.findall(r"`(codex exec [^`]+)`", part)
+    turns = lambda: [turn for turn in json.loads(get(f"http://{upstream}/_sim/turns")) if turn["session"]]
+    for transport, configuration in zip(("websocket", "http"), codexs):
+        before = len(turns())
+        says(parts, program, transport, configuration, address, said)
+        new = turns()[before:]
+        check(new and {turn["status"] for turn in new} <= {101, 200}, f"the upstream saw {new}")
+        check({turn["transport"] for turn in new} == {transport}, f"by {transport}: {new}")
+        check(len({turn["key"] for turn in new}) == 1, f"one key for the session: {new}")
+    wait_for("lines of the turns in the log", lambda: parts.log("replica").count('"outcome"') >= 2)
+
+
+def says(parts, program, name, configuration, address, said):
+    """The real Codex with a configuration of the README, at this address."""
+    check(configuration.count(USUAL) == 1, f"Codex's configuration names {USUAL}")
+    more = 'approval_policy = "never"\nsandbox_mode = "danger-full-access"\n'
+    folder = parts.path(name)
+    os.makedirs(folder)
+    parts.path(f"{name}/config.toml", more + configuration.replace(USUAL, address) + "\n[analytics]\nenabled = false\n")
+    home = {"HOME": folder, "CODEX_HOME": folder, "NO_PROXY": "127.0.0.1", "PATH": os.environ["PATH"]}
     _, *words = shlex.split(said)
     command = [program, words[0], "--skip-git-repo-check", *words[1:]]
-    done = subprocess.run(command, cwd=parts.path("home"), env=home | SECRETS, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=folder, env=home | SECRETS, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
     check(done.returncode == 0 and done.stdout.strip(), f"{said}: {done.returncode} {done.stdout} {done.stderr[-2000:]}")
-    turns = [turn for turn in json.loads(get(f"http://{upstream}/_sim/turns")) if turn["session"]]
-    check(turns and {turn["status"] for turn in turns} <= {101, 200}, f"the upstream saw {turns}")
-    check(len({turn["key"] for turn in turns}) == 1, f"one key for the session: {turns}")
-    wait_for("line of the turn in the log", lambda: '"outcome"' in parts.log("replica"))
+
+
+def could_run(parts, warmkey):
+    """The configuration of several replicas: that of one, with the sections of the README and a Redis."""
+    (one, *_) = blocks(section("Codex in three minutes"), "toml")
+    (several,) = blocks(section("Several replicas"), "toml")
+    check(several.count(REDIS) == 1, f"the configuration of several replicas names {REDIS}")
+    store = start_redis(parts, "redis")
+    file = parts.path("several.toml", one + several.replace(REDIS, store))
+    environment = os.environ | SECRETS | {"WARMKEY_ADMIN_TOKEN": "admin-of-the-readme", "WARMKEY_SECRET": "0123456789abcdef" * 2}
+    printed = checked(warmkey, ["check", "--config", file], environment, parts.folder)
+    check("The store does what serving needs." in printed, printed)
+    check("Listens on 0.0.0.0:8080 for clients" in printed, printed)
 
 
 def main():
@@ -87,6 +98,7 @@ def main():
     with Parts() as parts:
         try:
             play(parts, os.path.abspath(found[0]), os.path.abspath(options.warmkey))
+            could_run(parts, os.path.abspath(options.warmkey))
         except Failure as failure:
             print(f"FAILED  the README's commands: {failure}")
             print("\n".join(parts.tails()))

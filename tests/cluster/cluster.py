@@ -19,7 +19,7 @@ import yaml
 from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, is_ready, judge, kill, kubectl, load, nodes, page, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
 from load import Ends, Load, all_reach
 from papers import Papers
-from world import DRAIN_DELAY, TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
+from world import DRAIN_DELAY, POSTGRES, TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
 
 # What every trace of a served turn has.
 SPANS = {"turn", "authenticate", "identify", "bind", "chat gpt-5.4", "relay"}
@@ -151,6 +151,8 @@ class Cluster:
         for turn in judge("turns"):
             if turn["session"] in sessions and turn["status"] == 200:
                 met.setdefault(turn["session"], set()).add(turn["key"].split("#")[0])
+        # A judge that knows no session would find no fault.
+        check(set(met) == set(sessions), f"{len(sessions)} sessions played, and the upstream served {len(met)}: {set(sessions) ^ set(met)}")
         return {session: keys for session, keys in met.items() if len(keys) > 1}
 
     def autoscaled(self):
@@ -250,12 +252,16 @@ class Cluster:
         helm("install", "trial", str(CHART), "--values", HA, "--values", file, program=HELM3)
         replicas("trial", 1)
         helm("test", "trial", "--timeout", "120s", program=HELM3, seconds=150)
+        if POSTGRES:
+            told = lambda: "alice" in kubectl("exec", "deployment/trial", "--", "warmkey", "usage", "--by", "client", "--config", "/etc/warmkey/warmkey.toml")
+            wait_for("the test's turns in the trial PostgreSQL", told, 60)
         before = found("secret", "trial-secret")
         helm("upgrade", "trial", str(CHART), "--values", HA, "--values", file, "--set", "image.tag=new", program=HELM3)
         rolled_out("trial")
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an upgrade")
         self.uninstalled("trial", HELM3, {"Secret/trial-secret"})
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an uninstallation")
+        return "with a PostgreSQL" if POSTGRES else "SKIPPED: the trial PostgreSQL, because K8S_POSTGRES names no image"
 
     def as_written(self):
         """What the papers tell a newcomer to do, command by command."""

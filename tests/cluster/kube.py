@@ -6,6 +6,7 @@
 | `K8S_NET` | the command before a program that runs where NodePorts answer | none |
 | `K8S_PACK` | the command that writes the image `NAME` (1st argument) into an archive (2nd) | docker build, docker save |
 | `K8S_REDIS` | the image of a Redis on the nodes, or to be pulled | `redis:8.2` |
+| `K8S_POSTGRES` | the image of a PostgreSQL, likewise, for the trial release | none: the trial has no PostgreSQL, and its step says so |
 | `K8S_JAEGER` | the image of a Jaeger 2, likewise | `jaegertracing/jaeger:2.21.0` |
 | `K8S_KILL` | the command that kills the process of a pod's container: node and container id are appended | deletes the pod by force |
 | `K8S_POWER_OFF`, `K8S_POWER_ON` | the command that cuts a node's power, and gives it back: its name is appended | `docker kill`, `docker start` |

@@ -4,6 +4,7 @@ Not as there: no image is built or pushed, Redis and the upstream are those of t
 image are the test's.
 """
 
+import json
 import os
 import re
 
@@ -82,11 +83,28 @@ class Papers:
         written = next(line for line in installs.splitlines() if line.startswith("helm") and " install " in line)
         check(written in blocks("README.md", "Several replicas")[0], f"the README does not say: {written}")
         self.does(installs, more=" --set minReadySeconds=0")
+        self.asks_as_the_notes_say()
         told = self.does(one(blocks(paper, "Ask replicas, and command them"), "kubectl"))
         check("a-1" in told and "b-1" in told, told)
         self.does(one(blocks(paper, "Try it"), "ALICE_TOKEN"), more=f" --set redis.image.repository={self.redis()[0]} --set redis.image.tag={self.redis()[1]}")
         self.does("kubectl -n warmkey-trial rollout status deployment/trial-warmkey --timeout=120s")
         return self
+
+    def asks_as_the_notes_say(self):
+        """The two commands that Helm prints after the installation, with the token that the reader made."""
+        notes = run(HELM, "--namespace", self.space(), "get", "notes", "warmkey")
+        lines = [line.strip() for line in notes.splitlines()]
+        (forward,) = [line for line in lines if " port-forward " in line]
+        (curl,) = [line for line in lines if line.startswith("curl ")]
+        check(forward.endswith(" &"), forward)
+        with open(os.path.join(self._folder, "clients"), encoding="utf-8") as file:
+            _, token = file.readline().split()
+        # Only the answer is to be printed, and the last command ends the first.
+        begins = f"{forward.removesuffix(' &')} >/dev/null &"
+        ends = 'forward=$!; trap "kill $forward" EXIT'
+        script = f"set -eu; export WARMKEY_TOKEN={token}\n{begins}\n{ends}\n{curl} --noproxy 127.0.0.1 --max-time 60\n"
+        answer = json.loads(run("bash", "-c", script, seconds=120))
+        check(answer.get("status") == "completed", f"the notes' command was answered {answer}")
 
     @staticmethod
     def redis():

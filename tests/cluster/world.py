@@ -11,6 +11,7 @@ import yaml
 from kube import CHART, NAMESPACE, SLOWNESS, apply, check, found, kubectl, nodes, wait_for
 
 REDIS = os.environ.get("K8S_REDIS", "redis:8.2")
+POSTGRES = os.environ.get("K8S_POSTGRES", "")
 JAEGER = os.environ.get("K8S_JAEGER", "jaegertracing/jaeger:2.21.0")
 TOKEN = "alice-" + secrets.token_hex(8)
 # The time in which kube-proxy learns that a replica leaves. `drain` is for streams of a minute. A slow machine needs more.
@@ -164,9 +165,12 @@ def values(image, **more):
 
 
 def trial_values(image):
-    """A release that has all it needs: its own Redis, and a Secret made from values."""
+    """A release that has all it needs: its own Redis, a PostgreSQL if there is an image, and a Secret made from values."""
     repository, tag = REDIS.rsplit(":", 1)
     own = values(image, autoscaling={"enabled": False}, redis={"enabled": True, "image": {"repository": repository, "tag": tag}})
+    if POSTGRES:
+        repository, tag = POSTGRES.rsplit(":", 1)
+        own["postgresql"] = {"enabled": True, "image": {"repository": repository, "tag": tag}}
     own["config"] = own["config"].replace('url = { file = "/run/secrets/warmkey/store-url" }', 'url = "memory:"')
     own["config"] = own["config"].replace("/run/secrets/warmkey", "/run/secrets/trial")
     own["fullnameOverride"] = "trial"
@@ -189,4 +193,4 @@ def two_nodes():
     return first, second, there[first]
 
 
-__all__ = ["DRAIN_DELAY", "KEYS", "TELEMETRY", "TOKEN", "build", "collector", "node_port", "real_secret", "trial_values", "two_nodes", "values"]
+__all__ = ["DRAIN_DELAY", "KEYS", "POSTGRES", "TELEMETRY", "TOKEN", "build", "collector", "node_port", "real_secret", "trial_values", "two_nodes", "values"]

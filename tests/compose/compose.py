@@ -19,7 +19,7 @@ import time
 import types
 
 # It also leads to the clients' tests.
-from stack import BALANCER, ROOT, TOKEN, Failure, Stack, check, docker, wait_for
+from stack import BALANCER, ROOT, TOKEN, Failure, Stack, as_written, check, docker, wait_for
 
 from cli import Codex
 from parts import Parts
@@ -86,7 +86,8 @@ def codex(stack, program):
         recorder = Recorder(tuple(BALANCER.split(":")))
         world = types.SimpleNamespace(parts=parts, token=TOKEN, recorder=recorder)
         player = Codex(world, program, "codex")
-        first = player.exec("Say hello.", by_socket=True)
+        (said,) = as_written([f"ALICE_TOKEN={TOKEN}", "codex", "exec"])
+        first = player.exec(*said, by_socket=True)
         first.finish()
         player.exec("resume", "--last", "Say more.", by_socket=True).finish()
         player.exec("resume", "--last", "Say it again.", by_socket=False).finish()
@@ -118,7 +119,8 @@ def redis_paused(stack, load):
 
 
 def scaled(stack, load):
-    stack.up(5, "--no-recreate")
+    count = stack.scale()
+    check(count == 5, f"the README scales to {count} replicas")
     load.goes_on("two more replicas")
     stack.up(2, "--no-recreate")
     load.goes_on("three replicas less")
@@ -166,7 +168,7 @@ def main():
         load = None
         try:
             step("image", image, stack)
-            step("three replicas are up", stack.up, 3)
+            step("three replicas are up", stack.start)
             step("Codex through the balancer", codex, stack, os.path.abspath(program))
             load = Load(folder, options.sessions)
             step("a replica is killed", replica_killed, stack, load)

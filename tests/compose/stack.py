@@ -12,6 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import parts  # noqa: E402
 from parts import Failure, check, get  # noqa: E402
+from readme_text import commands, section  # noqa: E402
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 BALANCER, UPSTREAM, PROMETHEUS = "127.0.0.1:8080", "127.0.0.1:9100", "127.0.0.1:9091"
@@ -19,6 +20,12 @@ TOKEN = "alice-for-trials"
 # A factor on every bound of a wait, for a slow machine.
 SLOWNESS = float(os.environ.get("WARMKEY_SLOWNESS", "1"))
 LOOK_SECONDS = 0.5
+
+
+def as_written(program):
+    """The words after `program` in each of the README's commands for the compose file."""
+    found = commands(section("Several replicas"))
+    return [words[len(program) :] for words in found if words[: len(program)] == program]
 
 
 def wait_for(what, probe, seconds):
@@ -67,6 +74,24 @@ class Stack:
         self.healthy(replicas)
         return time.monotonic() - started
 
+    def start(self):
+        """Starts everything with the README's command."""
+        first, _ = as_written(["docker", "compose"])
+        check(first[:1] == ["up"] and "--scale" not in first, f"the README's first command is {first}")
+        # An image of this machine may take long to be built.
+        self.compose(*first, *self.services, seconds=3600)
+        self.healthy(3)
+
+    def scale(self):
+        """Adds replicas with the README's command, and returns their number."""
+        _, second = as_written(["docker", "compose"])
+        (count,) = [int(word.removeprefix("warmkey=")) for word in second if word.startswith("warmkey=")]
+        check(second[:1] == ["up"] and "--scale" in second, f"the README's second command is {second}")
+        # A replica that was replaced stays.
+        self.compose(*second, "--no-recreate", *self.services, seconds=240)
+        self.healthy(count)
+        return count
+
     def ids(self, service="warmkey"):
         return self.compose("ps", "-q", service).split()
 
@@ -100,4 +125,4 @@ class Stack:
         return json.loads(get(f"http://{UPSTREAM}/_sim/{page}"))
 
 
-__all__ = ["BALANCER", "PROMETHEUS", "ROOT", "TOKEN", "UPSTREAM", "Failure", "Stack", "check", "docker", "get", "run", "wait_for"]
+__all__ = ["BALANCER", "PROMETHEUS", "ROOT", "TOKEN", "UPSTREAM", "Failure", "Stack", "as_written", "check", "docker", "get", "run", "wait_for"]

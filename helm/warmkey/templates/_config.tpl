@@ -1,5 +1,5 @@
 {{/*
-What the chart knows of `config`: that it is TOML, that no secret is written in it, and how long a replica may drain.
+What the chart knows of `config`: that it is TOML, that no secret is written in it or in `extraEnv`, and how long a replica may drain.
 */}}
 
 {{/* The configuration as JSON, once it is known to be fit for a ConfigMap. */}}
@@ -19,7 +19,7 @@ What the chart knows of `config`: that it is TOML, that no secret is written in 
 {{- end -}}
 {{- range $section := list "store" "ledger" -}}
 {{- $url := dig $section "url" "" $config -}}
-{{- if and (kindIs "string" $url) (regexMatch "://[^/]*@" $url) -}}
+{{- if and (kindIs "string" $url) (or (regexMatch "://[^/]*@" $url) (include "warmkey.hasSecretParameter" $url)) -}}
 {{- include "warmkey.refuseInline" (dict "name" (printf "%s.url" $section) "value" $url) -}}
 {{- end -}}
 {{- end -}}
@@ -46,6 +46,49 @@ What the chart knows of `config`: that it is TOML, that no secret is written in 
 {{- end -}}
 {{- end -}}
 
+{{/* Says `yes` of an address whose query has a password or a private key, however the names are encoded. */}}
+{{- define "warmkey.hasSecretParameter" -}}
+{{- $plain := . -}}
+{{- range regexFindAll "%[0-9A-Fa-f]{2}" . -1 | uniq -}}
+{{- $plain = replace . (printf "%c" (trimPrefix "%" . | printf "0x%s" | int64)) $plain -}}
+{{- end -}}
+{{- if regexMatch "(?i)[?&](pass|ssl-?key=[^&]*-----BEGIN)" $plain }}yes{{ end -}}
+{{- end -}}
+
+{{/* The names of all variables from which the configuration takes a secret, `{ env = "NAME" }`, as a JSON list. */}}
+{{- define "warmkey.secretVariables" -}}
+{{- $names := list -}}
+{{- $inner := list -}}
+{{- if kindIs "map" . -}}
+{{- with .env }}{{ if kindIs "string" . }}{{ $names = append $names . }}{{ end }}{{ end -}}
+{{- $inner = values . -}}
+{{- else if kindIs "slice" . -}}
+{{- $inner = . -}}
+{{- end -}}
+{{- range $inner }}{{ $names = concat $names (include "warmkey.secretVariables" . | fromJsonArray) }}{{ end -}}
+{{- toJson ($names | uniq) -}}
+{{- end -}}
+
+{{/* Refuses what `extraEnv` must not hold: options that the chart decides, and secrets in plain text. */}}
+{{- define "warmkey.checkEnv" -}}
+{{- $config := include "warmkey.config" . | fromJson -}}
+{{- $secrets := append (include "warmkey.secretVariables" (omit $config "sim") | fromJsonArray) "WARMKEY_SECRET" -}}
+{{- range .Values.extraEnv -}}
+{{- /* Warmkey reads the names of options in any case. */ -}}
+{{- if regexMatch "(?i)^WARMKEY__SERVER__(DRAIN|LISTEN|ADMIN_LISTEN)" .name -}}
+{{- fail (printf "extraEnv: %s: the grace and the ports of a pod follow from `config` and the chart" .name) -}}
+{{- end -}}
+{{- $isSecret := or (has .name $secrets) (regexMatch "(?i)^WARMKEY__(SERVER__SECRET|SERVER__ADMIN_TOKEN|HOP__SECRET)$" .name) -}}
+{{- $isAddress := regexMatch "(?i)^WARMKEY__(STORE|LEDGER)__URL$" .name -}}
+{{- /* Kubernetes writes another variable, which may come from a Secret, in place of $(NAME). */ -}}
+{{- $plain := regexReplaceAll "[$][(][^()]*[)]" (dig "value" "" .) "" -}}
+{{- $isOpen := or (regexMatch "://[^/]*:[^/]+@" $plain) (include "warmkey.hasSecretParameter" $plain) -}}
+{{- if or (and $isSecret (not (dig "valueFrom" "secretKeyRef" dict .))) (and $isAddress $isOpen) -}}
+{{- fail (printf "extraEnv: %s is a secret: take it from a Secret, by valueFrom.secretKeyRef" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The milliseconds of a span of time as Warmkey writes it. */}}
 {{- define "warmkey.milliseconds" -}}
 {{- if not (and (kindIs "string" .value) (regexMatch "^[0-9]{1,12}(ms|s|m|h|d)$" .value)) -}}
@@ -58,11 +101,7 @@ What the chart knows of `config`: that it is TOML, that no secret is written in 
 {{/* Seconds from SIGTERM to SIGKILL: what a replica may take by its configuration, and 15 s for its last words. */}}
 {{- define "warmkey.grace" -}}
 {{- $config := include "warmkey.config" . | fromJson -}}
-{{- range .Values.extraEnv -}}
-{{- if regexMatch "^WARMKEY__SERVER__(DRAIN|LISTEN|ADMIN_LISTEN)" .name -}}
-{{- fail (printf "extraEnv: %s: the grace and the ports of a pod follow from `config` and the chart" .name) -}}
-{{- end -}}
-{{- end -}}
+{{- include "warmkey.checkEnv" . -}}
 {{- $delay := include "warmkey.milliseconds" (dict "name" "server.drain_delay" "value" (dig "server" "drain_delay" "15s" $config)) | int64 -}}
 {{- $drain := include "warmkey.milliseconds" (dict "name" "server.drain" "value" (dig "server" "drain" "1800s" $config)) | int64 -}}
 {{- $least := add (div (add $delay $drain 999) 1000) 15 -}}

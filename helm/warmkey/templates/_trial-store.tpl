@@ -1,4 +1,4 @@
-{{/* A trial store has a weak password or none: only the release's replicas and test pod reach it, and it reaches nobody. */}}
+{{/* A trial store has a weak password or none: only the release's replicas reach it, and it reaches nobody. */}}
 {{- define "warmkey.trialStorePolicy" -}}
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
