@@ -73,7 +73,7 @@ async fn stream_of_a_slow_client_comes_to_its_end_beside_a_stalled_one() {
     let (mut read, mut count) = (ask(&mut client).await, 0);
     while let Some(data) = read.data().await {
         let length = data.expect("it is never reset").len();
-        tokio::time::sleep(10 * SECOND).await;
+        tokio::time::sleep(SECOND * u32::try_from(length).unwrap() / 1_000).await;
         read.flow_control().release_capacity(length).unwrap();
         count += length;
     }

@@ -370,7 +370,7 @@ async fn key_in_doubt_is_not_accepted_by_a_page() {
             let request = bob.clone().header("session-id", &format!("bob-{number}"));
             ask(cluster.address(), &request).await;
         }
-        (cluster.replica().key(&turn.key).await["state"] == "probing").then_some(())
+        (cluster.replica().key(&turn.key).await["state"] == "disabled").then_some(())
     })
     .await;
     let probes = async || {
@@ -380,10 +380,14 @@ async fn key_in_doubt_is_not_accepted_by_a_page() {
     let before = probes().await;
     eventually(SOON, "the key is asked about again", async || {
         let state = cluster.replica().key(&turn.key).await["state"].clone();
-        assert_eq!(state, "probing", "a page decides nothing");
+        assert_eq!(state, "disabled", "a page decides nothing");
         (probes().await > before + 3).then_some(())
     })
     .await;
     upstream.heal().await;
-    all_know(&cluster, &turn.key, "ready").await;
+    eventually(SOON, "the key takes sessions again", async || {
+        let state = cluster.replica().key(&turn.key).await["state"].clone();
+        (state != "disabled").then_some(())
+    })
+    .await;
 }

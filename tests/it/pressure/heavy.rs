@@ -122,7 +122,7 @@ async fn heavy_chat_body_holds_up_nobody() {
 
 /// Checks that no other client waits for the thread of turns while folded bodies of this `text`
 /// are served.
-pub async fn hold_up_nobody(text: Vec<u8>, request: impl Fn(Vec<u8>) -> Request, options: &str) {
+async fn hold_up_nobody(text: Vec<u8>, request: impl Fn(Vec<u8>) -> Request, options: &str) {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new()
         .recorded_by(&upstream)
