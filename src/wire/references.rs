@@ -52,6 +52,8 @@ impl References {
     }
 
     fn look_at_type(&mut self, value: &[u8]) {
+        // An item without a type may be a reference.
+        self.name_items |= value.starts_with(b"null");
         if may_say(value, |text| matches!(text, b"item_reference" | b"image_generation_call")) {
             // Without its result, an image is one that the upstream stores.
             self.name_items = true;
@@ -194,6 +196,25 @@ mod tests {
             (r#"{"messages":[{"role":"assistant","audio":{"id":"audio_1"}}]}"#, false),
         ] {
             assert_eq!(found(body), (true, foreign), "{body}");
+        }
+    }
+
+    #[test]
+    fn body_that_may_name_stored_items_is_read_once_more() {
+        for (item, expected) in [
+            (r#"{"type":"item_reference","id":"a"}"#, true),
+            (r#"{"t\u0079pe":"item\u005freference","id":"a"}"#, true),
+            (r#"{"id":"a"}"#, true),
+            (r#"{"id":"a","type" : null}"#, true),
+            (r#"{"type":"image_generation_call","id":"a"}"#, true),
+            (r#"{"type":"message","id":"a","role":"user","content":"item_reference"}"#, false),
+            (r#"{"type":"input_file","file_id":"file-1"}"#, false),
+        ] {
+            let body = format!(r#"{{"input":[{item}]}}"#);
+            let references = Peek::at(body.as_bytes()).unwrap().references;
+            assert_eq!(references.name_items, expected, "{item}");
+            let is_file = item.contains("file_id");
+            assert_eq!((references.need_more, references.are_foreign), (is_file, is_file));
         }
     }
 
