@@ -37,6 +37,7 @@ pub enum ErrorKind {
     ResponseNotFound,
     ConversationNotFound,
     FileNotFound,
+    ItemNotFound,
     ModelNotFound,
     ConnectionLimit,
     InvalidJson,
@@ -55,6 +56,16 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// The field of a request that the error is always about.
+    const fn param(self) -> Option<&'static str> {
+        match self {
+            Self::PreviousResponseNotFound => Some("previous_response_id"),
+            Self::ModelNotFound => Some("model"),
+            Self::ItemNotFound => Some("input"),
+            _ => None,
+        }
+    }
+
     /// Returns the status, `error.code`, `error.type` and the party at fault.
     const fn describe(self) -> (StatusCode, &'static str, &'static str, Fault) {
         const REQUEST: &str = "invalid_request_error";
@@ -89,6 +100,7 @@ impl ErrorKind {
                 (StatusCode::NOT_FOUND, "conversation_not_found", REQUEST, Fault::Client)
             }
             Self::FileNotFound => (StatusCode::NOT_FOUND, "file_not_found", REQUEST, Fault::Client),
+            Self::ItemNotFound => (StatusCode::NOT_FOUND, "item_not_found", REQUEST, Fault::Client),
             // The real service's code: Codex always answers this code with a new connection and its
             // full input.
             Self::ConnectionLimit => (
@@ -222,12 +234,7 @@ impl Error {
         let (status, code, class, fault) = self.kind.describe();
         // The fields stand in the real service's order.
         let message = serde_json::Value::from(self.message.as_str());
-        let known = match self.kind {
-            ErrorKind::PreviousResponseNotFound => Some("previous_response_id"),
-            ErrorKind::ModelNotFound => Some("model"),
-            _ => None,
-        };
-        let param = serde_json::Value::from(self.param.as_deref().or(known));
+        let param = serde_json::Value::from(self.param.as_deref().or(self.kind.param()));
         let body = format!(
             r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#
         );
@@ -265,8 +272,8 @@ impl Error {
             r#","error":{{"type":"{class}","code":"{code}","message":{}"#,
             text(&self.message)
         ));
-        if self.kind == ErrorKind::PreviousResponseNotFound {
-            frame.push_str(r#","param":"previous_response_id""#);
+        if let Some(param) = self.kind.param() {
+            frame.push_str(&format!(r#","param":"{param}""#));
         }
         frame.push('}');
         if let Some(wait) = self.wait() {

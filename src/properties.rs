@@ -69,6 +69,27 @@ pub fn endpoint(method: &str, path: &str) {
     assert_eq!(found, listed.or_else(|| with_an_id(method, plain)), "{method} {path:?}");
 }
 
+/// Whether a path may spell a model so: as text of a fair length in UTF-8, without control
+/// characters, in which each `%` stands before two hexadecimal digits.
+fn names_a_model(spelled: &str) -> bool {
+    let (mut bytes, mut rest) = (Vec::new(), spelled.as_bytes());
+    while let Some((first, more)) = rest.split_first() {
+        let (byte, more) = match (*first, more) {
+            (b'%', [high, low, more @ ..]) => {
+                let digit = |byte: &u8| char::from(*byte).to_digit(16);
+                let (Some(high), Some(low)) = (digit(high), digit(low)) else { return false };
+                ((high * 16 + low) as u8, more)
+            }
+            (b'%', _) => return false,
+            (plain, more) => (plain, more),
+        };
+        bytes.push(byte);
+        rest = more;
+    }
+    (1..=256).contains(&bytes.len())
+        && std::str::from_utf8(&bytes).is_ok_and(|text| !text.chars().any(char::is_control))
+}
+
 /// The endpoint of a single response or model.
 fn with_an_id<'p>(method: &str, path: &'p str) -> Option<Endpoint<'p>> {
     let mut parts: Vec<&str> = path.split('/').collect();
@@ -81,8 +102,9 @@ fn with_an_id<'p>(method: &str, path: &'p str) -> Option<Endpoint<'p>> {
             && id.chars().all(|one| one.is_ascii_alphanumeric() || more.contains(&one))
     };
     match (method, parts.as_slice()) {
-        ("GET" | "HEAD", ["", "models", id]) if is_plain(id, &['_', '-', '.', ':']) => {
-            Some(Endpoint::ShowModel(id))
+        ("GET" | "HEAD", ["", "models", _, ..]) => {
+            let (_, spelled) = path.split_once("/models/")?;
+            names_a_model(spelled).then_some(Endpoint::ShowModel(spelled))
         }
         (_, ["", "responses", "compact" | "input_tokens", ..]) => None,
         (_, ["", "responses", id, behind @ ..]) if is_plain(id, &['_', '-']) => {

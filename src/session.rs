@@ -112,13 +112,20 @@ impl ThreadId {
     }
 }
 
-/// The stored id of a response that its upstream stores.
+/// The stored id of a response that its upstream stores, or of an item of such a response.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ResponseId(Hashed);
+pub struct ResponseId {
+    hashed: Hashed,
+    is_item: bool,
+}
 
 impl ResponseId {
     pub fn as_str(&self) -> &str {
-        &self.0.0
+        &self.hashed.0
+    }
+
+    pub const fn is_item(&self) -> bool {
+        self.is_item
     }
 }
 
@@ -160,7 +167,12 @@ impl Hasher {
 
     /// The id of the response that `client` calls `id`.
     pub fn response(&self, client: &ClientId, id: &[u8]) -> ResponseId {
-        ResponseId(self.hash(client, b"response", [id]))
+        ResponseId { hashed: self.hash(client, b"response", [id]), is_item: false }
+    }
+
+    /// The id of the item of a response that `client` calls `id`.
+    pub fn item(&self, client: &ClientId, id: &[u8]) -> ResponseId {
+        ResponseId { hashed: self.hash(client, b"item", [id]), is_item: true }
     }
 
     /// Prefixes every part with its length, so that no two different lists of parts hash alike.

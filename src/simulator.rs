@@ -3,8 +3,8 @@
 //! request. A judge records each turn.
 //!
 //! The simulator serves `POST /responses`, WebSocket mode on the same path, the requests about
-//! stored responses, `POST /chat/completions` and `GET /models`, with and without `/v1`. Its own
-//! paths begin with `/_sim/`.
+//! stored responses, `POST /chat/completions`, `GET /models` and `GET /models/{id}`, with and
+//! without `/v1`. Its own paths begin with `/_sim/`.
 //! It connects to nothing and keeps nothing on disk.
 //!
 //! The simulator judges the gateway, so it reads, decides and counts with code of its own. A parser
@@ -44,6 +44,7 @@ pub mod probes;
 mod calls;
 pub mod sockets;
 mod stored;
+mod items;
 
 mod world;
 
@@ -165,7 +166,8 @@ impl Simulator {
                         let query = request.uri().query();
                         probing::serve(&simulator.world, request.headers(), query).await
                     }),
-                );
+                )
+                .route(&format!("{base}/models/{{*id}}"), get(call));
         }
         router.method_not_allowed_fallback(unknown).fallback(unknown).with_state(Arc::clone(self))
     }

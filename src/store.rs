@@ -144,6 +144,18 @@ pub struct MembershipReply {
 #[derive(Debug)]
 pub struct Budget(Duration);
 
+impl Budget {
+    /// The same time, for one of several operations that go on at once.
+    pub const fn share(&self) -> Self {
+        Self(self.0)
+    }
+
+    /// Spends what the slowest of several operations at once has spent.
+    pub fn limit_to(&mut self, share: &Self) {
+        self.0 = self.0.min(share.0);
+    }
+}
+
 /// See [`Store::background_budget`].
 const BACKGROUND: Duration = Duration::from_secs(1);
 

@@ -18,3 +18,4 @@ pub mod decoder;
 pub mod terminal;
 pub mod completion;
 pub mod event;
+pub mod items;

@@ -1,4 +1,5 @@
-//! The owner of each stored response: its session, and the only project that can continue from it.
+//! The owner of each stored response and of its items: its session, and the only project that can
+//! continue from it.
 //!
 //! The gateway writes the owner before the client can read the response's id, and never changes it.
 //! A client's ids lead only to its own responses. Another client's id is treated like an id that
@@ -117,7 +118,7 @@ impl Owners {
         response: &ResponseId,
         budget: &mut Budget,
     ) -> Result<Option<Owner>, Unavailable> {
-        match self.store.get(Name::Response(response.as_str()), budget).await {
+        match self.store.get(name(response), budget).await {
             Ok(Some(entry)) => {
                 let owner = Owner::parse(&entry.value)
                     .ok_or_else(|| Unavailable("a newer version wrote the value".into()))?;
@@ -134,6 +135,51 @@ impl Owners {
             }
             Err(away) => self.recall(response).map_or(Err(away), |(owner, _)| Ok(Some(owner))),
         }
+    }
+
+    /// Writes `owner` for each of `items`, as [`Self::keep`] does.
+    pub async fn keep_items(&self, items: &[ResponseId], owner: &Owner, budget: &mut Budget) {
+        for some in items.chunks(WRITES_AT_ONCE) {
+            let written = some.iter().map(|item| {
+                let mut share = budget.share();
+                async move { (self.write(item, owner, self.ttl, &mut share).await, share) }
+            });
+            let written = join_all(written).await;
+            for (item, (result, share)) in some.iter().zip(written) {
+                budget.limit_to(&share);
+                self.lock().owners.put(item.as_str(), owner.clone(), self.ttl);
+                if result.is_err() {
+                    self.queue(item);
+                }
+            }
+        }
+    }
+
+    /// Returns the owner of each item, as [`Self::find`] does. An owner never changes, so what this
+    /// replica remembers needs no store: a conversation names all its items with each turn.
+    pub async fn find_items(
+        &self,
+        items: &[ResponseId],
+        budget: &mut Budget,
+    ) -> Vec<Result<Option<Owner>, Unavailable>> {
+        let mut all = Vec::with_capacity(items.len());
+        for some in items.chunks(WRITES_AT_ONCE) {
+            let found = join_all(some.iter().map(|item| {
+                let mut share = budget.share();
+                async move {
+                    let found = match self.recall(item) {
+                        Some((owner, _)) => Ok(Some(owner)),
+                        None => self.find(item, &mut share).await,
+                    };
+                    (found, share)
+                }
+            }));
+            for (found, share) in found.await {
+                budget.limit_to(&share);
+                all.push(found);
+            }
+        }
+        all
     }
 
     /// Writes pending owners as soon as the store answers. Runs until the replica stops.
@@ -198,10 +244,7 @@ impl Owners {
         left: Duration,
         budget: &mut Budget,
     ) -> Result<(), Unavailable> {
-        self.store
-            .claim(Name::Response(response.as_str()), &owner.to_string(), left, budget)
-            .await
-            .map(drop)
+        self.store.claim(name(response), &owner.to_string(), left, budget).await.map(drop)
     }
 
     /// Returns the remembered owner and its remaining lifetime.
@@ -217,6 +260,10 @@ impl Owners {
         // Every write completes before the lock is released.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn name(id: &ResponseId) -> Name<'_> {
+    if id.is_item() { Name::Item(id.as_str()) } else { Name::Response(id.as_str()) }
 }
 
 #[cfg(test)]

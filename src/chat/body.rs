@@ -81,28 +81,4 @@ impl ChatBody {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn null_key_passes_natively_and_is_derived_in_a_translation() {
-        let session = SessionId::parse("FVm43fzVIvXqRQ8foYWpvg").unwrap();
-        let body = |key: &str| Bytes::from(format!(r#"{{"model":"m","messages":[]{key}}}"#));
-        let derived = derive_key(&session);
-        for (key, names_key, expected) in [
-            (r#","prompt_cache_key":null"#, true, &derived[..]),
-            (r#","prompt_cache_key":"own""#, true, "own"),
-            ("", false, &derived[..]),
-        ] {
-            let chat = ChatBody::new(body(key), None, Some(&session), names_key);
-            assert_eq!(chat.native(true) == &body(key), names_key, "{key}");
-            let translated = &chat.translated(true).unwrap().body;
-            let read: serde_json::Value = serde_json::from_slice(translated).unwrap();
-            assert_eq!(read["prompt_cache_key"], expected, "{key}");
-        }
-        let chat = ChatBody::new(body(r#","prompt_cache_key":null"#), None, Some(&session), true);
-        let translated = &chat.translated(false).unwrap().body;
-        let read: serde_json::Value = serde_json::from_slice(translated).unwrap();
-        assert!(read.get("prompt_cache_key").is_none(), "the upstream wants none");
-    }
-}
+mod tests;

@@ -30,6 +30,7 @@ fn error_has_its_status_code_and_party_at_fault() {
         (ErrorKind::ModelNotFound, 404, "model_not_found", request, Fault::Client),
         (ErrorKind::ConversationNotFound, 404, "conversation_not_found", request, Fault::Client),
         (ErrorKind::FileNotFound, 404, "file_not_found", request, Fault::Client),
+        (ErrorKind::ItemNotFound, 404, "item_not_found", request, Fault::Client),
         (
             ErrorKind::ConnectionLimit,
             400,
@@ -68,6 +69,7 @@ fn error_has_its_status_code_and_party_at_fault() {
         let param = match kind {
             ErrorKind::PreviousResponseNotFound => r#""previous_response_id""#,
             ErrorKind::ModelNotFound => r#""model""#,
+            ErrorKind::ItemNotFound => r#""input""#,
             _ => "null",
         };
         let body = format!(

@@ -2,6 +2,7 @@
 //!
 //! `wire::endpoint` decides which endpoints exist.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::turn::http::relay::Outgoing;
 use crate::turn::http::stored;
 use crate::turn::websocket::handshake as websocket;
 use crate::turn::websocket::sockets::WebSocketTurns;
-use crate::wire::endpoint::{Endpoint, single_slashes};
+use crate::wire::endpoint::{Endpoint, model_name, single_slashes};
 
 /// Largest head of a request over HTTP/2, whose connection may have many at once. Over HTTP/1.1 the
 /// connection's buffer is the limit.
@@ -111,7 +112,7 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
         Some(Endpoint::OpenWebSocket) | None => refuse(gateway, &request, &unknown(&request)),
         Some(Endpoint::ListModels) => list(models, None, request).await,
         Some(Endpoint::ShowModel(id)) => {
-            let id = Some(id.to_owned());
+            let id = model_name(id).map(Cow::into_owned);
             list(models, id, request).await
         }
     }

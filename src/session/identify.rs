@@ -90,6 +90,11 @@ impl Identifier {
         self.hasher.response(client, id.as_bytes())
     }
 
+    /// The stored id of the item of a response that `client` calls `id`.
+    pub fn item(&self, client: &ClientId, id: &str) -> ResponseId {
+        self.hasher.item(client, id.as_bytes())
+    }
+
     /// The parent of the turn's session, if it is a fork, and the turn's thread.
     pub fn lineage(&self, client: &ClientId, headers: &HeaderMap) -> Lineage {
         let session = |kind, id: &[u8]| self.hasher.session(client, kind, [id]);

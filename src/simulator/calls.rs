@@ -1,4 +1,4 @@
-//! The record of requests that are no turns: about stored responses, and counts of tokens.
+//! The record of requests that are no turns: about stored responses and models, and token counts.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -282,6 +282,7 @@ impl Connection {
                                 let mut memory = self.world.memory();
                                 let place = self.key.place();
                                 memory.stored.keep(&id, &place, past.clone());
+                                memory.items.keep(&place, &id, &items[..play.done()]);
                                 memory.archive.keep(&place, archived.clone());
                             }
                             self.local().keep(lane, &id, past);

@@ -82,6 +82,7 @@ fn keep(world: &World, key: &Key, reply: &Reply) {
     let archived = Archived::new(answer.clone(), input.clone(), *stream, pause);
     let mut memory = world.memory();
     memory.stored.keep(&answer.id, &key.place(), past);
+    memory.items.keep(&key.place(), &answer.id, &answer.items);
     memory.archive.keep(&key.place(), archived);
 }
 

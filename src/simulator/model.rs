@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use http::StatusCode;
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
 
 use super::key::Key;
+use super::refusal::Refusal;
 
 /// Which caching rules a model follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +90,11 @@ fn version(text: &str) -> Option<(u32, u32)> {
 /// The version of the list that Codex asks for.
 pub const ETAG: &str = "\"simulated-1\"";
 
-/// The models that the key's project may use.
-fn listed(key: &Key) -> impl Iterator<Item = &'static str> {
-    LISTED.iter().copied().filter(|model| key.may_use(model))
+/// The models that the key's project may use. A key whose models are named lists those of its own,
+/// too, such as fine-tuned ones.
+fn listed(key: &Key) -> impl Iterator<Item = &str> {
+    let own = key.models.iter().map(String::as_str).filter(|model| !LISTED.contains(model));
+    LISTED.iter().copied().filter(|model| key.may_use(model)).chain(own)
 }
 
 /// The body of `GET /models` for Codex: everything that it needs to know of a model.
@@ -114,9 +119,24 @@ pub fn codex_list(key: &Key) -> String {
 
 /// The body of `GET /models`.
 pub fn list(key: &Key) -> String {
-    let data: Vec<_> =
-        listed(key).map(|id| json!({"id": id, "object": "model", "created": 1_790_000_000, "owned_by": "openai"})).collect();
+    let data: Vec<_> = listed(key).map(described).collect();
     json!({"object": "list", "data": data}).to_string()
+}
+
+/// The body of `GET /models/{id}`, of a path behind `/models/`. The same words refuse a model that
+/// does not exist and one that the project may not use.
+pub fn one(key: &Key, spelled: &str) -> Result<String, Refusal> {
+    let id = percent_decode_str(spelled).decode_utf8_lossy();
+    if listed(key).any(|own| own == id) {
+        return Ok(described(&id).to_string());
+    }
+    let message = format!("The model '{id}' does not exist");
+    Err(Refusal::invalid(Some("model_not_found"), Some("model"), message)
+        .with_status(StatusCode::NOT_FOUND))
+}
+
+fn described(id: &str) -> Value {
+    json!({"id": id, "object": "model", "created": 1_790_000_000, "owned_by": "openai"})
 }
 
 #[cfg(test)]

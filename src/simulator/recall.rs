@@ -1,4 +1,4 @@
-//! Requests about stored responses, and counts of tokens.
+//! Requests about stored responses and single models, and counts of tokens.
 //!
 //! They are checked like turns: headers first, then the key, which must be of the response's
 //! project.
@@ -12,6 +12,7 @@ use super::body;
 use super::caller::{describe, recognize};
 use super::form::Form;
 use super::key::Key;
+use super::model;
 use super::refusal::Refusal;
 use super::request::Transport;
 use super::turn;
@@ -20,7 +21,7 @@ use super::world::World;
 /// Items of a list, where the request names no limit.
 const USUAL_LIMIT: usize = 20;
 
-/// Serves a request about a stored response, or a count of tokens.
+/// Serves a request about a stored response or a model, or a count of tokens.
 pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
     let began = Instant::now();
     let (head, body) = request.into_parts();
@@ -62,11 +63,15 @@ async fn answer(
             let tokens = turn::count_tokens(&request)?;
             Ok(json(format!(r#"{{"object":"response.input_tokens","input_tokens":{tokens}}}"#)))
         }
+        (&Method::GET, ["", "models", ..]) => {
+            Ok(json(model::one(key, path.strip_prefix("/models/").unwrap_or_default())?))
+        }
         (&Method::GET, ["", "responses", id]) => retrieve(world, key, id, head.uri.query()),
         (&Method::DELETE, ["", "responses", id]) => {
             let mut memory = world.memory();
             let deleted = memory.archive.delete(id, &key.place())?;
             memory.stored.forget(id);
+            memory.items.forget(id);
             Ok(json(deleted))
         }
         (&Method::POST, ["", "responses", id, "cancel"]) => {

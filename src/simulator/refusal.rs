@@ -75,10 +75,18 @@ impl Refusal {
         json!({"message": self.message, "type": class.unwrap_or(self.kind), "param": self.param, "code": self.code})
     }
 
+    /// The body of the answer, whose fields stand in the real service's order.
+    fn body(&self) -> String {
+        let error = self.error();
+        let field = |name: &str| format!("\"{name}\":{}", error[name]);
+        let fields = ["message", "type", "param", "code"].map(field);
+        format!("{{\"error\":{{{}}}}}", fields.join(","))
+    }
+
     pub fn response(&self) -> Response<Body> {
         let (kind, body) = match self.besides.as_ref().and_then(|besides| besides.html.as_ref()) {
             Some(page) => ("text/html; charset=UTF-8", page.clone()),
-            None => ("application/json", json!({"error": self.error()}).to_string()),
+            None => ("application/json", self.body()),
         };
         let encoding = self.besides.as_ref().and_then(|besides| besides.encoding.as_deref());
         let bytes = encoding.map_or_else(|| body.clone().into(), |coding| encoded(&body, coding));

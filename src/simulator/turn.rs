@@ -107,6 +107,9 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
             count(request, model.as_deref());
         })?;
     }
+    let resolved = world.memory().items.resolve(body, &key.place());
+    let resolved = resolved.as_deref().and_then(|bytes| Document::read(bytes).ok());
+    let body = resolved.as_ref().map_or(body, Document::root);
     let asked = match request.form {
         Form::Chat => chat::read(body),
         form => Ask::read(body, transport, form),
@@ -171,7 +174,10 @@ async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Opt
 pub fn count_tokens(request: &Request<'_>) -> Result<u64, Refusal> {
     let document = Document::read(request.bytes)
         .map_err(|_| Refusal::invalid(None, None, "We could not parse the JSON body."))?;
-    let ask = Ask::read(document.root(), request.transport, request.form)?;
+    let resolved = request.world.memory().items.resolve(document.root(), &request.key.place());
+    let resolved = resolved.as_deref().and_then(|bytes| Document::read(bytes).ok());
+    let body = resolved.as_ref().unwrap_or(&document).root();
+    let ask = Ask::read(body, request.transport, request.form)?;
     let past = history(request, &ask)?;
     let steps = if let Caching::Steps { tokens, .. } = ask.caching { Some(tokens) } else { None };
     Ok(Prefix::new(&ask, &past.history, steps).tokens)

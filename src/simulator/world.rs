@@ -15,6 +15,7 @@ use super::clock::Clock;
 use super::diagnosis::Traces;
 use super::fault::Scope;
 use super::faults::Faults;
+use super::items::Items;
 use super::judge::Judge;
 use super::key::{Key, Keys};
 use super::limits::Limits;
@@ -32,6 +33,7 @@ pub struct Memory {
     pub faults: Faults,
     pub limits: Limits,
     pub stored: Stored,
+    pub items: Items,
     pub archive: Archive,
     pub traces: Traces,
     machines: Machines,
@@ -117,6 +119,7 @@ impl World {
                 faults: Faults::default(),
                 limits: Limits::new(config),
                 stored: Stored::default(),
+                items: Items::default(),
                 archive: Archive::default(),
                 traces: Traces::default(),
                 machines: Machines::default(),
@@ -159,6 +162,7 @@ impl World {
         memory.faults.clear(&Scope::default());
         memory.limits.clear();
         memory.stored.clear();
+        memory.items.clear();
         memory.archive.clear();
         memory.traces.clear();
         (memory.machines, memory.cache, memory.ideal) =

@@ -18,6 +18,8 @@ pub enum Name<'n> {
     Thread(&'n str),
     /// The owner of a stored response, by the response's id.
     Response(&'n str),
+    /// The owner of an item of a stored response, by the item's id.
+    Item(&'n str),
     /// The lease of the replica that probes a subject for all, by the subject's name.
     Probe(&'n str),
     /// The live replicas, and the sets of keys that they have loaded.
@@ -39,6 +41,7 @@ impl<'n> Name<'n> {
         match text.rsplit_once('.') {
             Some((id, "thread")) => Some(Self::Thread(id)),
             Some((id, "response")) => Some(Self::Response(id)),
+            Some((id, "item")) => Some(Self::Item(id)),
             Some(_) => None,
             None if text.contains(':') || FIXED.contains(&text) => None,
             None => Some(Self::Binding(text)),
@@ -66,6 +69,7 @@ impl fmt::Display for Name<'_> {
             Self::Promise(id) => write!(f, "{id}.last"),
             Self::Thread(thread) => write!(f, "{thread}.thread"),
             Self::Response(response) => write!(f, "{response}.response"),
+            Self::Item(item) => write!(f, "{item}.item"),
             Self::Probe(subject) => write!(f, "probe:{subject}"),
             Self::Membership => f.write_str(MEMBERSHIP),
             Self::Board => f.write_str(BOARD),
@@ -89,6 +93,7 @@ mod tests {
             (Name::Promise("s"), "w:s.last"),
             (Name::Thread("t"), "w:t.thread"),
             (Name::Response("r"), "w:r.response"),
+            (Name::Item("i"), "w:i.item"),
             (Name::Probe("key:a"), "w:probe:key:a"),
             (Name::Membership, "w:generations"),
             (Name::Board, "w:board"),
@@ -103,7 +108,7 @@ mod tests {
 
     #[test]
     fn name_of_a_value_is_parsed_by_its_suffix() {
-        for value in [Name::Binding("s"), Name::Thread("t"), Name::Response("r")] {
+        for value in [Name::Binding("s"), Name::Thread("t"), Name::Response("r"), Name::Item("i")] {
             assert_eq!(Name::of_value(&value.to_string()), Some(value));
         }
         let fixed = [

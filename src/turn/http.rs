@@ -2,7 +2,9 @@
 
 pub mod replay;
 pub mod response_id;
+pub mod item_ids;
 pub mod id_gate;
+pub mod issued;
 pub mod form;
 pub mod passage;
 pub mod relay;

@@ -53,6 +53,30 @@ impl Entry {
         }
     }
 
+    /// Checks that `client` was given each of these stored items, and returns the owner of one.
+    /// `None`: there are none, or `server.foreign_ids` lets unknown ids pass. An item of another
+    /// client is treated exactly like one that was never made.
+    pub async fn items(
+        &self,
+        client: &ClientId,
+        ids: &[String],
+        budget: &mut Budget,
+    ) -> Result<Option<Owner>, Error> {
+        if ids.is_empty() || self.foreign_ids == ForeignIds::Pass {
+            return Ok(None);
+        }
+        let items: Vec<_> = ids.iter().map(|id| self.identifier.item(client, id)).collect();
+        let mut owner = None;
+        for (id, found) in ids.iter().zip(self.owners.find_items(&items, budget).await) {
+            match found {
+                Ok(Some(found)) => owner = Some(found),
+                Ok(None) => return Err(item_not_found(id)),
+                Err(away) => return Err(unknown_project().because(away.to_string())),
+            }
+        }
+        Ok(owner)
+    }
+
     /// Checks that a turn refers to nothing that could be another client's. Upstreams keep
     /// conversations, and clients make files and vector stores outside the gateway. The gateway
     /// does not see these ids made, so it cannot tell whose they are.
@@ -84,6 +108,23 @@ impl Entry {
     ) {
         self.owners.keep(&self.identifier.response(client, id), owner, budget).await;
     }
+
+    /// Records `owner` for the items that `client` knows by these `ids`.
+    pub async fn own_items(
+        &self,
+        client: &ClientId,
+        ids: &[String],
+        owner: &Owner,
+        budget: &mut Budget,
+    ) {
+        let items: Vec<_> = ids.iter().map(|id| self.identifier.item(client, id)).collect();
+        self.owners.keep_items(&items, owner, budget).await;
+    }
+}
+
+/// The error that OpenAI gives for an unknown item.
+pub fn item_not_found(id: &str) -> Error {
+    Error::new(ErrorKind::ItemNotFound, format!("Item with id '{id}' not found."))
 }
 
 /// The error that OpenAI gives for an unknown response id.

@@ -3,11 +3,13 @@
 //! Paths are compared byte by byte. A trailing or doubled slash does not matter. No other spelling
 //! is normalized, so that any path which another parser might read differently is unknown. Any
 //! unlisted path is unknown too, even if the upstream would serve it: account-wide endpoints would
-//! mix clients.
+//! mix clients. Only the name of a model is percent-decoded and may have slashes, because it
+//! goes into no other path.
 
 use std::borrow::Cow;
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 
 /// The longest id in a path. OpenAI's own have about 60 characters.
 const LONGEST: usize = 256;
@@ -29,7 +31,7 @@ pub enum Endpoint<'p> {
     Stored(StoredCall, &'p str),
     /// `GET /models`: the models that the client may ask for.
     ListModels,
-    /// `GET /models/{id}`: one of them.
+    /// `GET /models/{id}`: one of them, as the path spells it. [`model_name`] reads it.
     ShowModel(&'p str),
 }
 
@@ -111,8 +113,8 @@ impl<'p> Endpoint<'p> {
     /// An endpoint of a single response or model.
     fn of_one(method: &Method, path: &'p str) -> Option<Self> {
         if let Some(id) = path.strip_prefix("/models/") {
-            let is_known = matches!(*method, Method::GET | Method::HEAD) && is_model(id);
-            return is_known.then_some(Self::ShowModel(id));
+            let is_known = matches!(*method, Method::GET | Method::HEAD);
+            return (is_known && model_name(id).is_some()).then_some(Self::ShowModel(id));
         }
         let rest = path.strip_prefix("/responses/")?;
         let (id, behind) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -146,10 +148,20 @@ fn is_id(id: &str) -> bool {
         && !["compact", "input_tokens"].contains(&id)
 }
 
-/// Whether `id` may name a model. The name is only compared, and goes into no path.
-fn is_model(id: &str) -> bool {
-    (1..=LONGEST).contains(&id.len())
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte))
+/// The name of a model that a path spells as `spelled`. `None`: no model has such a name.
+///
+/// Hosts of the same API have names with slashes, which SDKs encode. The name is only compared, and
+/// goes into no path.
+pub fn model_name(spelled: &str) -> Option<Cow<'_, str>> {
+    let is_code = |after: &str| {
+        let code = after.as_bytes().get(..2);
+        code.is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit))
+    };
+    let name = percent_decode_str(spelled).decode_utf8().ok()?;
+    let is_name = (1..=LONGEST).contains(&name.len())
+        && !name.contains(char::is_control)
+        && spelled.split('%').skip(1).all(is_code);
+    is_name.then_some(name)
 }
 
 #[cfg(test)]
@@ -199,8 +211,12 @@ mod tests {
             ("POST", "/models"),
             ("POST", "/models/gpt-5.4"),
             ("DELETE", "/models/gpt-5.4"),
-            ("GET", "/models/a/b"),
-            ("GET", "/models/a%2Fb"),
+            ("GET", "/models/a%2"),
+            ("GET", "/models/%zzb"),
+            ("GET", "/models/a%ff"),
+            ("GET", "/models/a%0Ab"),
+            ("GET", "/models/a%00"),
+            ("GET", "/models%2Fa"),
             ("HEAD", "/responses"),
             ("PUT", "/responses"),
             ("post", "/responses"),
@@ -221,6 +237,29 @@ mod tests {
         }
         let long = format!("/responses/{}", "a".repeat(LONGEST + 1));
         assert_eq!(parse(&Method::GET, &long), None);
+    }
+
+    #[test]
+    fn model_is_named_in_every_spelling_of_its_path() {
+        for (path, expected) in [
+            ("/models/gpt-5.4", "gpt-5.4"),
+            ("/v1/models/org/model/", "org/model"),
+            ("/models/org%2Fmodel", "org/model"),
+            ("/models/org%2fa%2F%2Fb", "org/a//b"),
+            ("/models/ft:gpt-5:acme::abc", "ft:gpt-5:acme::abc"),
+            ("/models/ft%3Agpt-5%3Aacme%3A%3Aabc", "ft:gpt-5:acme::abc"),
+            ("/models/a%252Fb", "a%2Fb"),
+            ("/models/mod%C3%A8le%20x", "modèle x"),
+            ("/models/..", ".."),
+            ("/models/responses", "responses"),
+        ] {
+            let Some(Endpoint::ShowModel(spelled)) = parse(&Method::GET, path) else {
+                panic!("{path} shows a model")
+            };
+            assert_eq!(model_name(spelled).as_deref(), Some(expected), "{path}");
+        }
+        let long = "a".repeat(LONGEST + 1);
+        assert_eq!((model_name(&long), model_name("")), (None, None));
     }
 
     #[test]

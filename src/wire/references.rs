@@ -19,6 +19,10 @@ pub struct References {
     /// At least one reference to a file or vector store. No response creates these, so the id never
     /// passed through this gateway.
     pub are_foreign: bool,
+    /// At least one reference to something other than an item. Items have owners of their own.
+    pub need_more: bool,
+    /// The input may refer to stored items (`wire::items`).
+    pub name_items: bool,
 }
 
 impl References {
@@ -27,9 +31,9 @@ impl References {
     #[inline]
     pub fn record_field(&mut self, name: &[u8], value: &[u8], is_first: bool) {
         match name {
-            br#""type""# if may_say(value, |text| text == b"item_reference") => self.find_own(),
+            br#""type""# => self.look_at_type(value),
             // The type is optional: an item with only an id is a reference.
-            br#""id""# if is_first && is_alone(value) => self.find_own(),
+            br#""id""# if is_first && is_alone(value) => self.find_item(),
             // Includes container files, which an answer cites.
             br#""file_id""# if is_text(value) => self.find(value, b"file"),
             br#""container_id""# | br#""container""# | br#""skill_id""# if is_text(value) => {
@@ -44,6 +48,16 @@ impl References {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn look_at_type(&mut self, value: &[u8]) {
+        // An item without a type may be a reference.
+        self.name_items |= value.starts_with(b"null");
+        if may_say(value, |text| matches!(text, b"item_reference" | b"image_generation_call")) {
+            // Without its result, an image is one that the upstream stores.
+            self.name_items = true;
+            self.need_project |= may_say(value, |text| text == b"item_reference");
         }
     }
 
@@ -78,16 +92,23 @@ impl References {
     }
 
     pub const fn find_own(&mut self) {
-        self.need_project = true;
+        (self.need_project, self.need_more) = (true, true);
+    }
+
+    const fn find_item(&mut self) {
+        (self.need_project, self.name_items) = (true, true);
     }
 
     const fn find_foreign(&mut self) {
-        (self.need_project, self.are_foreign) = (true, true);
+        self.find_own();
+        self.are_foreign = true;
     }
 
     pub const fn add(&mut self, other: Self) {
         self.need_project |= other.need_project;
         self.are_foreign |= other.are_foreign;
+        self.need_more |= other.need_more;
+        self.name_items |= other.name_items;
     }
 }
 
@@ -175,6 +196,25 @@ mod tests {
             (r#"{"messages":[{"role":"assistant","audio":{"id":"audio_1"}}]}"#, false),
         ] {
             assert_eq!(found(body), (true, foreign), "{body}");
+        }
+    }
+
+    #[test]
+    fn body_that_may_name_stored_items_is_read_once_more() {
+        for (item, expected) in [
+            (r#"{"type":"item_reference","id":"a"}"#, true),
+            (r#"{"t\u0079pe":"item\u005freference","id":"a"}"#, true),
+            (r#"{"id":"a"}"#, true),
+            (r#"{"id":"a","type" : null}"#, true),
+            (r#"{"type":"image_generation_call","id":"a"}"#, true),
+            (r#"{"type":"message","id":"a","role":"user","content":"item_reference"}"#, false),
+            (r#"{"type":"input_file","file_id":"file-1"}"#, false),
+        ] {
+            let body = format!(r#"{{"input":[{item}]}}"#);
+            let references = Peek::at(body.as_bytes()).unwrap().references;
+            assert_eq!(references.name_items, expected, "{item}");
+            let is_file = item.contains("file_id");
+            assert_eq!((references.need_more, references.are_foreign), (is_file, is_file));
         }
     }
 

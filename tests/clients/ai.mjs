@@ -10,7 +10,10 @@ const { generateText, streamText, jsonSchema, tool, Output } = from("ai");
 const { createOpenAI } = from("@ai-sdk/openai");
 
 const TURNS = 10;
+// Scenes whose answers are stored, as they are by default.
+const STORED = ["stored", "stored_tools", "stored_structured"];
 const [scene, session] = process.argv.slice(2);
+const isStored = STORED.includes(scene);
 const rule = "Answer in the fewest words that will do, and keep every rule of the house in mind. ";
 const openai = createOpenAI({ baseURL: process.env.OPENAI_BASE_URL, apiKey: process.env.OPENAI_API_KEY });
 const models = { chat: openai.chat("gpt-5.4"), responses: openai.responses("gpt-5.4") };
@@ -40,8 +43,8 @@ const common = (model) => ({
   model,
   system: `This is ${session}. ${rule.repeat(150)}`,
   maxRetries: 0,
-  // Otherwise the upstream stores each answer, and later turns only refer to its items.
-  providerOptions: { openai: { store: false } },
+  // By default, the upstream stores each answer, and later turns only refer to its items.
+  ...(isStored ? {} : { providerOptions: { openai: { store: false } } }),
 });
 
 async function* growing(model, more = () => ({})) {
@@ -76,6 +79,9 @@ const scenes = {
   responses: () => growing(models.responses),
   responses_tools: () => calling(models.responses),
   responses_structured: () => growing(models.responses, () => ({ output: output() })),
+  stored: () => growing(models.responses),
+  stored_tools: () => calling(models.responses),
+  stored_structured: () => growing(models.responses, () => ({ output: output() })),
 };
 
 const all = [];

@@ -29,6 +29,23 @@ def same(scene):
     return play
 
 
+def referring(scene):
+    """As `same`, for a client that names the stored items of earlier answers instead of sending them."""
+    compare = same(scene)
+
+    def play(sdk):
+        before = len(sdk.world.recorder.exchanges)
+        compare(sdk)
+        asked = [json.loads(one.turns[0]) for one in sdk.world.recorder.exchanges[before:]]
+        check(all(body.get("store", True) for body in asked), "the upstream stores each answer")
+        named = [sum(item.get("type") == "item_reference" for item in body["input"]) for body in asked]
+        check(named[0] == 0 and all(one < other for one, other in zip(named, named[1:])), f"each turn names more items: {named}")
+        check(not any(item.get("role") == "assistant" for body in asked for item in body["input"]), "and sends none of them")
+
+    play.__name__ = compare.__name__
+    return play
+
+
 def told(sdk, scene, directly):
     """The answers of a scene, each as a line of its request, a status and a body."""
     begun = sdk.begin(scene, directly=directly)
@@ -61,5 +78,6 @@ def differing(one, other):
 
 
 CHAT = [same(scene) for scene in ("growing", "tools", "structured")]
-RESPONSES = [same(scene) for scene in ("over_http", "structured", "stored", "in_the_background", "listed")]
+RESPONSES = [same(scene) for scene in ("over_http", "structured", "stored", "in_the_background", "models")]
 UNNAMED = [same(scene) for scene in ("growing", "tools", "responses")]
+STORED_UNNAMED = [referring(scene) for scene in ("stored", "stored_tools", "stored_structured")]

@@ -11,7 +11,8 @@ def doctor_that_finds_nothing_wrong(codex):
     checks = codex.doctor()
     reached = {name: one for name, one in checks.items() if name.endswith("_reachability")}
     check(len(reached) == 2, f"the doctor looks at both transports: {list(checks)}")
-    ill = {name: one for name, one in checks.items() if one["status"] != "ok" and (name in reached or one["status"] == "fail")}
+    # The doctor asks GitHub for the latest version of Codex, which a test cannot count on.
+    ill = {name: one for name, one in checks.items() if one["status"] != "ok" and name != "updates.status"}
     check(not ill, f"the doctor is not content: {ill}")
 
 

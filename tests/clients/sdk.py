@@ -119,6 +119,8 @@ SCENARIOS = [
     two_lanes_of_one_websocket,
     connection_that_is_closed_as_a_replica_leaves,
 ]
+# Some that every upstream has, and two whose names SDKs encode in a path.
+MODELS = ["gpt-5.4", "gpt-5.5", "gpt-5", "gpt-5.2", "org/model", "ft:gpt-5:acme::abc"]
 IN_TROUBLE = [trouble_that_passes, stream_that_is_cut, key_that_is_revoked_and_a_quota_that_is_gone]
 
 
@@ -143,14 +145,16 @@ def main():
         # Both SDKs show errors alike: one of them is enough.
         troubles = IN_TROUBLE if name == "openai-python" else []
         acts += [
-            (name, {}, [*SCENARIOS, *talks.STORED, *direct.RESPONSES, *troubles], client(turns, folder)),
+            (name, {"models": MODELS}, [*SCENARIOS, *talks.STORED, *direct.RESPONSES, *troubles], client(turns, folder)),
             # Chat, for an upstream that speaks it, and for one that every turn is translated for.
             (f"{name}-chat", {}, [*talks.NAMED, *direct.CHAT], client(chat, folder)),
             (f"{name}-chat-translated", translated, [*talks.NAMED, *talks.TRANSLATED], client(chat, folder)),
         ]
     for name, run, folder in [("langchain", python("chain.py"), chosen.langchain), ("ai", node("ai.mjs"), chosen.ai)]:
+        # The AI SDK's own defaults.
+        stored = [*talks.STORED_UNNAMED, *direct.STORED_UNNAMED] if name == "ai" else []
         acts += [
-            (name, {}, [*talks.UNNAMED, *talks.BY_RESPONSES, *direct.UNNAMED], client(run, folder)),
+            (name, {}, [*talks.UNNAMED, *talks.BY_RESPONSES, *direct.UNNAMED, *stored], client(run, folder)),
             (f"{name}-translated", translated, talks.UNNAMED, client(run, folder)),
         ]
     return play(chosen.warmkey, acts, " ".join(chosen.words))

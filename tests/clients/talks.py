@@ -94,8 +94,12 @@ def structured_answers_of_the_responses_api(sdk):
 
 
 def models_that_it_may_ask_for(sdk):
-    *listed, one = sdk.begin("models").printed()
-    check(one["id"] == "gpt-5.4" and one in listed and len(listed) > 5, f"a list, and one of it: {listed}, {one}")
+    *listed, one, slashed, tuned, unknown, foreign, odd = sdk.begin("models").printed()
+    names = [one["id"], slashed["id"], tuned["id"]]
+    check(names == ["gpt-5.4", "org/model", "ft:gpt-5:acme::abc"], f"the models that were asked for: {names}")
+    check(all(model in listed for model in (one, slashed, tuned)) and len(listed) > 5, f"a list that has them: {listed}")
+    for refused, name in ((unknown, "gpt-0"), (foreign, "org/gpt-5.4"), (odd, "ft:100%")):
+        check(refused["status"] == "model_not_found" and f"'{name}'" in refused["text"], f"what does not exist: {refused}")
 
 
 NAMED = [conversation_that_grows, conversation_with_calls_of_a_tool, conversation_with_structured_answers]
@@ -107,4 +111,5 @@ STORED = [
     models_that_it_may_ask_for,
 ]
 UNNAMED = [unnamed(scene) for scene in ("growing", "tools", "structured")]
+STORED_UNNAMED = [unnamed(scene) for scene in ("stored", "stored_tools", "stored_structured")]
 BY_RESPONSES = [unnamed(scene) for scene in ("responses", "responses_tools", "responses_structured")]

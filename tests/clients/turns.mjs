@@ -3,10 +3,14 @@
 // The environment holds address and token; the package is in the folder SDK. Prints the answers as
 // JSON, `{id, lane, status, text}`, in order of their ends. The caller judges them.
 import { createRequire } from "node:module";
+import { setTimeout } from "node:timers/promises";
 
 const from = createRequire(`${process.env.SDK}/package.json`);
 const { OpenAI } = from("openai");
 const { ResponsesWS } = from("openai/resources/responses/ws");
+
+// Maximum time for a response in the background. A scene has more.
+const SECONDS = 15;
 
 // The common beginning of a session's turns: long enough to cache, and unlike other sessions'.
 const [scene, session] = process.argv.slice(2);
@@ -99,7 +103,12 @@ const scenes = {
     let previous = {};
     for (let turn = 0; turn < 10; turn += 1) {
       let first = await client.responses.create({ ...own, ...previous, input: [said(`question ${turn}`)] });
-      while (["queued", "in_progress"].includes(first.status)) first = await client.responses.retrieve(first.id);
+      const until = Date.now() + SECONDS * 1000;
+      while (["queued", "in_progress"].includes(first.status)) {
+        if (Date.now() > until) throw new Error(`${first.id} is ${first.status} after ${SECONDS} s`);
+        await setTimeout(20);
+        first = await client.responses.retrieve(first.id);
+      }
       yield shown(first);
       previous = { previous_response_id: first.id };
     }
@@ -108,16 +117,19 @@ const scenes = {
     yield { id, lane: null, status, text: "" };
   },
 
+  // The list of models, some of them, and what does not exist.
   async *models(client) {
-    const listed = await all(await client.models.list());
-    for (const { id, owned_by } of [...listed, await client.models.retrieve("gpt-5.4")]) {
-      yield { id, lane: null, status: "completed", text: owned_by };
+    const found = await all(await client.models.list());
+    for (const name of ["gpt-5.4", "org/model", "ft:gpt-5:acme::abc"]) found.push(await client.models.retrieve(name));
+    for (const { id, owned_by } of found) yield { id, lane: null, status: "completed", text: owned_by };
+    for (const name of ["gpt-0", "org/gpt-5.4", "ft:100%"]) {
+      try {
+        await client.models.retrieve(name);
+      } catch (error) {
+        if (error.status !== 404) throw error;
+        yield { id: null, lane: null, status: error.code, text: error.message };
+      }
     }
-  },
-
-  // The list alone: the simulated upstream does not serve one of the models.
-  async *listed(client) {
-    for await (const { id, owned_by } of client.models.list()) yield { id, lane: null, status: "completed", text: owned_by };
   },
 
   async *two_turns(client) {

@@ -6,8 +6,12 @@ order of their ends. The caller judges them.
 
 import json
 import sys
+import time
 
 from openai import APIConnectionError, APIStatusError, NotFoundError, OpenAI
+
+# Maximum time for a response in the background. A scene has more.
+SECONDS = 15
 
 SCHEMA = {"type": "json_schema", "name": "answer", "schema": {"type": "object", "properties": {"text": {"type": "string"}}}}
 
@@ -151,7 +155,11 @@ def in_the_background(client, session):
     ask, previous = asking(session) | {"store": True, "prompt_cache_key": session, "background": True}, {}
     for turn in range(10):
         first = client.responses.create(input=[said(f"question {turn}")], **previous, **ask)
+        until = time.monotonic() + SECONDS
         while first.status in ("queued", "in_progress"):
+            if time.monotonic() > until:
+                raise RuntimeError(f"{first.id} is {first.status} after {SECONDS} s")
+            time.sleep(0.02)
             first = client.responses.retrieve(first.id)
         yield shown(first)
         previous = {"previous_response_id": first.id}
@@ -161,15 +169,14 @@ def in_the_background(client, session):
 
 
 def models(client, _):
-    """The list of models, and one of them."""
-    for model in (*client.models.list(), client.models.retrieve("gpt-5.4")):
+    """The list of models, some of them, and what does not exist."""
+    for model in (*client.models.list(), *map(client.models.retrieve, ["gpt-5.4", "org/model", "ft:gpt-5:acme::abc"])):
         yield {"id": model.id, "lane": None, "status": "completed", "text": model.owned_by}
-
-
-def listed(client, _):
-    """The list of models alone: the simulated upstream does not serve one of them."""
-    for model in client.models.list():
-        yield {"id": model.id, "lane": None, "status": "completed", "text": model.owned_by}
+    for name in ("gpt-0", "org/gpt-5.4", "ft:100%"):
+        try:
+            client.models.retrieve(name)
+        except NotFoundError as error:
+            yield {"id": None, "lane": None, "status": error.code, "text": error.message}
 
 
 SCENES = {
@@ -185,7 +192,6 @@ SCENES = {
         stored,
         in_the_background,
         models,
-        listed,
     )
 }
 

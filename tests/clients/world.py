@@ -18,13 +18,16 @@ REPLICAS = ("one", "two")
 
 
 class World:
-    def __init__(self, parts, warmkey, name, simulator="", upstream=""):
-        """`simulator`: lines of its `[sim]`; `upstream`: lines of the gateway's one `[[upstream]]`."""
+    def __init__(self, parts, warmkey, name, simulator="", upstream="", models=()):
+        """`simulator`: lines of its `[sim]`; `upstream`: lines of the gateway's one `[[upstream]]`.
+
+        `models`: what all projects may use; without any, whatever the upstream serves.
+        """
         self.parts, self._warmkey, self._name = parts, warmkey, name
         self.token = "client-" + secrets.token_hex(16)
         self.keys = [(f"{place}-{n}", f"org-{place}", f"upstream-{secrets.token_hex(8)}") for place in "ab" for n in (1, 2)]
         store = start_redis(parts, self.called("redis"))
-        self._simulate(simulator)
+        self._simulate(simulator, models)
         host, port = self.upstream.split(":")
         self.inner = Recorder((host, int(port)))
         # For clients that call the upstream themselves.
@@ -42,9 +45,9 @@ class World:
         """The name of a child process, unlike that of another world's."""
         return f"{self._name}-{part}"
 
-    def _simulate(self, options):
+    def _simulate(self, options, models):
         keys = "".join(
-            f'[[sim.key]]\nid = "{name}"\nsecret = "{secret}"\norganization = "{organization}"\n'
+            f'[[sim.key]]\nid = "{name}"\nsecret = "{secret}"\norganization = "{organization}"\nmodels = {json.dumps(models)}\n'
             for name, organization, secret in self.keys
         )
         config = self.parts.path(self.called("simulate.toml"), f"[sim]\n{options}\n{keys}")

@@ -10,6 +10,13 @@ use crate::world::wire::{Answer, Request, ask};
 
 const LIMITED: &str = "token-canary-limited";
 
+/// Names with a slash or a colon, as SDKs and other clients spell them in a path.
+const ODD: [(&str, &[&str]); 3] = [
+    ("org/model", &["org/model", "org%2Fmodel", "org%2fmodel", "%6Frg%2Fmodel"]),
+    ("ft:gpt-5:acme::abc", &["ft:gpt-5:acme::abc", "ft%3Agpt-5%3Aacme%3A%3Aabc"]),
+    ("100% modèle", &["100%25%20mod%C3%A8le"]),
+];
+
 async fn cluster() -> Running {
     let mut keys = vec![Key::new("a-1", "org-a"), Key::new("b-1", "org-b")];
     keys[0].limits = "models = [\"gpt-5.4\", \"gpt-5.5\"]\n".into();
@@ -87,6 +94,55 @@ async fn list_has_what_the_client_may_ask_for() {
     assert_eq!(probed, ["a-1", "b-1"]);
     cluster.shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, 0.0).await;
     cluster.shows("warmkey_active_turns", 0.0).await;
+}
+
+/// The answer of the upstream itself is the judge of status and body.
+#[tokio::test]
+async fn model_is_shown_and_refused_as_by_its_upstream() {
+    let key = Key::new("a-1", "org-a");
+    let mut keys = vec![key.clone()];
+    let names: Vec<_> = ODD.iter().map(|(name, _)| *name).chain(["gpt-5.4", "gpt-5.5"]).collect();
+    keys[0].limits = format!("models = {names:?}\n");
+    let clients = format!(
+        "[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n\
+         [[client]]\nid = \"limited\"\ntoken = {LIMITED:?}\nmodels = [\"gpt-5.5\", \"org/other\"]\n"
+    );
+    let cluster = Cluster::new().keys(keys).clients(&clients).start().await;
+    let directly = async |target: &str| {
+        let request = Request::new("GET", target).bearer(&key.secret());
+        ask(cluster.upstream().address(), &request).await
+    };
+    let known = ODD.iter().flat_map(|(name, spelled)| spelled.iter().map(move |one| (*name, *one)));
+    for (name, spelled) in known.chain([("gpt-5.4", "gpt-5.4")]) {
+        for base in ["", "/v1"] {
+            let target = format!("{base}/models/{spelled}");
+            let (found, own) = (asked(&cluster, &target, ALICE).await, directly(&target).await);
+            assert_eq!((own.status, own.json()["id"].as_str()), (200, Some(name)), "{target}");
+            assert_eq!((found.status, found.text()), (own.status, own.text()), "{target}");
+            assert_eq!(found.header("content-type"), own.header("content-type"));
+        }
+    }
+    for unknown in ["gpt-0", "org%2Funknown", "org/unknown", "ft%3Agpt-5", "..", "org%252Fmodel"] {
+        let target = format!("/v1/models/{unknown}");
+        let (refused, own) = (asked(&cluster, &target, ALICE).await, directly(&target).await);
+        assert_eq!((own.status, own.code().as_str()), (404, "model_not_found"), "{target}");
+        assert_eq!((refused.status, refused.text()), (own.status, own.text()), "{target}");
+        assert_eq!(refused.header("content-type"), own.header("content-type"));
+    }
+    // A model that the client may not use is refused in the words for one that nobody has.
+    for (name, spelled) in [ODD[0], ODD[1]].map(|(name, spelled)| (name, spelled[1])) {
+        let target = format!("/models/{spelled}");
+        let (denied, mut own) = (asked(&cluster, &target, LIMITED).await, directly(&target).await);
+        assert_eq!(own.status, 200, "it exists");
+        own = directly("/models/nobody's").await;
+        assert_eq!((denied.status, denied.text()), (404, own.text().replace("nobody's", name)));
+    }
+    assert_eq!(asked(&cluster, "/models/gpt-5.5", LIMITED).await.status, 200);
+    // What can be no name is not an endpoint.
+    for target in ["/models/a%2", "/models/%ff", "/models/a%0Ab"] {
+        let refused = asked(&cluster, target, ALICE).await;
+        assert_eq!((refused.status, refused.code().as_str()), (404, "unknown_url"), "{target}");
+    }
 }
 
 #[tokio::test]

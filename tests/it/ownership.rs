@@ -23,6 +23,7 @@ use crate::world::wire::{Connection, Piece, Request, ask};
 
 mod files;
 mod ids;
+mod items;
 mod socket;
 
 const CREATED: &str = r#"warmkey_bindings_total{result="created"}"#;

@@ -15,6 +15,9 @@ use crate::world::socket;
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, ask};
 
+mod chat;
+mod stored;
+
 const HOP: &str = "hop-canary-0123456789";
 const SESSIONS: usize = 8;
 
@@ -27,9 +30,15 @@ struct Tiers {
 impl Tiers {
     /// `shown` is the hop secret of the edge.
     async fn start(shown: &str, keys: Vec<Key>) -> Self {
+        Self::speaking(shown, keys, "", "").await
+    }
+
+    /// As [`Self::start`], with these options of the upstream of each tier.
+    async fn speaking(shown: &str, keys: Vec<Key>, at_edge: &str, at_inner: &str) -> Self {
         let token = Key::new("edge", "inner").secret();
         let inner = Cluster::new()
             .keys(keys)
+            .upstream(at_inner)
             .clients(&format!(
                 "[hop]\nsecret = {HOP:?}\n[[client]]\nid = \"edge\"\ntoken = {token:?}\n\
                  [[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n"
@@ -42,7 +51,7 @@ impl Tiers {
         let edge = Cluster::new()
             .keys(vec![Key::new("edge", "inner")])
             .upstream_at(&format!("http://{}/v1", inner.address()))
-            .upstream("kind = \"gateway\"\n")
+            .upstream(&format!("kind = \"gateway\"\n{at_edge}\n"))
             .clients(&format!(
                 "[hop]\nsecret = {shown:?}\n[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n\
                  [[client]]\nid = \"bob\"\ntoken = {BOB:?}\n"
@@ -289,18 +298,4 @@ async fn chat_conversation_stays_on_one_key_end_to_end() {
     assert_eq!(keys.len(), SESSIONS, "each conversation has a name of its own: {keys:?}");
     let all: BTreeSet<_> = turns.iter().map(|turn| &turn.key).collect();
     assert!(all.len() > 1, "more than one key is at work: {all:?}");
-}
-
-#[tokio::test]
-async fn stored_response_is_deleted_through_the_edge() {
-    let tiers = Tiers::start(HOP, keys()).await;
-    let id = id_of(&Chain::new(tiers.edge.address()).asks(json!({})).await);
-    let asked = async |method: &str, token: &str| {
-        let request = Request::new(method, &format!("/responses/{id}")).bearer(token);
-        ask(tiers.edge.address(), &request).await.status
-    };
-    assert_eq!(asked("DELETE", BOB).await, 404, "another client's");
-    assert_eq!(asked("GET", ALICE).await, 200);
-    assert_eq!(asked("DELETE", ALICE).await, 200);
-    assert_eq!(asked("GET", ALICE).await, 404);
 }

@@ -10,6 +10,7 @@ use crate::world::socket::{Socket, Upstream, completed, create, created, open, s
 use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
 
 mod errors;
+mod naming;
 
 /// A cluster, and both ends of a WebSocket through it.
 async fn connected(cluster: Cluster) -> (Running, Upstream, Socket, Socket) {

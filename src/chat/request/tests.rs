@@ -289,6 +289,7 @@ fn wish_is_what_the_client_reads() {
     assert_eq!(wish(r#","stream":true,"stream_options":{"include_usage":true}"#), (true, true));
 }
 
+mod growing;
 mod nulls;
 mod sent_back;
 
@@ -331,39 +332,6 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// One message of a conversation.
-fn message() -> impl Strategy<Value = Value> {
-    let text = || "[ -~\u{e9}\u{1f600}\n\"]{0,40}";
-    let parts = prop::collection::vec(
-        prop_oneof![
-            text().prop_map(|text| json!({ "type": "text", "text": text })),
-            text().prop_map(|url| json!({ "type": "image_url", "image_url": { "url": url } })),
-            text().prop_map(|id| json!({ "type": "file", "file": { "file_data": id } })),
-        ],
-        1..4,
-    );
-    let call = |kind: &'static str, name: &'static str| {
-        ("call_[a-c]", text()).prop_map(
-            move |(id, said)| json!({ "id": id, "type": kind, kind: { "name": "f", name: said } }),
-        )
-    };
-    let calls = prop::collection::vec(
-        prop_oneof![call("function", "arguments"), call("custom", "input")],
-        1..3,
-    );
-    prop_oneof![
-        text().prop_map(|text| json!({ "role": "system", "content": text })),
-        text().prop_map(|text| json!({ "role": "user", "content": text })),
-        parts.prop_map(|parts| json!({ "role": "user", "content": parts })),
-        text().prop_map(|text| json!({ "role": "assistant", "content": text })),
-        (prop::option::of(text()), calls).prop_map(|(text, calls)| {
-            json!({ "role": "assistant", "content": text, "tool_calls": calls })
-        }),
-        ("call_[a-c]", text())
-            .prop_map(|(id, text)| json!({ "role": "tool", "tool_call_id": id, "content": text })),
-    ]
-}
-
 proptest! {
     #[test]
     fn json_is_translated_or_refused(value in value()) {
@@ -372,24 +340,6 @@ proptest! {
             let read: Value = serde_json::from_slice(&found.body).expect("a translation is JSON");
             prop_assert_eq!(&read["store"], &json!(false));
             prop_assert!(read["input"].is_array());
-        }
-    }
-
-    /// Each turn's body is the one of the turn before, and more: its items and all before them.
-    #[test]
-    fn growing_conversation_keeps_its_prefix(
-        messages in prop::collection::vec(message(), 1..12),
-        tools in prop::option::of(Just(json!([{ "type": "function", "function": { "name": "f" } }]))),
-    ) {
-        let mut before: Option<Vec<u8>> = None;
-        for turn in 1..=messages.len() {
-            let body = json!({ "model": "m", "messages": messages[..turn], "tools": tools });
-            let now = translate(body.to_string().as_bytes(), Some("k")).unwrap().body.to_vec();
-            if let Some(before) = before {
-                let end = before.strip_suffix(b"]}").expect("the input comes last");
-                prop_assert!(now.starts_with(end));
-            }
-            before = Some(now);
         }
     }
 }

@@ -113,7 +113,7 @@ pub enum Item {
 }
 
 impl Item {
-    pub(super) fn id(&self) -> &str {
+    pub fn id(&self) -> &str {
         match self {
             Self::Reasoning { id, .. }
             | Self::Message { id, .. }

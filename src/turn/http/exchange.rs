@@ -30,6 +30,7 @@ use crate::turn::entry::may_ask_for;
 use crate::turn::http::form::{self, Form};
 use crate::turn::http::heavy_places::HeavyPlaces;
 use crate::turn::http::id_gate::IdGate;
+use crate::turn::http::issued::writer;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, LIGHT, Replay, Replayed, Text};
@@ -40,6 +41,7 @@ use crate::upstream::request::{AskedModel, Content, Request as Asked};
 use crate::wire::endpoint::{Dialect, Endpoint};
 use crate::wire::event::is_stream;
 use crate::wire::imprint::Imprint;
+use crate::wire::items::referred_in;
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -163,6 +165,8 @@ pub(super) struct Glance {
     is_sealed: Option<bool>,
     /// The text refers to content that only the project of its session can find.
     needs_project: bool,
+    /// The stored items that the text refers to.
+    items: Vec<String>,
     /// The model that the text names; empty if it names none.
     model: String,
     /// Where the text names the model.
@@ -220,6 +224,7 @@ impl HttpTurns {
             is_unstored,
             is_sealed,
             needs_project,
+            items,
             model,
             model_place,
             kind,
@@ -240,7 +245,11 @@ impl HttpTurns {
         if let Some(imprint) = imprint {
             account.asked_for(kind, imprint);
         }
-        let within = origin?.as_ref().map_or(Reach::Anywhere, Owner::reach);
+        let origin = origin?;
+        let maker = entry.items(&client.id, &items, &mut budget).await?;
+        // Where the owner of the items is not known, only the session's project can have them.
+        let needs_project = needs_project || !items.is_empty() && maker.is_none();
+        let within = origin.as_ref().or(maker.as_ref()).map_or(Reach::Anywhere, Owner::reach);
         let found = match (found, &identity.session) {
             (None, Some(session)) => bindings.look_up(session, &mut budget).await,
             (found, _) => found.unwrap_or(Ok(None)),
@@ -296,20 +305,10 @@ impl HttpTurns {
         Ok(Exchanged { key: binding.key, answer, form, gate })
     }
 
-    /// Makes a gate that delays the answer's id until its owner is recorded.
-    fn gate(
-        &self,
-        answer: &Answer,
-        client: &Client,
-        binding: &Binding,
-        mut budget: Budget,
-    ) -> IdGate {
-        let (gateway, client) = (Arc::clone(&self.gateway), client.id.clone());
+    /// Makes a gate that delays the answer's ids until their owner is recorded.
+    fn gate(&self, answer: &Answer, client: &Client, binding: &Binding, budget: Budget) -> IdGate {
         let owner = Owner::of(binding);
-        let write_down = move |id: String| async move {
-            gateway.entry.record_owner(&client, &id, owner, &mut budget).await
-        };
-        IdGate::new(&answer.headers, write_down)
+        IdGate::new(&answer.headers, writer(&self.gateway, &client.id, owner, budget))
     }
 
     /// Scans the body's text, and keeps it only if the turn needs it decoded. `None`: the text is
@@ -356,7 +355,10 @@ impl HttpTurns {
         let asks_compaction = imprint.as_ref().is_some_and(|imprint| imprint.asks_compaction);
         let kind = TurnKind::stated(headers).with_body(peek.is_warm_up, asks_compaction);
         let tier = peek.tier.text().map(str::to_owned);
-        let needs_project = peek.references.need_project || peek.conversation.id().is_some();
+        let items = referred_in(text.bytes().unwrap_or_default(), peek.references);
+        let of_items_alone = !items.is_empty() && !peek.references.need_more;
+        let needs_project =
+            peek.references.need_project && !of_items_alone || peek.conversation.id().is_some();
         let decoded = match text {
             Text::Decoded(text, place) if by_chat || self.is_renamed(&model) => {
                 Some((Bytes::from(text), place))
@@ -370,6 +372,7 @@ impl HttpTurns {
             is_unstored: peek.is_unstored,
             is_sealed,
             needs_project,
+            items,
             model,
             model_place: peek.model_place,
             kind,

@@ -114,7 +114,7 @@ impl ModelRoutes {
             Some((_, model)) => Ok(json(model.clone(), None)),
             None => Err(Error::new(
                 ErrorKind::ModelNotFound,
-                format!("The model '{id}' does not exist or you do not have access to it."),
+                format!("The model '{id}' does not exist"),
             )),
         }
     }

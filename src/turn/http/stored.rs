@@ -17,6 +17,8 @@ use crate::outcome::Answer;
 use crate::session::identify::Identity;
 use crate::turn::account::Account;
 use crate::turn::http::exchange::{HttpTurns, catch_panic, pass_on};
+use crate::turn::http::id_gate::IdGate;
+use crate::turn::http::issued::writer;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::Outgoing;
 use crate::turn::{Attempts, Gateway};
@@ -43,9 +45,9 @@ async fn answer(
     request: Request<Body>,
 ) -> Response<Outgoing> {
     match turns.ask_about(&mut account, endpoint, request).await {
-        Ok((key, answer)) => {
+        Ok((key, answer, gate)) => {
             let course = Course::new(&turns.gateway, key, account);
-            pass_on(course, answer, None, &turns.tasks).await
+            pass_on(course, answer, gate, &turns.tasks).await
         }
         Err(error) => {
             account.note_error(&error);
@@ -61,9 +63,9 @@ impl HttpTurns {
         account: &mut Account,
         endpoint: Endpoint<'_>,
         request: Request<Body>,
-    ) -> Result<(Arc<Key>, Answer), Error> {
+    ) -> Result<(Arc<Key>, Answer, Option<IdGate>), Error> {
         let Gateway { entry, bindings, failover, .. } = &*self.gateway;
-        let Endpoint::Stored(_, id) = endpoint else {
+        let Endpoint::Stored(call, id) = endpoint else {
             unreachable!("`serve` makes no other endpoint")
         };
         let (head, body) = request.into_parts();
@@ -89,6 +91,13 @@ impl HttpTurns {
             .with_hop(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
         let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
         let (binding, answer) = attempts.run(found, complete).await?;
-        Ok((binding.key, answer))
+        // A response in the background has made its items since, and a list names those of its
+        // input: turns may refer to both.
+        let shows_items = matches!(call, StoredCall::Retrieve | StoredCall::ListInputItems);
+        let gate = (shows_items && answer.status.is_success()).then(|| {
+            let write_down = writer(&self.gateway, &client.id, owner, budget);
+            IdGate::of_items(&answer.headers, write_down)
+        });
+        Ok((binding.key, answer, gate))
     }
 }

@@ -7,6 +7,7 @@ use crate::session::purpose::TurnKind;
 use crate::wire::error_body::{self, ErrorBody};
 use crate::wire::event::first_type;
 use crate::wire::imprint::{Imprint, Parts, SETTINGS};
+use crate::wire::items::{added, referred};
 use crate::wire::peek::{Field, asks_for_warm_cache, fields, find_fields, inner, read_id};
 use crate::wire::references::References;
 use crate::wire::scan::NotJson;
@@ -29,6 +30,8 @@ pub struct ClientMessage {
     /// `store: false`: the response exists on this connection only.
     pub is_unstored: bool,
     pub references: References,
+    /// The stored items that the message refers to.
+    pub items: Vec<String>,
     /// The client's span, to which the turn belongs.
     pub traceparent: Option<String>,
     pub kind: TurnKind,
@@ -82,6 +85,7 @@ impl ClientMessage {
             is_warm_up,
             is_unstored: store == Some(b"false"),
             references,
+            items: input.filter(|_| references.name_items).map(referred).unwrap_or_default(),
             traceparent: traceparent.and_then(Field::into_text),
             kind: TurnKind::stated_within(metadata).with_body(is_warm_up, imprint.asks_compaction),
             imprint: Box::new(imprint),
@@ -102,6 +106,8 @@ pub struct Event {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Stage {
     Created,
+    /// An item with this id begins.
+    Added(String),
     Ended(Terminal),
     /// An `error` frame, with its headers.
     Refused(StatusCode, Box<ErrorBody>, HeaderMap),
@@ -120,6 +126,7 @@ impl Event {
         };
         let stage = match name {
             b"response.created" => Stage::Created,
+            b"response.output_item.added" => Stage::Added(added(text)?),
             b"error" => {
                 let (status, headers) =
                     (error_body::frame_status(text), error_body::frame_headers(text));
@@ -203,6 +210,7 @@ mod tests {
             is_warm_up: true,
             is_unstored: true,
             references: References::default(),
+            items: Vec::new(),
             traceparent: None,
             kind: TurnKind::Prewarm,
             imprint,

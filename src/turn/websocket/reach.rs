@@ -6,7 +6,7 @@ use crate::binding::place::unknown_project;
 use crate::client::ClientId;
 use crate::error::Error;
 use crate::turn::Gateway;
-use crate::turn::ownership::not_found;
+use crate::turn::ownership::{item_not_found, not_found};
 use crate::turn::websocket::frame::ClientMessage;
 use crate::turn::websocket::replace_error::reconnect;
 
@@ -36,13 +36,21 @@ pub async fn may_reach(
         return Err(not_found(id));
     }
     entry.may_refer(message.conversation.as_deref(), message.references)?;
+    let maker = entry.items(client, &message.items, &mut bindings.budget()).await?;
+    if let (Some(id), Some(maker)) = (message.items.first(), &maker)
+        && !maker.reach().includes(&on.binding.key)
+    {
+        return Err(item_not_found(id));
+    }
     let is_unknown = previous.is_some() && origin.is_none() || message.conversation.is_some();
-    let needs_project = is_unknown || message.references.need_project;
+    let refers = message.references.need_project || !message.items.is_empty();
+    // The owner of items says where they are.
+    let needs_project = is_unknown || refers && (maker.is_none() || message.references.need_more);
     let model = message.model.as_deref().unwrap_or_default();
     match needs_project && !bindings.is_in_own_project(on.binding, on.has_served) {
         // The client's next connection reaches the content.
         true if bindings.is_own_project_ready(on.binding, model) => Err(reconnect()),
         true => Err(unknown_project()),
-        false => Ok(needs_project),
+        false => Ok(needs_project || refers),
     }
 }

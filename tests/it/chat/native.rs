@@ -51,6 +51,69 @@ async fn missing_cache_key_alone_is_added_to_a_chat_body() {
     }
 }
 
+/// Bodies of a client that names its session in a header. `{KEY}`: where the field is added.
+const ODD: [&str; 20] = [
+    "\r\n\t {{KEY},\"model\":\"m\",\"messages\":[]}\n\n \t",
+    "{{KEY}}",
+    " {{KEY} \n } ",
+    r#"{{KEY},"model":"a","model":"m","messages":[],"messages":[{"role":"user","content":"x"}]}"#,
+    r#"{{KEY}, "messages":[{"role":"user","content":"\"prompt_cache_key\":\"x\"","prompt_cache_key":"inner"}]}"#,
+    r#"{{KEY},"metadata":{"prompt_cache_key":"of the metadata"},"tools":[{"prompt_cache_key":null}]}"#,
+    r#"{{KEY},"x":"{\"prompt_cache_key\":1}","y":"prompt_cache_key"}"#,
+    r#"{{KEY},"Prompt_cache_key":"a","prompt_cache_key ":"b","prompt_cache_key\u0000":"c","":"prompt_cache_key"}"#,
+    r#"{"prompt_cache\u005fkey":"own","model":"m","messages":[]}"#,
+    r#"{"model":"m","messages":[],"\u0070rompt\u005Fcache_ke\u0079" : "own"}"#,
+    r#"{"prompt_cache_key":"a","model":"m","prompt_cache_key":"b"}"#,
+    r#"{"prompt_cache_key":"a","model":"m","prompt_cache_key":null}"#,
+    r#"{"model":"m","prompt_cache_key":null ,"messages":[]}"#,
+    r#"{"prompt_cache_key":""}"#,
+    r#"{"model":"m","prompt_cache_key":{"prompt_cache_key":7}}"#,
+    "\n{ \"prompt_cache_key\" : [ ] } \r\n",
+    " [] ",
+    r#"[{"model":"m","messages":[]}]"#,
+    r#""prompt_cache_key""#,
+    "null",
+];
+
+#[tokio::test]
+async fn odd_chat_body_gets_one_cache_key_and_keeps_every_other_byte() {
+    const FIELD: &str = r#""prompt_cache_key":"warmkey-"#;
+    let upstream = Recorder::answering(completion()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let posted = |body: &str| {
+        let request = Request::turn(ALICE, body).target("/v1/chat/completions");
+        request.header("session-id", "one")
+    };
+    let mut keys = std::collections::BTreeSet::new();
+    for template in ODD {
+        let body = template.replace("{KEY},", "").replace("{KEY}", "");
+        let before = upstream.seen().len();
+        let answer = ask(cluster.address(), &posted(&body)).await;
+        assert_eq!(answer.status, 200, "{body}: {}", answer.text());
+        let seen = &upstream.seen()[before];
+        let text = std::str::from_utf8(&seen.body).expect("text");
+        assert_eq!(seen.header("content-length"), Some(&text.len().to_string()[..]), "{body}");
+        if !template.contains("{KEY}") {
+            assert_eq!(text, body);
+            continue;
+        }
+        let (_, rest) = text.split_once(FIELD).unwrap_or_else(|| panic!("a key: {text}"));
+        let (name, _) = rest.split_once('"').expect("the key ends");
+        assert_eq!(text, template.replace("{KEY}", &format!("{FIELD}{name}\"")));
+        keys.insert(name.to_owned());
+    }
+    assert_eq!(keys.len(), 1, "one session: {keys:?}");
+    // With a byte order mark, the body is not JSON (RFC 8259, section 8.1), and could not be read.
+    let sent = upstream.seen().len();
+    for body in
+        ["\u{feff}{\"model\":\"m\"}", "\u{a0}{\"model\":\"m\"}", "{\"model\":\"m\"}\u{feff}", ""]
+    {
+        let refused = ask(cluster.address(), &posted(body)).await;
+        assert_eq!((refused.status, refused.code().as_str()), (400, "invalid_json"), "{body:?}");
+    }
+    assert_eq!(upstream.seen().len(), sent, "nothing went upstream");
+}
+
 #[tokio::test]
 async fn encoded_chat_body_passes_as_it_is_and_is_translated() {
     let body = r#"{"model":"gpt-5.4","messages":[{"role":"user","content":"hello"}]}"#;

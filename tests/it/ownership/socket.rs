@@ -71,8 +71,8 @@ async fn id_issued_on_a_socket_is_good_on_every_replica_if_it_is_stored() {
         let made = id(&turn(&mut socket, None, is_stored).await);
         let next = id(&turn(&mut socket, Some(&made), is_stored).await);
         let asked = asked_of_the_store(&cluster).await - before;
-        // The session is sealed once.
-        assert_eq!(asked, if is_stored { 3.0 } else { 0.0 }, "the store is not asked for own ids");
+        // The session is sealed once. Each answer has three ids: its own, and those of two items.
+        assert_eq!(asked, if is_stored { 7.0 } else { 0.0 }, "the store is not asked for own ids");
         for id in [made, next] {
             let answer = Chain::new(there).after(&id).asks(json!({})).await;
             assert_eq!(answer.status, if is_stored { 200 } else { 400 }, "{}", answer.text());

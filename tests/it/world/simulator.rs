@@ -132,6 +132,8 @@ pub struct Call {
     #[serde(deserialize_with = "or_nothing")]
     pub key: String,
     pub status: u16,
+    #[serde(default)]
+    pub headers: Vec<String>,
 }
 
 /// Reads the absent key of a request with an unknown secret as an empty text.

@@ -30,6 +30,10 @@ impl Socket {
         let (lane, id) = (lane.as_deref(), response_id.as_deref());
         let due = match stage {
             Stage::Created => self.created(&mut self.state_of(id), lane),
+            Stage::Added(item) => {
+                self.added(lane, item).await;
+                return text;
+            }
             Stage::Ended(terminal) => {
                 self.handle_end(&mut self.state_of(id), lane, terminal, text.as_bytes())
             }
@@ -59,6 +63,16 @@ impl Socket {
                 .await;
         }
         text
+    }
+
+    /// Records the owner of an item before the client can refer to it.
+    async fn added(&self, lane: Option<&str>, item: String) {
+        if self.state().lanes.current(lane).is_some_and(|turn| turn.is_unstored) {
+            return;
+        }
+        let (gateway, owner) = (self.gateway(), Owner::of(&self.binding));
+        let mut budget = gateway.bindings.budget();
+        gateway.entry.own_items(&self.client.id, &[item], &owner, &mut budget).await;
     }
 
     /// Locks the state for an event that is on its way to the client. `id` is the id of the event's

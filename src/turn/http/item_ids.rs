@@ -1,0 +1,192 @@
+//! Finds the ids of an answer's items in a copy of the bytes. Pure.
+//!
+//! In a stream, an item's id is found with the line that adds the item; in a document, with the
+//! document's end. No client can read the id before.
+
+use std::io::Write;
+
+use http::HeaderMap;
+
+use crate::wire::decoder::Decoder;
+use crate::wire::event::{field, is_stream, line_length};
+use crate::wire::items::{MOST, added, listed};
+
+/// The longest line that is searched. An item is added without its content.
+const LINE: usize = 64 * 1024;
+/// The longest document that is searched.
+const DOCUMENT: usize = 4 * 1024 * 1024;
+
+/// Searches one answer for the ids of its items.
+pub struct ItemFinder(Decoder<Text>);
+
+impl ItemFinder {
+    pub fn new(headers: &HeaderMap) -> Self {
+        let text = if is_stream(headers) { Kind::Stream } else { Kind::Document };
+        Self(Decoder::new(headers, Text { kind: text, kept: Vec::new(), found: 0, is_over: false }))
+    }
+
+    /// Searches the next chunk. Returns the ids that it completes.
+    pub fn search(&mut self, chunk: &[u8]) -> Vec<String> {
+        self.0.observe(chunk);
+        self.0.reader_mut().map(Text::take).unwrap_or_default()
+    }
+
+    /// Whether no more ids will be found.
+    pub fn is_over(&self) -> bool {
+        self.0.reader().is_none_or(|text| text.is_over)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Stream,
+    /// In a stream, the rest of a line that is too long.
+    Skipped,
+    Document,
+}
+
+/// The text of an answer so far. For a stream, only what has no line end yet.
+struct Text {
+    kind: Kind,
+    kept: Vec<u8>,
+    found: usize,
+    is_over: bool,
+}
+
+impl Text {
+    fn take(&mut self) -> Vec<String> {
+        let mut ids = Vec::new();
+        if self.kind == Kind::Document {
+            // Only a whole document ends so, or a part that is a whole by chance.
+            if self.kept.trim_ascii_end().ends_with(b"}")
+                && let Some(found) = listed(&self.kept)
+            {
+                (ids, self.is_over, self.kept) = (found, true, Vec::new());
+            } else if self.kept.len() > DOCUMENT {
+                tracing::warn!(
+                    "the items of a long answer are not read: no turn can refer to them"
+                );
+                (self.is_over, self.kept) = (true, Vec::new());
+            }
+            return ids;
+        }
+        let mut from = 0;
+        while let Some(length) = line_length(&self.kept[from..]) {
+            let line = &self.kept[from..from + length];
+            if self.kind == Kind::Stream {
+                ids.extend(field(line, b"data:").and_then(added));
+            }
+            self.kind = Kind::Stream;
+            from += length + 1;
+        }
+        self.kept.drain(..from);
+        if self.kept.len() > LINE {
+            self.kind = Kind::Skipped;
+            self.kept.clear();
+        }
+        self.found += ids.len();
+        self.is_over |= self.found > MOST;
+        ids
+    }
+}
+
+impl Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if !self.is_over {
+            self.kept.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+
+    const STREAM: &str = "text/event-stream";
+    const JSON: &str = "application/json";
+    const EVENTS: &str = ": hello\n\nevent: response.created\r\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\r\n\r\n\
+        data:{\"type\":\"response.output_item.added\",\"item\":{\"id\":\"rs_1\"}}\r\rdata: {\"type\":\"response.output_text.delta\"}\n\n\
+        data: {\"type\":\"response.output_item.added\",\"item\":{\"id\":\"msg_1\"}}\n\n";
+
+    fn headers(kind: &'static str, encoding: Option<&'static str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, kind.parse().unwrap());
+        if let Some(encoding) = encoding {
+            headers.insert(CONTENT_ENCODING, encoding.parse().unwrap());
+        }
+        headers
+    }
+
+    /// The ids, each with the number of bytes that had been read when it was found.
+    fn found(headers: &HeaderMap, text: &[u8], size: usize) -> Vec<(String, usize)> {
+        let (mut finder, mut seen, mut found) = (ItemFinder::new(headers), 0, Vec::new());
+        for chunk in text.chunks(size) {
+            seen += chunk.len();
+            found.extend(finder.search(chunk).into_iter().map(|id| (id, seen)));
+        }
+        found
+    }
+
+    #[test]
+    fn id_in_a_stream_is_found_before_its_event_ends() {
+        for size in 1..=EVENTS.len() {
+            let found = found(&headers(STREAM, None), EVENTS.as_bytes(), size);
+            let ids: Vec<_> = found.iter().map(|(id, _)| id.as_str()).collect();
+            assert_eq!(ids, ["rs_1", "msg_1"], "{size}");
+            for (id, seen) in found {
+                let line = EVENTS.find(&format!("{id}\"")).unwrap();
+                let line = line + EVENTS[line..].find(['\r', '\n']).unwrap() + 1;
+                assert_eq!(seen, line.next_multiple_of(size).min(EVENTS.len()), "{size} {id}");
+            }
+        }
+    }
+
+    #[test]
+    fn ids_in_a_document_are_found_with_its_last_byte() {
+        let text = br#"{"output":[{"id":"rs_1"},{"id":"msg_1","content":[{}]}],"usage":{}}"#;
+        for size in 1..=text.len() {
+            let found = found(&headers(JSON, None), text, size);
+            let expected = ["rs_1", "msg_1"].map(|id| (id.to_owned(), text.len()));
+            assert_eq!(found, expected, "{size}");
+        }
+        let mut finder = ItemFinder::new(&headers(JSON, None));
+        assert!(!finder.is_over() && finder.search(text).len() == 2 && finder.is_over());
+        assert!(finder.search(text).is_empty() && finder.0.reader().unwrap().kept.is_empty());
+    }
+
+    #[test]
+    fn long_line_is_skipped_and_a_long_document_is_not_read() {
+        let text = format!("data: {{\"x\":\"{}\"}}\n\n{EVENTS}", "y".repeat(3 * LINE));
+        for size in [1_000, LINE, text.len()] {
+            let headers = headers(STREAM, None);
+            let (mut finder, mut ids) = (ItemFinder::new(&headers), Vec::new());
+            for chunk in text.as_bytes().chunks(size) {
+                ids.extend(finder.search(chunk));
+                assert!(finder.0.reader().unwrap().kept.len() <= LINE);
+            }
+            assert_eq!(ids, ["rs_1", "msg_1"], "{size}");
+        }
+        let mut finder = ItemFinder::new(&headers(JSON, None));
+        let long = format!(r#"{{"output":[{{"id":"a","x":"{}"}}]}}"#, "y".repeat(DOCUMENT));
+        let chunks = long.as_bytes().chunks(DOCUMENT);
+        let ids: Vec<_> = chunks.flat_map(|chunk| finder.search(chunk)).collect();
+        assert!(finder.is_over() || ids == ["a"], "{ids:?}");
+        finder.search(&vec![b' '; DOCUMENT]);
+        assert!(finder.is_over() && finder.0.reader().unwrap().kept.is_empty());
+    }
+
+    #[test]
+    fn ids_in_an_encoded_answer_are_found() {
+        let bytes = zstd::encode_all(EVENTS.as_bytes(), 1).unwrap();
+        let found = found(&headers(STREAM, Some("zstd")), &bytes, bytes.len());
+        assert_eq!(found.len(), 2);
+        let mut finder = ItemFinder::new(&headers(STREAM, Some("br")));
+        assert!(finder.search(EVENTS.as_bytes()).is_empty() && finder.is_over());
+    }
+}
