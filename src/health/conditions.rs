@@ -256,9 +256,17 @@ impl Conditions {
             (Condition::Suspected, None) => true,
             (_, asked) => asked.map_or(entry.since, |asked| asked.max(entry.since)) + pause <= now,
         };
-        let live = known.entries.iter_mut().filter(|(_, entry)| !entry.is_over(now));
+        // If one key recovered before another was asked, the incident would be over, and the other
+        // key would wait for a minute.
+        let is_shared = |entry: &Entry| is_incident && entry.condition == Condition::Rejected;
+        let is_alone_due = |entry: &Entry| pause(entry).is_some_and(|pause| is_due(entry, pause));
+        let is_live = |entry: &Entry| !entry.is_over(now);
+        let begins = |entry: &Entry| is_live(entry) && is_shared(entry) && is_alone_due(entry);
+        let all_are = known.entries.values().any(begins);
+        let live = known.entries.iter_mut().filter(|(_, entry)| is_live(entry));
         let due = live.filter_map(|(place, entry)| {
-            let pause = pause(entry).filter(|pause| is_due(entry, *pause))?;
+            let is_now = is_alone_due(entry) || all_are && is_shared(entry);
+            let pause = pause(entry).filter(|_| is_now)?;
             entry.asked = Some(now);
             Some((place.0, entry.condition, pause))
         });

@@ -308,6 +308,12 @@ async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
         one.due().into_iter().filter(|(_, condition, _)| *condition == Condition::Rejected).count(),
         2
     );
+    // A key that was refused later is asked with the others.
+    tokio::time::advance(SECOND * 3).await;
+    assert!(refused(&one, 3, Scope::Key, Condition::Rejected));
+    tokio::time::advance(SECOND * 2).await;
+    let rejected = |due: &(Subject, Condition, _)| due.1 == Condition::Rejected;
+    assert_eq!(one.due().into_iter().filter(rejected).count(), 3);
     // However long that takes, the incident lasts until most keys are accepted again.
     tokio::time::advance(SECOND * 50).await;
     one.consider(&keys);

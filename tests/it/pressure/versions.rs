@@ -4,6 +4,7 @@ use crate::world::admin::TOKEN;
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::codex::Codex;
 use crate::world::simulator::siblings;
+use crate::world::waiting::{SOON, eventually};
 
 /// Far in the future, in milliseconds since 1970.
 const LATER: &str = "9999999999999";
@@ -40,8 +41,11 @@ async fn newer_version_beside_it_is_passed_over() {
         let _: u64 = cluster.redis().ask(&words).await;
     }
     for message in ["v2 of another version", "", "v2=7 \u{0} odd"] {
-        let heard: u64 = cluster.redis().ask(&["PUBLISH", "warmkey:moved", message]).await;
-        assert_eq!(heard, 2, "both replicas listen");
+        eventually(SOON, "both replicas listen", async || {
+            let heard: u64 = cluster.redis().ask(&["PUBLISH", "warmkey:moved", message]).await;
+            (heard == 2).then_some(())
+        })
+        .await;
     }
     let newer = format!("{bound} v2=7");
     cluster.redis().run(&["SET", &name, &newer, "KEEPTTL"]).await;
