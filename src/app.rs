@@ -95,7 +95,8 @@ impl Replica {
         if let Some(pipe) = &traces {
             work.connect(pipe);
         }
-        let (books, records) = Books::queued(Arc::clone(&metrics), traces.is_some());
+        let (books, records) =
+            Books::queued(Arc::clone(&metrics), traces.as_ref().map(|_| fixed.traced));
         let roster = Arc::new(Roster::new(clients.with_open(config.server.open)));
         let prices = Arc::new(Current::new(Arc::new(prices)));
         let ledger = Ledger::start(

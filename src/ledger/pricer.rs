@@ -1,5 +1,5 @@
-//! Takes records from the queue, compares each with its session's last turn, prices each, counts
-//! the cost, and hands on its row and its trace.
+//! Takes records from the queue, logs each, compares each with its session's last turn, prices
+//! each, counts the cost, and hands on its row and its trace.
 //!
 //! The pricer waits for the store for at most a second, and never for the database. If the writer's
 //! queue is full, the row is counted as dropped, and the log says so once.
@@ -16,6 +16,7 @@ use crate::current::Current;
 use crate::database::row::TurnRow;
 use crate::metrics::Metrics;
 use crate::usage::assess::Assessor;
+use crate::usage::books::log_turn;
 use crate::usage::price::Prices;
 use crate::usage::record::Record;
 use crate::usage::tracer::Tracer;
@@ -69,6 +70,8 @@ impl Pricer {
     }
 
     async fn tell_all(&mut self, some: &mut Vec<Record>) {
+        // A log line waits for no store.
+        some.iter().for_each(log_turn);
         for record in self.assessor.assess(std::mem::take(some)).await {
             self.pass_on(&record);
         }

@@ -8,7 +8,9 @@ use crate::setting::Secret;
 use crate::store::Store;
 use crate::store::memory::Memory;
 use crate::task::Tasks;
+use crate::telemetry::Share;
 use crate::usage::books::Books;
+use crate::usage::tracer::TraceRule;
 
 fn settings(url: Option<&str>) -> Settings {
     Settings {
@@ -66,19 +68,24 @@ fn setup(settings: &Settings, metrics: &Arc<Metrics>) -> Setup<'static> {
         roster: Arc::new(Roster::new(Clients::new(&[]).expect("nobody"))),
         metrics: Arc::clone(metrics),
         tracer: None,
-        assessor: Assessor::new(
-            Arc::new(Store::in_memory(Arc::new(Memory::new(8)), Arc::clone(metrics))),
-            Duration::from_secs(60),
-            Arc::clone(metrics),
-        ),
+        assessor: assessor(metrics),
         tasks: Tasks::new(),
     }
 }
 
-fn dropped(metrics: &Metrics) -> String {
+fn assessor(metrics: &Arc<Metrics>) -> Assessor {
+    let store = Store::in_memory(Arc::new(Memory::new(8)), Arc::clone(metrics));
+    Assessor::new(Arc::new(store), Duration::from_secs(60), Arc::clone(metrics))
+}
+
+fn shown(metrics: &Metrics, name: &str) -> String {
     let page = metrics.render();
-    let line = page.lines().find_map(|line| line.strip_prefix("warmkey_ledger_dropped_total "));
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.expect("the metric is there from the start").to_owned()
+}
+
+fn dropped(metrics: &Metrics) -> String {
+    shown(metrics, "warmkey_ledger_dropped_total")
 }
 
 #[tokio::test]
@@ -86,7 +93,7 @@ async fn queued_records_are_written_before_the_end() {
     let path = std::env::temp_dir().join(format!("warmkey-ledger-{}.db", std::process::id()));
     let metrics = Arc::new(Metrics::new());
     let settings = settings(Some(&format!("sqlite:{}", path.display())));
-    let (books, records) = Books::queued(Arc::clone(&metrics), false);
+    let (books, records) = Books::queued(Arc::clone(&metrics), None);
     let ledger = Ledger::start(setup(&settings, &metrics), records).await;
     for _ in 0..1_200 {
         books.open();
@@ -110,7 +117,7 @@ async fn queued_records_are_written_before_the_end() {
 #[tokio::test]
 async fn records_are_only_counted_without_a_ledger() {
     let metrics = Arc::new(Metrics::new());
-    let (books, records) = Books::queued(Arc::clone(&metrics), false);
+    let (books, records) = Books::queued(Arc::clone(&metrics), None);
     let ledger = Ledger::start(setup(&settings(Some("none:")), &metrics), records).await;
     books.open();
     books.close(record());
@@ -119,14 +126,84 @@ async fn records_are_only_counted_without_a_ledger() {
     assert_eq!(ledger.usage(By::Client, None, None).await.map(|_| ()), Err(NoAnswer::None));
 }
 
-/// No turn waits for the readers of its record, even if they are slow.
+/// No turn waits for the readers of its record, even if they are slow. Every turn is in the log.
 #[tokio::test]
 async fn full_queue_is_counted() {
-    let metrics = Arc::new(Metrics::new());
-    let (books, _records) = Books::queued(Arc::clone(&metrics), false);
-    for _ in 0..10_000 {
-        books.open();
-        books.close(record());
+    const LOST: usize = 10_000 - 8_192;
+    let all = TraceRule { share: Share::ALL, slow: Duration::from_secs(120) };
+    let rare = TraceRule { share: Share::NONE, ..all };
+    let completed = || Record { ending: Ending::Completed, ..record() };
+    // A trace is lost only where there would have been one.
+    for (rule, record, traces) in [
+        (None, record as fn() -> Record, 0),
+        (Some(all), completed, LOST),
+        (Some(rare), completed, 0),
+        (Some(rare), record, LOST),
+    ] {
+        let (lines, _guard) = log();
+        let metrics = Arc::new(Metrics::new());
+        let (books, _records) = Books::queued(Arc::clone(&metrics), rule);
+        for _ in 0..10_000 {
+            books.open();
+            books.close(record());
+        }
+        assert_eq!(dropped(&metrics), LOST.to_string());
+        assert_eq!(shown(&metrics, "warmkey_traces_dropped_total"), traces.to_string());
+        assert_eq!(count(&lines, "records are dropped and counted"), 1, "once");
+        assert_eq!(count(&lines, "transport="), LOST, "what the ledger's task cannot log");
     }
-    assert_eq!(dropped(&metrics), (10_000 - 8_192).to_string());
+}
+
+type Lines = Arc<std::sync::Mutex<Vec<u8>>>;
+
+struct LinesWriter(Lines);
+
+impl std::io::Write for LinesWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no holder panics").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The log of this thread.
+fn log() -> (Lines, tracing::subscriber::DefaultGuard) {
+    let lines = Lines::default();
+    let writer = Arc::clone(&lines);
+    let log = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || LinesWriter(Arc::clone(&writer)))
+        .finish();
+    (lines, tracing::subscriber::set_default(log))
+}
+
+fn count(lines: &Lines, text: &str) -> usize {
+    let lines = lines.lock().expect("no holder panics");
+    String::from_utf8_lossy(&lines).lines().filter(|line| line.contains(text)).count()
+}
+
+/// Rows that wait for a database that is away are kept up to a bound. The others are counted, and
+/// the log says so once.
+#[tokio::test]
+async fn row_beyond_the_writers_queue_is_counted() {
+    let (lines, _guard) = log();
+    let metrics = Arc::new(Metrics::new());
+    let (rows, mut written) = mpsc::channel(1);
+    let prices = Arc::new(Current::new(Arc::new(Prices::default())));
+    let (metered, assessor) = (Arc::clone(&metrics), assessor(&metrics));
+    let mut pricer = Pricer::new(Some(rows), assessor, None, prices, metered);
+    for (round, lost) in [(1, 9), (2, 18)] {
+        let (queue, mut records) = mpsc::channel(10);
+        for _ in 0..10 {
+            queue.try_send(record()).expect("there is room");
+        }
+        drop(queue);
+        pricer.run(&mut records, CancellationToken::new()).await;
+        assert_eq!(dropped(&metrics), lost.to_string());
+        assert_eq!(count(&lines, "the ledger's queue is full"), round, "once an outage");
+        assert_eq!(count(&lines, "transport="), 10 * round, "each turn is in the log");
+        assert!(written.try_recv().is_ok() && written.try_recv().is_err());
+    }
 }

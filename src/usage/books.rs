@@ -1,5 +1,5 @@
-//! Writes the log line and the metrics of a turn from its record, then passes the record to the
-//! ledger.
+//! Counts the metrics of a turn from its record, then passes the record to the ledger, whose task
+//! writes the log line.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +15,7 @@ use crate::error::ErrorKind;
 use crate::metrics::{Cache, Metrics, Turned};
 use crate::session::SessionId;
 use crate::usage::record::Record;
+use crate::usage::tracer::TraceRule;
 
 /// Maximum records that wait for the ledger. No turn waits for the ledger.
 const QUEUE: usize = 8_192;
@@ -26,8 +27,8 @@ pub struct Books {
     pub cutting: CancellationToken,
     /// The ledger's queue of records. `None`: this replica keeps no ledger queue.
     queue: Option<mpsc::Sender<Record>>,
-    /// Traces are made from the records.
-    is_traced: bool,
+    /// Which records become traces. `None`: no turn is traced.
+    traced: Option<TraceRule>,
     /// The queue was full when the last record came.
     is_full: AtomicBool,
     strangers: Mutex<Strangers>,
@@ -46,13 +47,16 @@ impl Books {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let strangers = Mutex::new(Strangers { untold: 0, told: None });
         let (cutting, is_full) = (CancellationToken::new(), AtomicBool::new(false));
-        Self { metrics, cutting, queue: None, is_traced: false, is_full, strangers }
+        Self { metrics, cutting, queue: None, traced: None, is_full, strangers }
     }
 
-    /// With the queue that the ledger reads. `is_traced`: traces are made from the records, too.
-    pub fn queued(metrics: Arc<Metrics>, is_traced: bool) -> (Self, mpsc::Receiver<Record>) {
+    /// With the queue that the ledger reads. `traced`: which records become traces, too.
+    pub fn queued(
+        metrics: Arc<Metrics>,
+        traced: Option<TraceRule>,
+    ) -> (Self, mpsc::Receiver<Record>) {
         let (queue, records) = mpsc::channel(QUEUE);
-        (Self { queue: Some(queue), is_traced, ..Self::new(metrics) }, records)
+        (Self { queue: Some(queue), traced, ..Self::new(metrics) }, records)
     }
 
     /// A turn has begun. It is in flight until [`Self::close`] or [`Self::void`].
@@ -82,17 +86,17 @@ impl Books {
         self.metrics.credential_leaked();
     }
 
-    /// A turn has ended.
+    /// A turn has ended. The ledger's task logs it, so that no turn formats a line or waits for the
+    /// log's lock. A record that the task does not get is logged here, so that no line is lost.
     pub fn close(&self, record: Record) {
         self.count(&record);
-        log(&record);
-        let Some(queue) = &self.queue else { return };
+        let Some(queue) = &self.queue else { return log_turn(&record) };
         match queue.try_send(record) {
             Ok(()) => self.is_full.store(false, Ordering::Relaxed),
             // The ledger has stopped, because the replica leaves.
-            Err(TrySendError::Closed(_)) => self.lose(),
-            Err(TrySendError::Full(_)) => {
-                self.lose();
+            Err(TrySendError::Closed(record)) => self.lose(&record),
+            Err(TrySendError::Full(record)) => {
+                self.lose(&record);
                 if !self.is_full.swap(true, Ordering::Relaxed) {
                     tracing::error!(
                         "the ledger takes records too slowly: further records are dropped and counted"
@@ -117,9 +121,13 @@ impl Books {
         );
     }
 
-    fn lose(&self) {
+    /// Counts a record that nobody takes. Only a turn that would be traced for sure has lost a
+    /// trace: whether the turn was cold is not known here.
+    fn lose(&self, record: &Record) {
+        log_turn(record);
         self.metrics.ledger_dropped(1);
-        self.metrics.traces_dropped(self.is_traced.into());
+        let is_traced = self.traced.is_some_and(|rule| rule.takes(record));
+        self.metrics.traces_dropped(is_traced.into());
     }
 
     /// A request was refused before its client was known. Anybody can send such requests, so they
@@ -162,7 +170,8 @@ impl Books {
     }
 }
 
-fn log(record: &Record) {
+/// Writes the log line of a turn.
+pub fn log_turn(record: &Record) {
     let (service, usage) = (record.service.as_ref(), record.usage.as_ref());
     tracing::info!(
         turn = %record.id,

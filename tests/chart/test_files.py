@@ -16,7 +16,6 @@ import manifests
 import values
 from helm import CHART, HELM, ROOT, SETS
 
-METRIC = re.compile(r"\bwarmkey[a-z_:0-9]+\b")
 
 
 def dashboard():

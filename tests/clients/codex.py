@@ -16,6 +16,7 @@ import sys
 import failing
 import over_http
 import over_socket
+import own_traces
 from cli import Codex
 from stage import play
 
@@ -33,7 +34,7 @@ def main():
     program = os.path.abspath(found[0])
     home = lambda world: Codex(world, program, "codex")
     acts = [
-        ("both transports", {}, over_http.SCENARIOS + over_socket.SCENARIOS, home),
+        ("both transports", {}, over_http.SCENARIOS + over_socket.SCENARIOS + own_traces.SCENARIOS, home),
         ("failing keys", {}, failing.SCENARIOS, home),
         ("an hour in four seconds", {"simulator": "time_scale = 900"}, over_socket.WITHIN_THE_LIMIT, home),
         ("an upstream without WebSocket", {"simulator": "websocket = false"}, over_socket.WITHOUT, home),

@@ -66,6 +66,8 @@ class Exchange:
     def __init__(self, head, body):
         session = re.search(rb"^session-id: *(\S+)\r$", head, re.M | re.I)
         self.session = session and session[1].decode()
+        parent = re.search(rb"^traceparent: *(\S+)\r$", head, re.M | re.I)
+        self.traceparent = parent and parent[1].decode()
         self.wants_socket = re.search(rb"^upgrade: *websocket\r$", head, re.M | re.I) is not None
         self.is_turn = head.startswith(b"POST ")
         # The method and the path, without the ids in it.

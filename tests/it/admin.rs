@@ -20,8 +20,11 @@ fn guarded() -> Cluster {
 }
 
 /// Requests of an operator that change nothing.
-const ASKED: [(&str, &str); 4] = [
+const ASKED: [(&str, &str); 7] = [
     ("GET", "/keys"),
+    ("GET", "/usage"),
+    ("GET", "/usage?by=model&from=2026-01-01"),
+    ("GET", "/sessions?client=alice&id=session"),
     ("GET", "/sessions/AAAAAAAAAAAAAAAAAAAAAA"),
     ("POST", "/keys/org-a-1/enable"),
     ("POST", "/keys/org-a-9/enable"),

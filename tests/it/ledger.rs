@@ -4,8 +4,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use serde_json::Value;
 use tokio::process::Command;
+use warmkey::database::row::TurnRow;
+use warmkey::database::{Database, DatabaseAddress};
+use warmkey::setting::Secret;
 use warmkey::usage::price::{Prices, Sale};
 use warmkey::wire::terminal::Usage;
 
@@ -19,6 +25,7 @@ mod background;
 mod causes;
 mod database;
 mod day;
+mod many;
 mod outage;
 mod sums;
 mod tokens;
@@ -84,9 +91,8 @@ impl Judged {
             output: count("output_tokens"),
             ..Usage::default()
         };
-        let day = jiff::Timestamp::from_millisecond(turn["at"].as_i64().expect("a time"))
-            .expect("a time");
-        let day = day.to_zoned_datetime(jiff::tz::TimeZone::UTC).date();
+        // Prices begin and end by days in UTC.
+        let day = day(turn, &TimeZone::UTC);
         let model = turn["model"].as_str().expect("a model");
         let sale = Sale { model, tier: None, region: "us", day, usage: &usage };
         self.nano += Prices::default().cost(&sale).expect("a price").nano_usd;
@@ -98,28 +104,59 @@ impl Judged {
     }
 }
 
-/// The turns on the upstream's record, summed up by the same name.
-async fn judged(cluster: &Running, by: &str) -> BTreeMap<String, Judged> {
+/// The turns on the upstream's record, summed up by what `name_of` calls them. `total` is all.
+async fn judged(cluster: &Running, name_of: impl Fn(&Value) -> String) -> BTreeMap<String, Judged> {
     let turns = get(cluster.upstream().address(), "/_sim/turns").await.json();
     let mut all = BTreeMap::<String, Judged>::new();
     for turn in turns.as_array().expect("turns").iter().filter(|turn| turn["status"] == 200) {
-        for name in [turn[by].as_str().expect("a name"), "total"] {
-            all.entry(name.to_owned()).or_default().add(turn);
+        for name in [name_of(turn), "total".into()] {
+            all.entry(name).or_default().add(turn);
         }
     }
     all
 }
 
+/// The day of a turn on the upstream's record.
+fn day(turn: &Value, zone: &TimeZone) -> Date {
+    let at = turn["at"].as_i64().and_then(|at| Timestamp::from_millisecond(at).ok());
+    at.expect("a time").to_zoned_datetime(zone.clone()).date()
+}
+
+/// What the ledger has by one dimension.
+async fn told(admin: SocketAddr, by: &str) -> BTreeMap<String, Judged> {
+    let rows = usage(admin, by).await.into_iter();
+    rows.map(|(name, row)| (name, Judged::of(&row))).collect()
+}
+
 /// What the ledger has is what the upstream counted, to the token and to the nano-USD.
 pub async fn agrees(cluster: &Running, admin: SocketAddr) {
+    agrees_in(cluster, admin, &TimeZone::UTC).await;
+}
+
+/// As [`agrees`], with the days of `zone`.
+async fn agrees_in(cluster: &Running, admin: SocketAddr, zone: &TimeZone) {
     for by in ["key", "organization", "model"] {
-        let told: BTreeMap<_, _> = usage(admin, by)
-            .await
-            .into_iter()
-            .map(|(name, row)| (name, Judged::of(&row)))
-            .collect();
-        assert_eq!(told, judged(cluster, by).await, "by {by}");
+        let name_of = |turn: &Value| turn[by].as_str().expect("a name").to_owned();
+        assert_eq!(told(admin, by).await, judged(cluster, name_of).await, "by {by}");
     }
+    let days = judged(cluster, |turn| day(turn, zone).to_string()).await;
+    assert_eq!(told(admin, "day").await, days, "by day");
+}
+
+/// The ledger that is a file beside the first replica's configuration.
+fn database_of(cluster: &Running) -> Database {
+    let file = cluster.replica().file().with_file_name("ledger.db");
+    let url = Secret::new(format!("sqlite:{}", file.display()));
+    let address = DatabaseAddress::parse(&url).expect("a URL").expect("a ledger");
+    Database::at(&address, None)
+}
+
+/// The rows of a session of alice's in [`database_of`] the cluster, oldest first.
+async fn rows(cluster: &Running, session: &str) -> Vec<TurnRow> {
+    let target = format!("/sessions?client=alice&id={session}");
+    let page = asked(cluster.replica().admin(), "GET", &target).await.json();
+    let hash = page["session"].as_str().expect("a hash");
+    database_of(cluster).turns(hash, 0, 100).await.expect("turns")
 }
 
 /// Runs a command on the first replica's configuration.

@@ -70,6 +70,7 @@ fn agrees(trace: &Trace, recorded: &Value, transport: &str) {
             ("gen_ai.usage.input_tokens", "input_tokens"),
             ("gen_ai.usage.cache_read.input_tokens", "cached_tokens"),
             ("gen_ai.usage.cache_write.input_tokens", "cache_write_tokens"),
+            ("gen_ai.usage.output_tokens", "output_tokens"),
         ] {
             is_same(span, name, field);
         }
@@ -113,7 +114,7 @@ async fn judged(cluster: &Running) -> Vec<Value> {
 
 #[tokio::test]
 async fn turn_over_http_is_one_trace_that_agrees_with_the_upstream() {
-    let (collector, cluster) = traced(Cluster::new().keys(siblings("org-a", 1))).await;
+    let (collector, mut cluster) = traced(Cluster::new().keys(siblings("org-a", 1))).await;
     let mut ids = Vec::new();
     for session in ["a", "a", "b"] {
         ids.push(play(&cluster, &Request::turn(ALICE, body(session)), 200).await);
@@ -135,6 +136,7 @@ async fn turn_over_http_is_one_trace_that_agrees_with_the_upstream() {
         collector.spans().into_iter().find(|span| span.name == "flush")
     })
     .await;
+    collector.traced_in_all(&mut cluster, 3).await;
 }
 
 /// What each attempt of a turn says: its status, why it did not serve, and whether it failed.
@@ -148,14 +150,14 @@ fn attempts(trace: &Trace) -> Vec<(&str, &str, bool)> {
 
 #[tokio::test]
 async fn attempt_is_a_span_that_says_why_the_next_came() {
-    let (collector, cluster) = traced(Cluster::new().keys(siblings("org-a", 2))).await;
+    let (collector, mut cluster) = traced(Cluster::new().keys(siblings("org-a", 2))).await;
     cluster.upstream().fails_with(Fault::down(502).times(1)).await;
     play(&cluster, &Request::turn(ALICE, body("a")), 200).await;
     let key = collector.traced(1).await[0].turn.said("warmkey.key").to_owned();
     cluster.upstream().revoke(&key).await;
     play(&cluster, &Request::turn(ALICE, body("a")), 200).await;
 
-    let traces = collector.traced(2).await;
+    let traces = collector.traced_in_all(&mut cluster, 2).await;
     assert_eq!(attempts(&traces[0]), [("502", "failed", true), ("200", "", false)]);
     let moved = &traces[1];
     assert_eq!(attempts(moved), [("401", "rejected", true), ("200", "", false)]);
@@ -194,7 +196,7 @@ async fn wait_for_a_limited_key_is_an_event() {
 
 #[tokio::test]
 async fn failed_turn_is_one_trace_and_a_strangers_request_is_none() {
-    let (collector, cluster) = traced(Cluster::new().keys(siblings("org-a", 1))).await;
+    let (collector, mut cluster) = traced(Cluster::new().keys(siblings("org-a", 1))).await;
     play(&cluster, &Request::turn("unknown", body("a")), 401).await;
     play(&cluster, &Request::turn(ALICE, "no JSON"), 400).await;
     cluster.upstream().fails_with(Fault::failing("server_error").times(1)).await;
@@ -203,7 +205,7 @@ async fn failed_turn_is_one_trace_and_a_strangers_request_is_none() {
     cluster.upstream().fails_with(Fault::breaking().times(1)).await;
     play(&cluster, &Request::turn(ALICE, body("b")), 503).await;
 
-    let traces = collector.traced(3).await;
+    let traces = collector.traced_in_all(&mut cluster, 3).await;
     let outcomes: Vec<_> = traces
         .iter()
         .map(|trace| (trace.turn.said("warmkey.outcome"), trace.turn.said("error.type")))

@@ -2,13 +2,10 @@
 //! what is stored for it costs few bytes.
 
 use serde_json::{Value, json};
-use warmkey::database::{Database, DatabaseAddress};
-use warmkey::setting::Secret;
 use warmkey::usage::price::{Prices, Sale};
 use warmkey::wire::terminal::Usage;
 
-use super::{Running, written, written_at};
-use crate::world::admin::asked;
+use super::{Running, rows, written, written_at};
 use crate::world::cluster::ALICE;
 use crate::world::codex::Codex;
 use crate::world::redis::shape::Shape;
@@ -45,14 +42,13 @@ async fn turn(cluster: &Running, session: &str, kind: &str, body: &Value) -> Val
     serde_json::from_str::<Value>(line).expect("JSON")["response"].clone()
 }
 
-/// The stored id of a session.
-async fn hash(cluster: &Running, session: &str) -> String {
-    let target = format!("/sessions?client=alice&id={session}");
-    let page = asked(cluster.replica().admin(), "GET", &target).await.json();
-    page["session"].as_str().expect("a hash").to_owned()
+/// The session in which the upstream does not name the reason.
+fn alone(diagnosis: &str) -> String {
+    format!("untold-{diagnosis}")
 }
 
-/// Every reason that the service knows. A turn whose input was compacted is no loss.
+/// Every reason that the service knows. A turn whose input was compacted is no loss. Warmkey finds
+/// the same reason by itself where the upstream names none.
 #[tokio::test]
 async fn upstreams_diagnosis_agrees_with_the_reason() {
     let cluster = written_at("sqlite:ledger.db").start().await;
@@ -76,7 +72,8 @@ async fn upstreams_diagnosis_agrees_with_the_reason() {
         }),
         ("verbosity_changed", "prefix_changed", &|body| body["text"]["verbosity"] = json!("high")),
         ("input_changed", "prefix_changed", &|body| {
-            body["input"][0]["content"] = json!("quite another thing. ".repeat(300));
+            let long = format!("{} is quite another thing. ", body["prompt_cache_key"]).repeat(300);
+            body["input"][0]["content"] = json!(long);
         }),
     ];
     let mut turns = 0;
@@ -88,39 +85,60 @@ async fn upstreams_diagnosis_agrees_with_the_reason() {
         let told = &answer["prompt_cache_diagnostics"];
         assert_eq!((&told["type"], &told["reason"]), (&json!("cache_miss"), &json!(diagnosis)));
         turns += 2;
+        // The same change in another session, whose reason the upstream does not name.
+        let alone = alone(diagnosis);
+        turn(&cluster, &alone, "turn", &body(&alone)).await;
+        let mut second = changed(&alone, change);
+        second["prompt_cache_options"] = json!({ "comparison_response_id": "resp_none" });
+        let answer = turn(&cluster, &alone, "turn", &second).await;
+        assert_eq!(answer["prompt_cache_diagnostics"]["reason"], json!(null), "{answer}");
+        turns += 2;
     }
     // The history is compacted: the next input has nothing of the one before.
     let compacted = "context_compacted";
-    turn(&cluster, compacted, "turn", &body(compacted)).await;
-    let mut asking = body(compacted);
-    asking["input"].as_array_mut().expect("items").push(json!({ "type": "compaction_trigger" }));
-    let answer = turn(&cluster, compacted, "compaction", &asking).await;
-    let mut second = body(compacted);
-    let long = "What was left of it. ".repeat(300);
-    second["input"] = json!([answer["output"][0], { "role": "user", "content": long }]);
-    second["prompt_cache_options"] = json!({ "comparison_response_id": answer["id"] });
-    let answer = turn(&cluster, compacted, "turn", &second).await;
-    assert_eq!(answer["prompt_cache_diagnostics"]["reason"], json!(compacted));
-    turns += 3;
+    for is_told in [true, false] {
+        let session = if is_told { compacted.to_owned() } else { alone(compacted) };
+        turn(&cluster, &session, "turn", &body(&session)).await;
+        let mut asking = body(&session);
+        asking["input"]
+            .as_array_mut()
+            .expect("items")
+            .push(json!({ "type": "compaction_trigger" }));
+        let answer = turn(&cluster, &session, "compaction", &asking).await;
+        let mut second = body(&session);
+        let long = format!("What was left of {session}. ").repeat(300);
+        second["input"] = json!([answer["output"][0], { "role": "user", "content": long }]);
+        let compared = if is_told { answer["id"].clone() } else { json!("resp_none") };
+        second["prompt_cache_options"] = json!({ "comparison_response_id": compared });
+        let answer = turn(&cluster, &session, "turn", &second).await;
+        let reason = is_told.then_some(compacted);
+        assert_eq!(answer["prompt_cache_diagnostics"]["reason"], json!(reason));
+        turns += 3;
+    }
 
     written(cluster.replica().admin(), turns).await;
-    let file = cluster.replica().file().with_file_name("ledger.db");
-    let url = Secret::new(format!("sqlite:{}", file.display()));
-    let address = DatabaseAddress::parse(&url).expect("a URL").expect("a ledger");
-    let database = Database::at(&address, None);
     for (diagnosis, reason, _) in &causes {
-        let session = hash(&cluster, diagnosis).await;
-        let rows = database.turns(&session, 0, 10).await.expect("turns");
-        let told: Vec<_> = rows
-            .iter()
-            .map(|row| (row.diagnostic.as_deref(), row.cold_reason.as_deref()))
-            .collect();
-        assert_eq!(told, [(None, Some("first_turn")), (Some(*diagnosis), Some(*reason))]);
-        assert!(rows[1].expected_cached_tokens > Some(1_024), "{:?}", rows[1]);
+        for (session, told) in
+            [((*diagnosis).to_owned(), Some(*diagnosis)), (alone(diagnosis), None)]
+        {
+            let rows = rows(&cluster, &session).await;
+            let found: Vec<_> = rows
+                .iter()
+                .map(|row| (row.diagnostic.as_deref(), row.cold_reason.as_deref()))
+                .collect();
+            assert_eq!(
+                found,
+                [(None, Some("first_turn")), (told, Some(*reason))],
+                "{diagnosis}, which the upstream tells as {told:?}"
+            );
+            assert!(rows[1].expected_cached_tokens > Some(1_024), "{:?}", rows[1]);
+        }
     }
-    let rows = database.turns(&hash(&cluster, compacted).await, 0, 10).await.expect("turns");
-    let last = rows.last().expect("turns");
-    assert_eq!((last.diagnostic.as_deref(), last.cold_reason.as_deref()), (Some(compacted), None));
+    for (session, told) in [(compacted.to_owned(), Some(compacted)), (alone(compacted), None)] {
+        let rows = rows(&cluster, &session).await;
+        let last = rows.last().expect("turns");
+        assert_eq!((last.diagnostic.as_deref(), last.cold_reason.as_deref()), (told, None));
+    }
 }
 
 /// What is kept beside a binding, in Redis: its life is the binding's, and its size is stated in
@@ -178,11 +196,7 @@ async fn row_is_priced_by_what_answered() {
     let request = Request::turn(ALICE, body).header("session-id", "s");
     assert_eq!(ask(cluster.address(), &request).await.status, 200);
     written(cluster.replica().admin(), 1).await;
-    let file = cluster.replica().file().with_file_name("ledger.db");
-    let url = Secret::new(format!("sqlite:{}", file.display()));
-    let address = DatabaseAddress::parse(&url).expect("a URL").expect("a ledger");
-    let session = hash(&cluster, "s").await;
-    let rows = Database::at(&address, None).turns(&session, 0, 10).await.expect("turns");
+    let rows = rows(&cluster, "s").await;
     let [row] = &rows[..] else { panic!("one turn: {rows:?}") };
     assert_eq!((row.model.as_str(), row.used_hosted_tools), ("gpt-5.4", Some(true)));
     let usage = Usage { input: 9_000, cached: 8_832, output: 7, ..Usage::default() };

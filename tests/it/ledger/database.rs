@@ -13,35 +13,48 @@ use warmkey::setting::Secret;
 
 use crate::world::postgres::Postgres;
 use crate::world::process::Folder;
-use crate::world::waiting::{ANSWER, SOON, is_long};
+use crate::world::waiting::{ANSWER, SOON};
 
 /// 2026-12-01 in UTC.
-const DAY: i64 = 1_796_083_200;
-const MICROS: i64 = 1_000_000;
-const HOUR: i64 = 3_600 * MICROS;
+pub const DAY: i64 = 1_796_083_200;
+pub const MICROS: i64 = 1_000_000;
+pub const HOUR: i64 = 3_600 * MICROS;
 
 /// A database of each dialect, empty.
-struct Both {
+pub struct Both {
     folder: Folder,
-    postgres: Postgres,
+    pub postgres: Postgres,
 }
 
 impl Both {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let folder = Folder::new();
         let postgres = Postgres::start(folder.path()).await;
         Self { folder, postgres }
     }
 
-    fn addresses(&self) -> [DatabaseAddress; 2] {
+    pub fn urls(&self) -> [String; 2] {
         let file = format!("sqlite:{}", self.folder.path().join("ledger.db").display());
         [file, self.postgres.url()]
+    }
+
+    pub fn addresses(&self) -> [DatabaseAddress; 2] {
+        self.urls()
             .map(|url| DatabaseAddress::parse(&Secret::new(url)).expect("a URL").expect("a ledger"))
+    }
+
+    /// The partitions of PostgreSQL's table of turns.
+    pub async fn partitions(&self) -> Vec<String> {
+        let names = "SELECT CAST(c.relname AS TEXT) FROM pg_inherits i \
+                     JOIN pg_class c ON c.oid = i.inhrelid \
+                     WHERE i.inhparent = 'turns'::regclass ORDER BY 1";
+        let mut connection = self.postgres.connect().await;
+        sqlx::query_scalar(names).fetch_all(&mut connection).await.expect("names")
     }
 }
 
 /// Turn `number`, one a second from the beginning of the day on.
-fn turn(number: i64) -> TurnRow {
+pub fn turn(number: i64) -> TurnRow {
     TurnRow {
         at: DAY * MICROS + number * MICROS,
         id: -number,
@@ -219,6 +232,11 @@ async fn old_rows_go_and_their_sums_stay_longer() {
             [24; 6],
             "{address}: two days are gone"
         );
+        if matches!(address, DatabaseAddress::Postgres(_)) {
+            // Whole partitions are gone, and three days are ready that no turn has begun.
+            let days = [6, 7, 8, 9, 10, 11].map(|day| format!("turns_202612{day:02}"));
+            assert_eq!(both.partitions().await, days);
+        }
         // What comes late is still written down.
         let late = TurnRow { id: 1, ..rows[130].clone() };
         assert_eq!(
@@ -274,70 +292,4 @@ async fn newer_database_is_used_as_it_is() {
             1
         );
     }
-}
-
-/// A month of a busy gateway. With `WARMKEY_LONG` it is a million turns, and the limit is that of
-/// the contract.
-#[tokio::test]
-async fn usage_of_many_rows_is_quick() {
-    let (count, limit) = if is_long() { (1_000_000, 100) } else { (20_000, 1_000) };
-    let both = Both::start().await;
-    for address in both.addresses() {
-        let database = Database::at(&address, None);
-        let mut connection = database.connect_migrated().await.expect("a connection");
-        let mut memory = WriterMemory::default();
-        let began = Instant::now();
-        for batch in 0..count / 500 {
-            let row = |row: i64| {
-                let number = batch * 500 + row;
-                let at = DAY * MICROS + number * (30 * 24 * HOUR / count);
-                let session = format!("{:022}", number / 100);
-                let client = format!("client-{}", number / 100 % 200);
-                let key = format!("key-{}", number / 100 % 12);
-                TurnRow { at, session: Some(session), client, key: Some(key), ..turn(number) }
-            };
-            let rows: Vec<_> = (0..500).map(row).collect();
-            connection.write(&rows, &TimeZone::UTC, &mut memory).await.expect("written");
-        }
-        let written = began.elapsed();
-        let mut slowest = 0;
-        for by in By::ALL {
-            database.sums(by, DAY, DAY + 31 * 86_400).await.expect("sums");
-            let began = Instant::now();
-            let sums = database.sums(by, DAY, DAY + 31 * 86_400).await.expect("sums");
-            slowest = slowest.max(began.elapsed().as_millis());
-            assert_eq!(
-                sums.iter().map(|(_, totals)| totals.turns).sum::<i64>(),
-                count,
-                "{address} by {}",
-                by.name()
-            );
-        }
-        let bytes = bytes(&both, &address).await;
-        say(&format!(
-            "{address}: {count} rows, {} bytes a row with all sums, {written:?} to write, {slowest} ms",
-            bytes / count
-        ));
-        assert!(slowest < limit, "{address}: {slowest} ms");
-    }
-}
-
-async fn bytes(both: &Both, address: &DatabaseAddress) -> i64 {
-    match address {
-        DatabaseAddress::Sqlite(path) => {
-            i64::try_from(std::fs::metadata(path).expect("the file").len()).expect("not so large")
-        }
-        DatabaseAddress::Postgres(_) => {
-            let mut connection = both.postgres.connect().await;
-            sqlx::query_scalar("SELECT pg_database_size(current_database())")
-                .fetch_one(&mut connection)
-                .await
-                .expect("a size")
-        }
-    }
-}
-
-#[expect(clippy::print_stderr, reason = "a figure is for whoever asked for it")]
-fn say(what: &str) {
-    eprintln!("{what}");
 }

@@ -45,9 +45,13 @@ enum Story {
     Compaction,
     Title,
     WebSocket,
+    /// Another model on an open WebSocket.
+    Talk,
+    /// Its input is too short for any cache.
+    Short,
 }
 
-const STORIES: [Story; 14] = [
+const STORIES: [Story; 16] = [
     Story::Grows,
     Story::Model,
     Story::Tools,
@@ -62,6 +66,8 @@ const STORIES: [Story; 14] = [
     Story::Compaction,
     Story::Title,
     Story::WebSocket,
+    Story::Talk,
+    Story::Short,
 ];
 
 impl Story {
@@ -101,9 +107,11 @@ impl Player {
             // A cache key of its own separates a fork from its parent for good.
             Story::Effort | Story::Fork => codex.model("gpt-6-sol"),
             Story::Title => codex.titles(),
+            Story::Short => codex.says_little(),
             _ => codex,
         };
-        let talk = (story == Story::WebSocket).then(|| codex.clone().by_websocket());
+        let is_talk = matches!(story, Story::WebSocket | Story::Talk);
+        let talk = is_talk.then(|| codex.clone().by_websocket());
         Self { story, codex, talk, expected: BTreeMap::new() }
     }
 
@@ -125,6 +133,12 @@ impl Player {
         if self.story == Story::Title {
             self.codex.turn("make a title").await.served();
             self.expect("title", None);
+            return self;
+        }
+        if self.story == Story::Short {
+            for _ in 0..2 {
+                self.turn(Some("below_minimum")).await;
+            }
             return self;
         }
         if self.talk.is_some() {
@@ -177,6 +191,15 @@ impl Player {
                 self.expect("compaction", None);
                 self.turn(None).await;
             }
+            Story::Talk => {
+                let talk = self.talk.as_mut().expect("it talks");
+                talk.codex.asks("gpt-5.2");
+                self.turn(Some("model_changed")).await;
+            }
+            Story::Short => {
+                self.turn(Some("below_minimum")).await;
+                return self;
+            }
             Story::Title => return self,
             _ => {}
         }
@@ -215,6 +238,22 @@ async fn keys(cluster: &Running) -> BTreeMap<String, String> {
     turns.filter_map(|turn| Some((turn.session?, turn.key))).collect()
 }
 
+/// The key that most of these sessions are on.
+fn most_used<'k>(keys: impl Iterator<Item = &'k String>) -> String {
+    let mut counts = BTreeMap::<&String, usize>::new();
+    keys.for_each(|key| *counts.entry(key).or_default() += 1);
+    counts.into_iter().max_by_key(|(_, count)| *count).expect("a session").0.clone()
+}
+
+/// Disables a key on every replica.
+async fn disable(cluster: &Running, key: &str) {
+    cluster.replica().command("disable", key).await;
+    for replica in &cluster.replicas {
+        let series = format!("warmkey_key_state{{key={key:?},state=\"disabled\"}}");
+        replica.shows(&series, 1.0).await;
+    }
+}
+
 /// Plays the whole day. Returns what must be told of every session of each client.
 async fn play(
     cluster: &Running,
@@ -224,16 +263,18 @@ async fn play(
     let players: Vec<_> = (0..count).map(|number| Player::new(cluster, number)).collect();
     halfway(0).await;
     let players = each(players, Player::begins).await;
-    let begun = players.iter().filter(|player| player.story != Story::Title).count();
+    let is_compared = |player: &&Player| !matches!(player.story, Story::Title | Story::Short);
+    let begun = players.iter().filter(is_compared).count();
     compared(cluster, 2 * begun).await;
     halfway(1).await;
     let other = cluster.replicas.last().expect("one").address();
     let before = keys(cluster).await;
-    let first = cluster.replica();
-    first.command("disable", "org-b-us").await;
-    for replica in &cluster.replicas {
-        replica.shows("warmkey_key_state{key=\"org-b-us\",state=\"disabled\"}", 1.0).await;
-    }
+    // Each move happens to half of these sessions at least.
+    let [region, sibling] = [Story::Region, Story::Sibling].map(|story| {
+        let sessions = players.iter().filter(|player| player.story == story);
+        most_used(sessions.map(|player| &before[&player.codex.session]))
+    });
+    disable(cluster, &region).await;
     let (late, players): (Vec<_>, Vec<_>) =
         players.into_iter().partition(|player| player.story.is_late());
     let (regional, players): (Vec<_>, Vec<_>) =
@@ -242,7 +283,7 @@ async fn play(
     done.extend(
         each(regional, async |mut player| {
             player.codex.moves_to(other);
-            let is_moved = before[&player.codex.session] == "org-b-us";
+            let is_moved = before[&player.codex.session] == region;
             player.turn(is_moved.then_some("domain_moved")).await;
             player.turn(None).await;
             player
@@ -252,10 +293,7 @@ async fn play(
     halfway(2).await;
     // The caches lose everything; for some sessions, half an hour has passed, too.
     cluster.upstream().advance("31m").await;
-    first.command("disable", "org-c-1").await;
-    for replica in &cluster.replicas {
-        replica.shows("warmkey_key_state{key=\"org-c-1\",state=\"disabled\"}", 1.0).await;
-    }
+    disable(cluster, &sibling).await;
     let mut expiring = Vec::new();
     for player in late.iter().filter(|player| player.story == Story::Expires) {
         expiring.push(hash(cluster, player.story.client(), &player.codex.session).await);
@@ -266,7 +304,7 @@ async fn play(
             player.codex.moves_to(other);
             let reason = match player.story {
                 Story::Expires if is_aged => "expired",
-                Story::Sibling if before[&player.codex.session] == "org-c-1" => "key_moved",
+                Story::Sibling if before[&player.codex.session] == sibling => "key_moved",
                 _ => "upstream",
             };
             player.turn(Some(reason)).await;

@@ -1,13 +1,17 @@
 //! Outages of the database: it stops and returns, starts late, or loses an answer. Every turn is
 //! written exactly once.
 
-use super::{agrees, written, written_at};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{agrees, command, written, written_at};
 use crate::world::cluster::ALICE;
 use crate::world::codex::Codex;
 use crate::world::postgres::Postgres;
 use crate::world::postgres::wire::Wire;
 use crate::world::process::Folder;
-use crate::world::waiting::{SOON, eventually};
+use crate::world::waiting::{Budget, SOON, eventually};
 
 const DROPPED: &str = "warmkey_ledger_dropped_total";
 
@@ -75,4 +79,29 @@ async fn commit_without_an_answer_is_written_once() {
         agrees(&cluster, admin).await;
     }
     assert_eq!(cluster.replica().metrics().await.get(DROPPED), 0.0);
+}
+
+/// A turn is written down within a second, so that a kill costs no older one.
+#[tokio::test]
+async fn killed_replica_loses_at_most_its_last_second() {
+    const TURNS: usize = 5;
+    let mut cluster = written_at("sqlite:ledger.db").start().await;
+    let admin = cluster.replica().admin();
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    codex.turn("the first one").await.served();
+    written(admin, 1).await;
+    for turn in 1..TURNS {
+        codex.turn(&format!("turn {turn}")).await.served();
+    }
+    let budget = Budget::begin(Duration::from_secs(1));
+    written(admin, TURNS).await;
+    budget.holds("all turns are written down");
+    codex.turn("of the last second").await.served();
+    cluster.replicas[0].kill().await;
+    let (code, said, errors) = command(&cluster, &["usage", "--json"]).await;
+    assert_eq!(code, 0, "{errors}");
+    let report: Value = serde_json::from_str(&said).expect("JSON");
+    let kept = report["total"]["turns"].as_u64().expect("a count") as usize;
+    assert!((TURNS..=TURNS + 1).contains(&kept), "{report}");
+    assert_eq!(report["total"]["unpriced_turns"], 0, "{report}");
 }

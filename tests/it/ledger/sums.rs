@@ -1,20 +1,25 @@
 //! Reports from the ledger: sums, sessions, and the commands that show them.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use super::{Judged, agrees, command, usage, written, written_at};
+use super::{Judged, agrees, agrees_in, command, judged, rows, told, usage, written, written_at};
 use crate::world::admin::{TOKEN, asked};
 use crate::world::cluster::{ALICE, BOB, Cluster, Running};
 use crate::world::codex::Codex;
 use crate::world::postgres::Postgres;
 use crate::world::process::Folder;
 use crate::world::recorder::{Recorder, completed};
-use crate::world::simulator::siblings;
+use crate::world::simulator::{Fault, Turn, siblings, statuses};
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, ask};
 
-/// Sessions of two clients over both transports and of two models. Returns how many turns that are.
-async fn play(cluster: &Running) -> usize {
+/// Sessions of two clients over both transports and of two models. Returns how many turns that are,
+/// and the client of each session.
+async fn play(cluster: &Running) -> (usize, BTreeMap<String, &'static str>) {
     let (address, other) =
         (cluster.replicas[0].address(), cluster.replicas.last().expect("one").address());
     let mut alice = Codex::new(address, ALICE);
@@ -27,7 +32,16 @@ async fn play(cluster: &Running) -> usize {
     for turn in 0..2 {
         talk.turn(&format!("over WebSocket {turn}")).await;
     }
-    cluster.turns().await.iter().filter(|turn| turn.is_served() && !turn.key.is_empty()).count()
+    let clients =
+        [(alice.session, "alice"), (bob.session, "bob"), (talk.codex.session, "bob")].into();
+    let is_counted = |turn: &&Turn| turn.is_served() && !turn.key.is_empty();
+    (cluster.turns().await.iter().filter(is_counted).count(), clients)
+}
+
+/// The ledger's sums are the judge's, by every dimension; a client's are those of its sessions.
+async fn agrees_by_client(cluster: &Running, admin: SocketAddr, played: &BTreeMap<String, &str>) {
+    let client_of = |turn: &Value| played[turn["session"].as_str().expect("a session")].to_owned();
+    assert_eq!(told(admin, "client").await, judged(cluster, client_of).await, "by client");
 }
 
 #[tokio::test]
@@ -36,12 +50,13 @@ async fn sums_are_what_the_judge_counted_in_a_file() {
         .keys([siblings("org-a", 2), siblings("org-b", 1)].concat())
         .start()
         .await;
-    let turns = play(&cluster).await;
+    let (turns, clients) = play(&cluster).await;
     let admin = cluster.replica().admin();
     let sums = written(admin, turns).await;
     assert_eq!(sums.keys().collect::<Vec<_>>(), ["alice", "bob", "total"]);
     assert_eq!(sums["alice"]["turns"], 3);
     agrees(&cluster, admin).await;
+    agrees_by_client(&cluster, admin, &clients).await;
     // The command says the same, while the replica runs and when it does not.
     let (code, said, errors) =
         command(&cluster, &["usage", "--json", "--by", "client", "--from", "2026-01-01"]).await;
@@ -60,11 +75,50 @@ async fn sums_of_two_replicas_are_what_the_judge_counted() {
     let folder = Folder::new();
     let postgres = Postgres::start(folder.path()).await;
     let cluster = written_at(&postgres.url()).redis().replicas(2).start().await;
-    let turns = play(&cluster).await;
+    let (turns, clients) = play(&cluster).await;
     for replica in &cluster.replicas {
         written(replica.admin(), turns).await;
         agrees(&cluster, replica.admin()).await;
+        agrees_by_client(&cluster, replica.admin(), &clients).await;
     }
+}
+
+/// Days begin where the configuration says. Half past five hours lie between these zones and UTC.
+#[tokio::test]
+async fn days_are_those_of_the_configured_zone() {
+    let folder = Folder::new();
+    for name in ["Asia/Kolkata", "Pacific/Kiritimati", "Pacific/Marquesas"] {
+        let file = folder.path().join(name.replace('/', "-"));
+        let lines = format!("url = \"sqlite:{}\"\ntime_zone = {name:?}", file.display());
+        let cluster = written_at("none:").ledger(&lines).start().await;
+        let (turns, _) = play(&cluster).await;
+        let admin = cluster.replica().admin();
+        written(admin, turns).await;
+        agrees_in(&cluster, admin, &TimeZone::get(name).expect("a zone")).await;
+        let report = asked(admin, "GET", "/usage").await.json();
+        assert_eq!(
+            (&report["time_zone"], &report["total"]["turns"]),
+            (&json!(name), &json!(turns))
+        );
+    }
+}
+
+/// A turn that was sent twice is one row, and costs what the attempt cost that served it.
+#[tokio::test]
+async fn retried_turn_is_one_row() {
+    let cluster = written_at("sqlite:ledger.db").start().await;
+    cluster.upstream().fails_with(Fault::down(502).times(1)).await;
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    codex.turn("again").await.served();
+    assert_eq!(statuses(&cluster.turns().await), BTreeMap::from([(200, 1), (502, 1)]));
+    let admin = cluster.replica().admin();
+    written(admin, 1).await;
+    let rows = rows(&cluster, &codex.session).await;
+    let [row] = &rows[..] else { panic!("one turn: {rows:?}") };
+    assert_eq!((row.attempts, row.status), (Some(2), Some(200)));
+    let judged = &judged(&cluster, |_| "all".into()).await["all"];
+    assert_eq!(row.cost_nano.map(i64::unsigned_abs), Some(judged.nano));
+    agrees(&cluster, admin).await;
 }
 
 #[tokio::test]

@@ -13,7 +13,8 @@ use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
-const DROPPED: &str = "warmkey_log_lines_dropped_total";
+const LINES_DROPPED: &str = "warmkey_log_lines_dropped_total";
+const ROWS_DROPPED: &str = "warmkey_ledger_dropped_total";
 /// Makes a file system of 64 MiB in the folder `full`, which only the process and its children see.
 const MOUNTED: &str = r#"if [ -z "$INSIDE" ]; then
 export INSIDE=1
@@ -95,9 +96,11 @@ impl Disk {
             (length(&log) > lines && has_rows).then_some(())
         })
         .await;
+        // Lines are lost on a full disk. Rows wait for room, and none is.
         let metrics = cluster.replica().metrics().await;
-        let known = "warmkey_ledger_rows_dropped_total";
-        assert!(metrics.sum(DROPPED) >= 0.0 && metrics.sum(known) >= 0.0);
+        assert!(metrics.has(LINES_DROPPED) && metrics.has(ROWS_DROPPED));
+        assert!(!self.is_mounted || metrics.get(LINES_DROPPED) > 0.0, "the disk was not full");
+        assert_eq!(metrics.get(ROWS_DROPPED), 0.0);
     }
 }
 

@@ -11,7 +11,7 @@ use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::collector::{Collector, options};
 use crate::world::port;
 use crate::world::process::Folder;
-use crate::world::waiting::{Budget, SOON};
+use crate::world::waiting::{Budget, SOON, eventually};
 use crate::world::wire::Request;
 
 const DROPPED: &str = "warmkey_traces_dropped_total";
@@ -44,7 +44,7 @@ async fn collector_that_is_down_costs_traces_and_nothing_else() {
     assert_eq!(cluster.replica().metrics().await.get(DROPPED), 0.0);
     turns(&cluster).await;
     // Spans of other work are dropped, too, so there may be more.
-    crate::world::waiting::eventually(SOON, "all traces are counted as dropped", async || {
+    eventually(SOON, "all traces are counted as dropped", async || {
         (cluster.replica().metrics().await.get(DROPPED) >= TURNS as f64).then_some(())
     })
     .await;
@@ -78,6 +78,12 @@ async fn collector_that_hangs_costs_neither_turns_nor_the_end() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let mut cluster = traced_at(listener.local_addr().expect("it listens")).await;
     turns(&cluster).await;
+    eventually(SOON, "what no collector took is counted", async || {
+        (cluster.replica().metrics().await.get(DROPPED) >= TURNS as f64).then_some(())
+    })
+    .await;
+    // This one waits at the end.
+    play(&cluster, &Request::turn(ALICE, body("last")), 200).await;
     let budget = Budget::begin(LIMIT);
     cluster.replica().terminate().await;
     assert!(cluster.replicas[0].exit(SOON).await.success());
@@ -100,7 +106,7 @@ async fn collector_behind_tls_is_believed_only_with_its_authority() {
     };
     let wrong = traced_with(other.authority()).await;
     play(&wrong, &Request::turn(ALICE, body("a")), 200).await;
-    crate::world::waiting::eventually(SOON, "the trace is counted as dropped", async || {
+    eventually(SOON, "the trace is counted as dropped", async || {
         (wrong.replica().metrics().await.get(DROPPED) >= 1.0).then_some(())
     })
     .await;

@@ -11,7 +11,7 @@ use crate::world::wire::{Request, values};
 /// Codex's own tracing: an empty `tracestate`, and one trace for all rounds of a turn.
 #[tokio::test]
 async fn turn_is_a_child_of_its_clients_span_and_has_a_name_of_its_own() {
-    let (collector, cluster) =
+    let (collector, mut cluster) =
         traced(Cluster::new().server("admin_token", &format!("{TOKEN:?}"))).await;
     let request = |session| {
         let request = Request::turn(ALICE, body(session)).header("traceparent", &traceparent());
@@ -40,6 +40,7 @@ async fn turn_is_a_child_of_its_clients_span_and_has_a_name_of_its_own() {
     .await;
     let log = cluster.logs();
     assert!(ids.iter().all(|id| log.contains(&format!("\"turn\":\"{id}\""))), "{log}");
+    collector.traced_in_all(&mut cluster, 2).await;
 }
 
 #[tokio::test]

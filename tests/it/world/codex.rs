@@ -136,6 +136,14 @@ impl Codex {
         self.input.insert(0, new.to_string());
     }
 
+    /// Has few tools and no history: its input is below what any model caches.
+    pub fn says_little(mut self) -> Self {
+        let end = self.tools.find("},{").expect("several tools");
+        self.tools = format!("{}}}]", &self.tools[..end]);
+        self.input.clear();
+        self
+    }
+
     /// Is a session in which Codex makes the title of a conversation.
     pub const fn titles(mut self) -> Self {
         self.purpose = ["turn", "thread_title"];

@@ -1,6 +1,6 @@
 //! A collector of traces: a real OTLP receiver over gRPC, which keeps what it gets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +18,7 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 use crate::world::certificates::Certificates;
+use crate::world::cluster::Running;
 use crate::world::waiting::{SOON, eventually};
 
 /// One span, as the collector got it.
@@ -51,10 +52,15 @@ impl Seen {
 pub struct Collector {
     address: SocketAddr,
     spans: Arc<Mutex<Vec<Seen>>>,
+    shown: Arc<Mutex<Option<String>>>,
     server: JoinHandle<()>,
 }
 
-struct Receiver(Arc<Mutex<Vec<Seen>>>);
+struct Receiver {
+    spans: Arc<Mutex<Vec<Seen>>>,
+    /// The `authorization` of the last export.
+    shown: Arc<Mutex<Option<String>>>,
+}
 
 #[tonic::async_trait]
 impl TraceService for Receiver {
@@ -62,7 +68,10 @@ impl TraceService for Receiver {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = request.metadata().get("authorization");
+        let shown = shown.and_then(|shown| shown.to_str().ok()).map(str::to_owned);
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         for of_resource in request.into_inner().resource_spans {
             let resource = of_resource.resource.map(|resource| read(&resource.attributes));
             let resource = resource.unwrap_or_default();
@@ -94,11 +103,12 @@ impl Collector {
     fn serving(address: SocketAddr, mut server: Server) -> Self {
         let incoming = TcpIncoming::bind(address).expect("the address is free");
         let address = incoming.local_addr().expect("it listens");
-        let spans = Arc::default();
-        let service = TraceServiceServer::new(Receiver(Arc::clone(&spans)));
+        let (spans, shown) = (Arc::default(), Arc::default());
+        let receiver = Receiver { spans: Arc::clone(&spans), shown: Arc::clone(&shown) };
+        let service = TraceServiceServer::new(receiver);
         let serving = server.add_service(service).serve_with_incoming(incoming);
         let server = tokio::spawn(async move { serving.await.expect("the collector serves") });
-        Self { address, spans, server }
+        Self { address, spans, shown, server }
     }
 
     /// The options of a replica whose traces come here.
@@ -108,6 +118,11 @@ impl Collector {
 
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The `authorization` that came with the last export.
+    pub fn shown(&self) -> Option<String> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Everything that came so far.
@@ -120,6 +135,26 @@ impl Collector {
         let mut turns = self.spans();
         turns.retain(|span| span.name == "turn");
         turns
+    }
+
+    /// Ends the cluster's replicas, which export what waits, then reads everything that came. No
+    /// turn was told twice, and what is in a turn's trace is the turn or a child of one.
+    pub async fn traced_in_all(&self, cluster: &mut Running, count: usize) -> Vec<Trace> {
+        for replica in &mut cluster.replicas {
+            replica.terminate().await;
+            assert!(replica.exit(SOON).await.success(), "it exports what waits");
+        }
+        let (traces, spans) = (self.traced(count).await, self.spans());
+        let ids: BTreeSet<_> = spans.iter().map(|span| (&span.trace, &span.id)).collect();
+        assert_eq!(ids.len(), spans.len(), "each span came once: {spans:#?}");
+        let own = |span: &&Seen| traces.iter().any(|trace| trace.turn.trace == span.trace);
+        for span in spans.iter().filter(own) {
+            let is_child = traces.iter().any(|trace| {
+                trace.turn.trace == span.trace && [&span.id, &span.parent].contains(&&trace.turn.id)
+            });
+            assert!(is_child, "a span of no turn: {span:#?}");
+        }
+        traces
     }
 
     /// Waits for so many turns, and returns them in the order of their begin. There are no more.

@@ -1,9 +1,10 @@
 //! Compares what the ledger tells of a day with what happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use warmkey::metrics::ColdReason;
 
 use super::{Story, Told};
 use crate::ledger::{agrees, written};
@@ -74,7 +75,7 @@ pub async fn judge(cluster: &Running, day: Vec<(Story, BTreeMap<String, Vec<Told
         agrees(cluster, replica.admin()).await;
         assert_eq!(replica.metrics().await.get("warmkey_ledger_dropped_total"), 0.0);
     }
-    let (mut lost, mut cold) = (BTreeMap::<String, u64>::new(), 0);
+    let (mut lost, mut traces) = (BTreeMap::<String, (u64, u64)>::new(), BTreeSet::new());
     for (story, sessions) in day {
         for (session, expected) in sessions {
             let page = told(cluster, story.client(), &session).await;
@@ -86,24 +87,49 @@ pub async fn judge(cluster: &Running, day: Vec<(Story, BTreeMap<String, Vec<Told
                 .collect();
             assert_eq!(found, expected, "{story:?}: {turns:#?}");
             for turn in turns {
+                traces.extend(text(&turn["trace"]));
                 let Some(reason) = turn["cold_reason"].as_str() else { continue };
-                cold += 1;
                 let count = |name: &str| turn[name].as_u64();
                 let missed = count("expected_cached_tokens")
                     .map(|expected| expected - count("cached_tokens").expect("usage"));
-                assert_eq!(missed.is_none(), reason == "first_turn", "{turn}");
-                *lost.entry(reason.to_owned()).or_default() += missed.unwrap_or(0);
+                let is_no_loss = matches!(reason, "first_turn" | "below_minimum");
+                assert_eq!(missed.is_none(), is_no_loss, "{turn}");
+                let (turns, tokens) = lost.entry(reason.to_owned()).or_default();
+                *turns += 1;
+                *tokens += missed.unwrap_or(0);
             }
         }
     }
-    for (reason, tokens) in &lost {
-        let series = format!("warmkey_cold_tokens_total{{reason={reason:?}}}");
-        let mut shown = 0.0;
-        for replica in &cluster.replicas {
-            shown += replica.metrics().await.get(&series);
+    // A store in memory has no door by which half an hour could pass.
+    let is_expected =
+        |reason: &ColdReason| *reason != ColdReason::Expired || cluster.shared_store().is_some();
+    let reasons = ColdReason::ALL.iter().filter(|reason| is_expected(reason));
+    let reasons: BTreeSet<_> = reasons.map(|reason| reason.name()).collect();
+    assert_eq!(lost.keys().map(String::as_str).collect::<BTreeSet<_>>(), reasons);
+    for reason in ColdReason::ALL.iter().map(|reason| reason.name()) {
+        let (turns, tokens) = lost.get(reason).copied().unwrap_or_default();
+        for (name, expected) in [("turns", turns), ("tokens", tokens)] {
+            let series = format!("warmkey_cold_{name}_total{{reason={reason:?}}}");
+            cluster.shows(&series, expected as f64).await;
         }
-        assert_eq!(shown, *tokens as f64, "{series}");
     }
-    assert_eq!(sums["total"]["cold_turns"], cold);
-    assert_eq!(sums["total"]["cold_tokens"], lost.values().sum::<u64>());
+    assert_eq!(sums["total"]["cold_turns"], lost.values().map(|(turns, _)| turns).sum::<u64>());
+    assert_eq!(sums["total"]["cold_tokens"], lost.values().map(|(_, tokens)| tokens).sum::<u64>());
+    logged(cluster, turns, &traces).await;
+}
+
+/// The log has one line of each turn, by the same name as the ledger.
+async fn logged(cluster: &Running, turns: usize, traces: &BTreeSet<String>) {
+    assert_eq!(traces.len(), turns, "each turn has a trace of its own");
+    let ids = eventually(SOON, "all turns are in the log", async || {
+        let logs = cluster.logs();
+        let lines = logs.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines = lines.filter(|line| line["message"] == "turn");
+        let ids: Vec<_> =
+            lines.map(|line| line["turn"].as_str().expect("an id").to_owned()).collect();
+        (ids.len() >= turns).then_some(ids)
+    })
+    .await;
+    assert_eq!(ids.len(), turns);
+    assert_eq!(ids.into_iter().collect::<BTreeSet<_>>(), *traces);
 }
