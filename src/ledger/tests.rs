@@ -22,7 +22,9 @@ fn settings(url: Option<&str>) -> Settings {
 }
 
 fn record() -> Record {
-    let table = Table::sketch("a org-a 1 sk-a");
+    // Made once: a key has connections of its own, and some tests make thousands of records.
+    static KEY: std::sync::LazyLock<Arc<crate::key::Key>> =
+        std::sync::LazyLock::new(|| Arc::clone(&Table::sketch("a org-a 1 sk-a").keys()[0]));
     Record {
         session: None,
         service: None,
@@ -30,7 +32,7 @@ fn record() -> Record {
         status: None,
         ending: Ending::Refused,
         duration: Duration::ZERO,
-        ..Record::sketch(&table.keys()[0], None)
+        ..Record::sketch(&KEY, None)
     }
 }
 
