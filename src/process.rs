@@ -71,6 +71,15 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn process_without_cores_is_not_dumpable() {
+        use rustix::process::{dumpable_behavior, getrlimit};
+        forbid_cores();
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        assert_eq!(getrlimit(Resource::Core).current, Some(0));
+    }
+
+    #[test]
     fn descriptors_are_shared_out() {
         for (limit, clients, admin) in
             [(64, 24, 4), (256, 96, 16), (1_024, 384, 64), (1 << 20, MOST, 64), (1, 1, 1)]

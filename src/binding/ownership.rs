@@ -147,16 +147,18 @@ impl Owners {
             let written = join_all(written).await;
             for (item, (result, share)) in some.iter().zip(written) {
                 budget.limit_to(&share);
-                self.lock().owners.put(item.as_str(), owner.clone(), self.ttl);
                 if result.is_err() {
                     self.queue(item);
                 }
+                let first = result.ok().flatten().unwrap_or_else(|| owner.clone());
+                self.lock().owners.put(item.as_str(), first, self.ttl);
             }
         }
     }
 
-    /// Returns the owner of each item, as [`Self::find`] does. An owner never changes, so what this
-    /// replica remembers needs no store: a conversation names all its items with each turn.
+    /// Returns the owner of each item, as [`Self::find`] does, up to the first items without one. An
+    /// owner never changes, so what this replica remembers needs no store: a conversation names all
+    /// its items with each turn.
     pub async fn find_items(
         &self,
         items: &[ResponseId],
@@ -177,6 +179,9 @@ impl Owners {
             for (found, share) in found.await {
                 budget.limit_to(&share);
                 all.push(found);
+            }
+            if all.iter().any(|found| !matches!(found, Ok(Some(_)))) {
+                break;
             }
         }
         all
@@ -204,7 +209,7 @@ impl Owners {
                 return true;
             }
             let written = join_all(some.iter().map(|response| async {
-                let Some((owner, left)) = self.recall(response) else { return Ok(()) };
+                let Some((owner, left)) = self.recall(response) else { return Ok(None) };
                 self.write(response, &owner, left, &mut self.store.budget()).await
             }));
             let written = written.await;
@@ -236,15 +241,16 @@ impl Owners {
         self.pending.notify_one();
     }
 
-    /// An id is issued once, so an owner that is already stored is the same.
+    /// Returns the owner that is stored already, if there is one.
     async fn write(
         &self,
         response: &ResponseId,
         owner: &Owner,
         left: Duration,
         budget: &mut Budget,
-    ) -> Result<(), Unavailable> {
-        self.store.claim(name(response), &owner.to_string(), left, budget).await.map(drop)
+    ) -> Result<Option<Owner>, Unavailable> {
+        let first = self.store.claim(name(response), &owner.to_string(), left, budget).await?;
+        Ok(first.and_then(|first| Owner::parse(&first)))
     }
 
     /// Returns the remembered owner and its remaining lifetime.

@@ -60,19 +60,21 @@ impl Pricer {
             if count == 0 {
                 return;
             }
-            self.tell_all(&mut some).await;
+            // A log line waits for no store.
+            some.iter().for_each(log_turn);
+            self.tell_all(std::mem::take(&mut some)).await;
         }
         records.close();
-        self.tell_all(&mut some).await;
-        while records.recv_many(&mut some, AT_ONCE).await > 0 {
-            self.tell_all(&mut some).await;
+        while records.recv_many(&mut some, AT_ONCE).await > 0 {}
+        some.iter().for_each(log_turn);
+        while !some.is_empty() {
+            let rest = some.split_off(some.len().min(AT_ONCE));
+            self.tell_all(std::mem::replace(&mut some, rest)).await;
         }
     }
 
-    async fn tell_all(&mut self, some: &mut Vec<Record>) {
-        // A log line waits for no store.
-        some.iter().for_each(log_turn);
-        for record in self.assessor.assess(std::mem::take(some)).await {
+    async fn tell_all(&mut self, some: Vec<Record>) {
+        for record in self.assessor.assess(some).await {
             self.pass_on(&record);
         }
     }

@@ -117,6 +117,10 @@ impl Entry {
         owner: &Owner,
         budget: &mut Budget,
     ) {
+        if self.foreign_ids == ForeignIds::Pass {
+            // No turn asks who owns an item.
+            return;
+        }
         let items: Vec<_> = ids.iter().map(|id| self.identifier.item(client, id)).collect();
         self.owners.keep_items(&items, owner, budget).await;
     }

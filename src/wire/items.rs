@@ -41,11 +41,10 @@ pub fn referred_in(body: &[u8], references: References) -> Vec<String> {
     input.and_then(|[input]| input.map(referred)).unwrap_or_default()
 }
 
-/// The ids of the items in `document`: a response, or a list of items. `None`: the document is not
-/// whole, or no JSON.
+/// The ids of the items in `document`, a response. `None`: the document is not whole, or no JSON.
 pub fn listed(document: &[u8]) -> Option<Vec<String>> {
-    let [output, data] = fields(document, ["output", "data"]).ok()?;
-    let items = elements(output.or(data).unwrap_or_default());
+    let [output] = fields(document, ["output"]).ok()?;
+    let items = elements(output.unwrap_or_default());
     Some(items.into_iter().filter_map(id).take(MOST).collect())
 }
 
@@ -87,9 +86,31 @@ struct Item {
     ids: Vec<String>,
     names_reference: bool,
     names_image: bool,
-    has_type: bool,
-    has_role: bool,
-    has_result: bool,
+    names_reasoning: bool,
+    kind: Stated,
+    role: Stated,
+    result: Stated,
+    sealed: Stated,
+}
+
+/// Whether an item states a field.
+#[derive(Default)]
+struct Stated {
+    once: bool,
+    /// A field of the name is null, empty or no text.
+    is_void: bool,
+}
+
+impl Stated {
+    fn note(&mut self, value: &[u8]) {
+        let is_text = value.len() > 2 && value.starts_with(b"\"");
+        self.once |= is_text;
+        self.is_void |= !is_text;
+    }
+
+    const fn may_be_absent(&self) -> bool {
+        !self.once || self.is_void
+    }
 }
 
 impl Item {
@@ -109,35 +130,73 @@ impl Item {
     }
 
     fn note(&mut self, name: &[u8], value: &[u8]) {
-        let field = Field::of(Some(value));
-        match (name, &field) {
-            (_, Field::Absent) => {}
-            (b"id", field) => self.ids.extend(field.id().map(str::to_owned)),
-            (b"type", Field::Text(kind)) => {
-                self.has_type = true;
-                self.names_reference |= kind == "item_reference";
-                self.names_image |= kind == "image_generation_call";
+        match name {
+            b"id" => self.ids.extend(Field::of(Some(value)).id().map(str::to_owned)),
+            b"type" => {
+                self.kind.note(value);
+                match Field::of(Some(value)) {
+                    Field::Text(kind) => {
+                        self.names_reference |= kind == "item_reference";
+                        self.names_image |= kind == "image_generation_call";
+                        self.names_reasoning |= kind == "reasoning";
+                    }
+                    // An upstream might read it in its own way.
+                    Field::Malformed => self.names_reference = true,
+                    Field::Absent => {}
+                }
             }
-            // An upstream might read it in its own way.
-            (b"type", Field::Malformed) => self.names_reference = true,
-            (b"role", _) => self.has_role = true,
-            (b"result", _) => self.has_result = true,
+            b"role" => self.role.note(value),
+            b"result" => self.result.note(value),
+            b"encrypted_content" => self.sealed.note(value),
             _ => {}
         }
     }
 
     /// Whether the item may stand for a stored one. Without a type, an item with a role is a
-    /// message.
+    /// message. OpenAI looks for a reasoning without its content among the stored ones.
     const fn is_reference(&self) -> bool {
         self.names_reference
-            || self.names_image && !self.has_result
-            || !self.has_type && !self.has_role
+            || self.names_image && self.result.may_be_absent()
+            || self.names_reasoning && self.sealed.may_be_absent()
+            || self.kind.may_be_absent() && self.role.may_be_absent()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::peek::Peek;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The one scan of a body finds each body whose items have to be read.
+        #[test]
+        fn item_that_is_a_reference_is_never_overlooked(
+            items in prop::collection::vec(prop::collection::vec((
+                prop::sample::select(vec![
+                    "id", "i\\u0064", "type", "t\\u0079pe", "role", "result", "encrypted_content",
+                    "status", "content",
+                ]),
+                prop::sample::select(vec![
+                    r#""a""#, "null", r#""""#, "7", r#""reasoning""#, r#""message""#,
+                    r#""item_reference""#, r#""image_generation_call""#, r#"[{"type":"x"}]"#,
+                    r#""re\u0061soning""#, "{}",
+                ]),
+            ), 0..6), 0..4),
+        ) {
+            let fields = |item: &Vec<(&str, &str)>| {
+                let all: Vec<_> = item.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+                format!("{{{}}}", all.join(", "))
+            };
+            let items: Vec<_> = items.iter().map(fields).collect();
+            let body = format!(r#"{{"input":[{}]}}"#, items.join(","));
+            let input = &body[r#"{"input":"#.len()..body.len() - 1];
+            let named: Vec<_> =
+                referred(input.as_bytes()).into_iter().filter(|id| !id.is_empty()).collect();
+            let references = Peek::at(body.as_bytes()).unwrap().references;
+            prop_assert!(named.is_empty() || references.name_items, "{body}");
+        }
+    }
 
     #[test]
     fn stored_items_that_an_input_refers_to_are_found() {
@@ -154,6 +213,12 @@ mod tests {
             (r#"[{"type":"image_generation_call","id":"ig_1"}]"#, &["ig_1"]),
             (r#"[{"type":"image_generation_call","id":"ig_1","result":null}]"#, &["ig_1"]),
             (r#"[{"type":"image_generation_call","id":"ig_1","result":"AAAA"}]"#, &[]),
+            (r#"[{"type":"image_generation_call","id":"a","result":"A","result":null}]"#, &["a"]),
+            (r#"[{"type":"image_generation_call","id":"a","result":""}]"#, &["a"]),
+            (r#"[{"type":"message","type":null,"id":"a"}]"#, &["a"]),
+            (r#"[{"type":"reasoning","id":"a","summary":[]}]"#, &["a"]),
+            (r#"[{"type":"reasoning","id":"a","encrypted_content":null}]"#, &["a"]),
+            (r#"[{"type":"reasoning","id":"a","encrypted_content":"g"}]"#, &[]),
             // What is sent whole needs no item that is stored.
             (r#"[{"type":"message","id":"msg_1","role":"user","content":"x"}]"#, &[]),
             (r#"[{"id":"msg_1","role":"assistant","content":"item_reference"}]"#, &[]),
@@ -167,7 +232,7 @@ mod tests {
             assert_eq!(referred(input.as_bytes()), expected, "{input}");
         }
         let body = br#"{"input":[{"id":"a"}],"in\u0070ut":[{"id":"b"}],"model":"m"}"#;
-        let naming = References { name_items: true, ..References::default() };
+        let naming = Peek::at(body).unwrap().references;
         assert_eq!(referred_in(body, naming), ["b"], "the last duplicate wins");
         assert!(
             referred_in(body, References::default()).is_empty()
@@ -189,8 +254,7 @@ mod tests {
             assert_eq!(listed(&response.as_bytes()[..end]), None, "{end}");
         }
         let list = r#"{"object":"list","data":[{"type":"message","id":"msg_2"}],"has_more":false}"#;
-        assert_eq!(listed(list.as_bytes()).unwrap(), ["msg_2"]);
-        for none in [r#"{"output":null}"#, r#"{"error":{}}"#, "[]"] {
+        for none in [list, r#"{"output":null}"#, r#"{"error":{}}"#, "[]"] {
             assert_eq!(listed(none.as_bytes()), Some(Vec::new()), "{none}");
         }
     }

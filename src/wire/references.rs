@@ -11,6 +11,9 @@ use crate::wire::quotes::unescaped;
 /// The shortest relevant name with an escape in it.
 const SHORTEST_ESCAPED: usize = br#""\u0074ype""#.len();
 
+/// The number of open brackets around the fields of an item: those of the list and of the item.
+pub const ITEM: usize = 2;
+
 /// The references of one body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct References {
@@ -23,6 +26,48 @@ pub struct References {
     pub need_more: bool,
     /// The input may refer to stored items (`wire::items`).
     pub name_items: bool,
+    /// The item that the scan is in.
+    item: ItemFields,
+}
+
+/// The fields of an item that tell whether it may stand for a stored one. Of duplicate fields, each
+/// counts, because upstreams differ in which one they read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct ItemFields(u8);
+
+impl ItemFields {
+    const ID: u8 = 1;
+    const TYPE: u8 = 2;
+    const NO_TYPE: u8 = 4;
+    const ROLE: u8 = 8;
+    const NO_ROLE: u8 = 16;
+    const REASONING: u8 = 32;
+    const SEALED: u8 = 64;
+    const NOT_SEALED: u8 = 128;
+
+    fn record(&mut self, name: &[u8], value: &[u8]) {
+        let is_text = is_text(value);
+        let either = |yes: u8, no: u8| if is_text { yes } else { no };
+        self.0 |= match name {
+            br#""id""# => either(Self::ID, 0),
+            br#""type""# if may_say(value, |text| text == b"reasoning") => {
+                Self::TYPE | Self::REASONING
+            }
+            br#""type""# => either(Self::TYPE, Self::NO_TYPE),
+            br#""role""# => either(Self::ROLE, Self::NO_ROLE),
+            br#""encrypted_content""# => either(Self::SEALED, Self::NOT_SEALED),
+            _ => 0,
+        };
+    }
+
+    /// Whether an upstream may read the item from its store: an item without a type and a role, or
+    /// a reasoning without its content.
+    fn may_be_stored(self) -> bool {
+        let has = |flag: u8| self.0 & flag != 0;
+        let is_untyped = !has(Self::TYPE) && (!has(Self::ROLE) || has(Self::NO_ROLE));
+        let is_bare = has(Self::REASONING) && (!has(Self::SEALED) || has(Self::NOT_SEALED));
+        has(Self::ID) && (has(Self::NO_TYPE) || is_untyped || is_bare)
+    }
 }
 
 impl References {
@@ -51,9 +96,24 @@ impl References {
         }
     }
 
+    /// Records a field of an item.
+    pub fn record_of_item(&mut self, name: &[u8], value: &[u8], is_first: bool) {
+        if is_first {
+            self.end_item();
+        }
+        match name.contains(&b'\\') {
+            true => self.item.record(&[b"\"", &unescaped(name)[..], b"\""].concat(), value),
+            false => self.item.record(name, value),
+        }
+    }
+
+    /// The scan has left an item.
+    pub fn end_item(&mut self) {
+        self.name_items |= self.item.may_be_stored();
+        self.item = ItemFields(0);
+    }
+
     fn look_at_type(&mut self, value: &[u8]) {
-        // An item without a type may be a reference.
-        self.name_items |= value.starts_with(b"null");
         if may_say(value, |text| matches!(text, b"item_reference" | b"image_generation_call")) {
             // Without its result, an image is one that the upstream stores.
             self.name_items = true;
@@ -206,6 +266,18 @@ mod tests {
             (r#"{"t\u0079pe":"item\u005freference","id":"a"}"#, true),
             (r#"{"id":"a"}"#, true),
             (r#"{"id":"a","type" : null}"#, true),
+            (r#"{"id":"x","id":"a"}"#, true),
+            (r#"{"status":"completed","content":[{"type":"x"}],"i\u0064":"a"}"#, true),
+            (r#"{"type":"message","type":null,"id":"a"}"#, true),
+            (r#"{"role":null,"id":"a"}"#, true),
+            (r#"{"type":"reasoning","id":"a","summary":[]}"#, true),
+            (
+                r#"{"type":"reasoning","id":"a","encrypted_content":"g","encrypted_content":null}"#,
+                true,
+            ),
+            (r#"{"type":"reasoning","id":"a","encrypted_content":"g"}"#, false),
+            (r#"{"type":"reasoning","summary":[]}"#, false),
+            (r#"{"role":"user","id":"a","content":[{"x":{}}]},{"type":"message","id":"b"}"#, false),
             (r#"{"type":"image_generation_call","id":"a"}"#, true),
             (r#"{"type":"message","id":"a","role":"user","content":"item_reference"}"#, false),
             (r#"{"type":"input_file","file_id":"file-1"}"#, false),

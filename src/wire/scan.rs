@@ -7,7 +7,7 @@
 //! Unicode, unless they are read.
 
 use crate::wire::quotes::Quotes;
-use crate::wire::references::References;
+use crate::wire::references::{ITEM, References};
 
 /// The byte at which the text stops being JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,7 +111,7 @@ impl<'t> Scanner<'t> {
                     self.at += 1;
                     open.push(true);
                     if self.peek() != Some(b'}') {
-                        self.key(true)?;
+                        self.key(true, open.depth)?;
                         continue;
                     }
                 }
@@ -137,7 +137,7 @@ impl<'t> Scanner<'t> {
                     Some(b',') => {
                         self.at += 1;
                         if is_object {
-                            self.key(false)?;
+                            self.key(false, open.depth)?;
                         }
                         break;
                     }
@@ -152,15 +152,21 @@ impl<'t> Scanner<'t> {
 
     /// Returns and clears the references in the values that were skipped since the last call.
     pub fn references(&mut self) -> References {
+        self.references.end_item();
         std::mem::take(&mut self.references)
     }
 
-    /// Reads the name of a field. `is_first` is true for the first field of its object.
-    fn key(&mut self, is_first: bool) -> Result<(), NotJson> {
+    /// Reads the name of a field. `is_first` is true for the first field of its object. `depth` is
+    /// the number of open brackets.
+    fn key(&mut self, is_first: bool, depth: usize) -> Result<(), NotJson> {
         let name = self.string()?;
         self.expect(b':')?;
         self.peek();
-        self.references.record_field(name, &self.text[self.at..], is_first);
+        let value = &self.text[self.at..];
+        if depth == ITEM {
+            self.references.record_of_item(name, value, is_first);
+        }
+        self.references.record_field(name, value, is_first);
         Ok(())
     }
 

@@ -173,6 +173,12 @@ async fn derived_key_is_of_the_conversation_alone() {
     let mut other = Chat::new(cluster.replicas[0].address(), BOB);
     other.messages = chat.messages.clone();
     assert_ne!(session(&mut other).await, first, "another client's");
+    let mut cluster = cluster;
+    cluster.replace(0).await;
+    chat.moves_to(cluster.replicas[0].address());
+    chat.turn("again").await.served();
+    let last = cluster.turns().await.pop().and_then(|turn| turn.session);
+    assert_eq!(last, Some(first), "after a restart");
 }
 
 #[tokio::test]

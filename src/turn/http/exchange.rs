@@ -246,14 +246,14 @@ impl HttpTurns {
             account.asked_for(kind, imprint);
         }
         let origin = origin?;
-        let maker = entry.items(&client.id, &items, &mut budget).await?;
-        // Where the owner of the items is not known, only the session's project can have them.
-        let needs_project = needs_project || !items.is_empty() && maker.is_none();
-        let within = origin.as_ref().or(maker.as_ref()).map_or(Reach::Anywhere, Owner::reach);
         let found = match (found, &identity.session) {
             (None, Some(session)) => bindings.look_up(session, &mut budget).await,
             (found, _) => found.unwrap_or(Ok(None)),
         };
+        let maker = entry.items(&client.id, &items, &mut budget).await?;
+        // Where the owner of the items is not known, only the session's project can have them.
+        let needs_project = needs_project || !items.is_empty() && maker.is_none();
+        let within = origin.as_ref().or(maker.as_ref()).map_or(Reach::Anywhere, Owner::reach);
 
         let demand = Demand {
             session: identity.session,
@@ -359,6 +359,7 @@ impl HttpTurns {
         let of_items_alone = !items.is_empty() && !peek.references.need_more;
         let needs_project =
             peek.references.need_project && !of_items_alone || peek.conversation.id().is_some();
+        let is_plain = matches!(text, Text::Plain(_));
         let decoded = match text {
             Text::Decoded(text, place) if by_chat || self.is_renamed(&model) => {
                 Some((Bytes::from(text), place))
@@ -374,7 +375,8 @@ impl HttpTurns {
             needs_project,
             items,
             model,
-            model_place: peek.model_place,
+            // It is a place in the text, which the turn keeps only then.
+            model_place: peek.model_place.filter(|_| is_plain || decoded.is_some()),
             kind,
             imprint: imprint.map(Box::new),
             names_cache_key: peek.names_cache_key,

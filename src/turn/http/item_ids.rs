@@ -13,8 +13,12 @@ use crate::wire::items::{MOST, added, listed};
 
 /// The longest line that is searched. An item is added without its content.
 const LINE: usize = 64 * 1024;
-/// The longest document that is searched.
+/// The longest document that is searched, without what long strings have beyond their beginning.
 const DOCUMENT: usize = 4 * 1024 * 1024;
+/// The longest string of a document that is kept whole.
+const STRING: usize = 1024;
+/// The bytes of `\uXXXX` after its backslash.
+const ESCAPE: u8 = 5;
 
 /// Searches one answer for the ids of its items.
 pub struct ItemFinder(Decoder<Text>);
@@ -22,7 +26,16 @@ pub struct ItemFinder(Decoder<Text>);
 impl ItemFinder {
     pub fn new(headers: &HeaderMap) -> Self {
         let text = if is_stream(headers) { Kind::Stream } else { Kind::Document };
-        Self(Decoder::new(headers, Text { kind: text, kept: Vec::new(), found: 0, is_over: false }))
+        Self(Decoder::new(
+            headers,
+            Text {
+                kind: text,
+                kept: Vec::new(),
+                found: 0,
+                is_over: false,
+                strings: Strings::default(),
+            },
+        ))
     }
 
     /// Searches the next chunk. Returns the ids that it completes.
@@ -51,6 +64,43 @@ struct Text {
     kept: Vec<u8>,
     found: usize,
     is_over: bool,
+    strings: Strings,
+}
+
+/// Where a document's strings are. Of a long string only the beginning is kept: a picture takes
+/// megabytes, and an id is short.
+#[derive(Default)]
+struct Strings {
+    is_inside: bool,
+    /// The bytes of the string so far.
+    length: usize,
+    /// The bytes that an escape still has at most: `ESCAPE` after its backslash.
+    escaped: u8,
+    is_cut: bool,
+}
+
+impl Strings {
+    /// Whether the next byte is kept. No escape is cut in two.
+    fn keeps(&mut self, byte: u8) -> bool {
+        if !self.is_inside {
+            self.is_inside = byte == b'"';
+            return true;
+        }
+        self.length += 1;
+        match self.escaped {
+            0 if byte == b'"' => {
+                *self = Self::default();
+                return true;
+            }
+            0 => {
+                self.is_cut |= self.length > STRING;
+                self.escaped = if byte == b'\\' { ESCAPE } else { 0 };
+            }
+            ESCAPE if byte != b'u' => self.escaped = 0,
+            _ => self.escaped -= 1,
+        }
+        !self.is_cut
+    }
 }
 
 impl Text {
@@ -92,7 +142,11 @@ impl Text {
 
 impl Write for Text {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if !self.is_over {
+        if self.is_over {
+        } else if self.kind == Kind::Document {
+            let strings = &mut self.strings;
+            self.kept.extend(bytes.iter().filter(|byte| strings.keeps(**byte)));
+        } else {
             self.kept.extend_from_slice(bytes);
         }
         Ok(bytes.len())
@@ -172,12 +226,27 @@ mod tests {
             }
             assert_eq!(ids, ["rs_1", "msg_1"], "{size}");
         }
+        // Of a picture, only the beginning is kept, whatever it is made of.
+        for part in ["y", r"\\", r"\u00e9", r#"\""#, "\u{e9}", r#"a\"b"#] {
+            let picture = part.repeat(DOCUMENT / part.len() + 1);
+            let long = format!(r#"{{"output":[{{"x":"{picture}","id":"a"}}, {{"id":"b"}}]}}"#);
+            for size in [1_000, 4_099, long.len()] {
+                let mut finder = ItemFinder::new(&headers(JSON, None));
+                let chunks = long.as_bytes().chunks(size);
+                let mut most = 0;
+                let ids: Vec<_> = chunks
+                    .flat_map(|chunk| {
+                        let ids = finder.search(chunk);
+                        most = most.max(finder.0.reader().unwrap().kept.len());
+                        ids
+                    })
+                    .collect();
+                assert!(ids == ["a", "b"] && most < 2 * STRING, "{part} {ids:?} {most}");
+            }
+        }
         let mut finder = ItemFinder::new(&headers(JSON, None));
-        let long = format!(r#"{{"output":[{{"id":"a","x":"{}"}}]}}"#, "y".repeat(DOCUMENT));
-        let chunks = long.as_bytes().chunks(DOCUMENT);
-        let ids: Vec<_> = chunks.flat_map(|chunk| finder.search(chunk)).collect();
-        assert!(finder.is_over() || ids == ["a"], "{ids:?}");
-        finder.search(&vec![b' '; DOCUMENT]);
+        let long = format!(r#"{{"output":[{}{{}}]}}"#, r#"{"id":"a"},"#.repeat(DOCUMENT / 8));
+        assert!(long.as_bytes().chunks(LINE).all(|chunk| finder.search(chunk).is_empty()));
         assert!(finder.is_over() && finder.0.reader().unwrap().kept.is_empty());
     }
 

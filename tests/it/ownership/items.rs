@@ -115,6 +115,10 @@ async fn item_of_another_client_is_refused_in_every_form() {
         r#"{"type":"item_reference","id":"OWN","id":"FOREIGN"}"#,
         r#"{"type":"item_reference","id":"FOREIGN","id":"OWN"}"#,
         r#"{"type":"image_generation_call","id":"FOREIGN"}"#,
+        r#"{"type":"image_generation_call","id":"FOREIGN","result":"A","result":null}"#,
+        r#"{"id":"x","id":"FOREIGN"}"#,
+        r#"{"type":"message","type":null,"id":"FOREIGN"}"#,
+        r#"{"type":"reasoning","id":"FOREIGN","summary":[]}"#,
         r#"{"type":"item_reference","id":"OWN"},{"type":"item_reference","id":"FOREIGN"}"#,
     ] {
         let items = items.replace("FOREIGN", &foreign).replace("OWN", &own);
