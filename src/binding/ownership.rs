@@ -156,9 +156,9 @@ impl Owners {
         }
     }
 
-    /// Returns the owner of each item, as [`Self::find`] does, up to the first items without one. An
-    /// owner never changes, so what this replica remembers needs no store: a conversation names all
-    /// its items with each turn.
+    /// Returns the owner of each item, as [`Self::find`] does, up to the first items without one.
+    /// An owner never changes, so what this replica remembers needs no store: a conversation names
+    /// all its items with each turn.
     pub async fn find_items(
         &self,
         items: &[ResponseId],
