@@ -33,7 +33,7 @@ impl ItemFinder {
                 kept: Vec::new(),
                 found: 0,
                 is_over: false,
-                strings: Strings::default(),
+                outline: Outline::default(),
             },
         ))
     }
@@ -64,14 +64,18 @@ struct Text {
     kept: Vec<u8>,
     found: usize,
     is_over: bool,
-    strings: Strings,
+    outline: Outline,
 }
 
-/// Where a document's strings are. Of a long string only the beginning is kept: a picture takes
-/// megabytes, and an id is short.
+/// Where a document's strings and its end are. Of a long string only the beginning is kept: a
+/// picture takes megabytes, and an id is short.
 #[derive(Default)]
-struct Strings {
-    is_inside: bool,
+struct Outline {
+    /// The open brackets.
+    depth: usize,
+    /// The last bracket has closed.
+    is_whole: bool,
+    is_in_string: bool,
     /// The bytes of the string so far.
     length: usize,
     /// The bytes that an escape still has at most: `ESCAPE` after its backslash.
@@ -79,17 +83,25 @@ struct Strings {
     is_cut: bool,
 }
 
-impl Strings {
+impl Outline {
     /// Whether the next byte is kept. No escape is cut in two.
     fn keeps(&mut self, byte: u8) -> bool {
-        if !self.is_inside {
-            self.is_inside = byte == b'"';
+        if !self.is_in_string {
+            match byte {
+                b'"' => (self.is_in_string, self.length, self.is_cut) = (true, 0, false),
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => {
+                    self.depth = self.depth.saturating_sub(1);
+                    self.is_whole |= self.depth == 0;
+                }
+                _ => {}
+            }
             return true;
         }
         self.length += 1;
         match self.escaped {
             0 if byte == b'"' => {
-                *self = Self::default();
+                self.is_in_string = false;
                 return true;
             }
             0 => {
@@ -107,11 +119,9 @@ impl Text {
     fn take(&mut self) -> Vec<String> {
         let mut ids = Vec::new();
         if self.kind == Kind::Document {
-            // Only a whole document ends so, or a part that is a whole by chance.
-            if self.kept.trim_ascii_end().ends_with(b"}")
-                && let Some(found) = listed(&self.kept)
-            {
-                (ids, self.is_over, self.kept) = (found, true, Vec::new());
+            if self.outline.is_whole {
+                ids = listed(&self.kept).unwrap_or_default();
+                (self.is_over, self.kept) = (true, Vec::new());
             } else if self.kept.len() > DOCUMENT {
                 tracing::warn!(
                     "the items of a long answer are not read: no turn can refer to them"
@@ -142,12 +152,13 @@ impl Text {
 
 impl Write for Text {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.is_over {
-        } else if self.kind == Kind::Document {
-            let strings = &mut self.strings;
-            self.kept.extend(bytes.iter().filter(|byte| strings.keeps(**byte)));
-        } else {
-            self.kept.extend_from_slice(bytes);
+        match self.kind {
+            _ if self.is_over => {}
+            Kind::Document => {
+                let outline = &mut self.outline;
+                self.kept.extend(bytes.iter().filter(|byte| outline.keeps(**byte)));
+            }
+            Kind::Stream | Kind::Skipped => self.kept.extend_from_slice(bytes),
         }
         Ok(bytes.len())
     }
