@@ -1,10 +1,13 @@
 //! The result of one attempt at an upstream: facts without decisions.
 
+pub mod body;
+
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
 
 use crate::error::Error;
+use crate::outcome::body::AnswerBody;
 use crate::wire::error_body::ErrorBody;
 
 /// The end of an attempt, before any byte of an answer has gone to the client.
@@ -63,7 +66,7 @@ pub struct Answer {
     /// The part of the body that was already read.
     pub head: Bytes,
     /// The rest of the body. `None` once all of it was read.
-    pub rest: Option<reqwest::Response>,
+    pub rest: Option<AnswerBody>,
     /// The upgraded connection, if the answer is a WebSocket handshake.
     pub upgrade: Option<OnUpgrade>,
 }

@@ -18,6 +18,7 @@ use http::header::{
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::key::Key;
+use crate::outcome::body::{AnswerBody, CutAnswer};
 use crate::outcome::{Answer, Outcome, Refusal};
 use crate::process::lacks_descriptors;
 use crate::upstream::framing::is_framed_once;
@@ -158,11 +159,12 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
 
 /// Reads as much of an answer as its meaning needs. An answer in a coding that the gateway cannot
 /// read is broken: upstreams are asked for no such coding, and nothing passes unread.
-pub async fn read(mut rest: reqwest::Response) -> Outcome {
-    if Coding::of(rest.headers()) == Coding::Unknown {
+pub async fn read(mut response: reqwest::Response) -> Outcome {
+    if Coding::of(response.headers()) == Coding::Unknown {
         return Outcome::Broken("its content-encoding is none that the gateway can read".into());
     }
-    let (status, headers) = (rest.status(), std::mem::take(rest.headers_mut()));
+    let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+    let mut rest = AnswerBody::from(response);
     let mut answer = Answer { status, headers, head: Bytes::new(), rest: None, upgrade: None };
     if !has_meaning(answer.status) {
         answer.rest = Some(rest);
@@ -174,7 +176,8 @@ pub async fn read(mut rest: reqwest::Response) -> Outcome {
             match rest.chunk().await {
                 Ok(Some(data)) => head.extend_from_slice(&data),
                 Ok(None) => return Ok(true),
-                Err(error) => return Err(causes(&error)),
+                Err(CutAnswer::Failed(error)) => return Err(causes(&error)),
+                Err(error) => return Err(error.to_string()),
             }
         }
         Ok(false)

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use crate::key::{Key, Tag};
+use crate::outcome::body::AnswerBody;
 use crate::upstream::headers::show;
 use crate::wire::decoder::Decoder;
 use crate::wire::models::ModelList;
@@ -96,7 +97,7 @@ pub fn request(key: &Key, query: Option<&str>) -> reqwest::Request {
 
 /// Reads the list in an answer with these `headers`. `None`: the answer has no list, or one that is
 /// too long or in a coding that the gateway cannot read.
-pub async fn read_list(headers: &HeaderMap, mut rest: reqwest::Response) -> Option<ModelList> {
+pub async fn read_list(headers: &HeaderMap, mut rest: AnswerBody) -> Option<ModelList> {
     let mut body = Decoder::new(headers, Vec::new());
     while let Some(part) = rest.chunk().await.ok()? {
         body.observe(&part);
@@ -114,7 +115,7 @@ async fn ask(key: &Key, query: &str) -> Option<Listed> {
     let status = answer.status();
     let headers = std::mem::take(answer.headers_mut());
     let list = match status {
-        StatusCode::OK => read_list(&headers, answer).await,
+        StatusCode::OK => read_list(&headers, answer.into()).await,
         _ => None,
     };
     let Some(list) = list else {

@@ -19,6 +19,7 @@ mod codings;
 mod configuration;
 mod heads;
 mod http2;
+mod http2_answers;
 mod http2_siblings;
 mod large;
 mod nested;

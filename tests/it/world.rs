@@ -11,6 +11,7 @@ pub mod wire;
 pub mod balancer;
 pub mod cable;
 pub mod certificates;
+pub mod http2;
 pub mod recorder;
 pub mod redis;
 pub mod replica;

@@ -4,13 +4,11 @@
 //! Either the relay or the pump reads the upstream's frames; `relay` says which one and when.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::Version;
 
 use crate::chat::stream::Stream;
 use crate::health::registry::Registry;
@@ -18,6 +16,7 @@ use crate::key::Key;
 use crate::key::leak::LeakScan;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
+use crate::outcome::body::{AnswerBody, CutAnswer};
 use crate::turn::Gateway;
 use crate::turn::account::Account;
 use crate::turn::http::form::Form;
@@ -93,7 +92,7 @@ pub struct Passage {
     pub joined: BytesMut,
     /// Woken when something is ready.
     pub reader: Option<Waker>,
-    upstream: Option<reqwest::Response>,
+    upstream: Option<AnswerBody>,
     /// Woken when there is space again, when frames come close together, or when the client has
     /// left.
     pub writer: Option<Waker>,
@@ -139,7 +138,7 @@ impl Passage {
             has_begun,
             // A client that knows the length leaves with the last byte, so a known length of zero
             // is an end, too. The same holds below.
-            upstream: answer.rest.filter(|upstream| !is_end(upstream)),
+            upstream: answer.rest.filter(|upstream| !upstream.is_complete()),
             gate: gate.map(Box::new),
             joined: BytesMut::from(&head[..]),
             translation,
@@ -177,7 +176,7 @@ impl Passage {
             Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
         };
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
-        let is_last = !keeps_some && self.upstream.as_ref().is_some_and(is_end);
+        let is_last = !keeps_some && self.upstream.as_ref().is_some_and(AnswerBody::is_complete);
         if !std::mem::replace(&mut self.has_begun, true)
             && let Some(turn) = &mut self.turn
         {
@@ -203,7 +202,7 @@ impl Passage {
         })
     }
 
-    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<reqwest::Result<Option<Bytes>>> {
+    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, CutAnswer>> {
         loop {
             if let Some(gate) = &mut self.gate {
                 let kept = ready!(gate.poll_kept(context));
@@ -215,8 +214,7 @@ impl Passage {
                 }
             }
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(Ok(None)) };
-            // `chunk` keeps no state between two polls.
-            let data = ready!(pin!(upstream.chunk()).poll(context))?;
+            let data = ready!(upstream.poll_data(context))?;
             match (&mut self.gate, data) {
                 (Some(gate), Some(data)) => match gate.offer(data) {
                     None => _ = self.idle.note_arrival(),
@@ -281,7 +279,7 @@ impl Passage {
     /// Notes that the client has left. Returns the rest of an answer whose terminal event has
     /// passed. Codex leaves before the last chunk, and reading to the end keeps the upstream's
     /// connection alive.
-    pub fn leave(&mut self) -> Option<reqwest::Response> {
+    pub fn leave(&mut self) -> Option<AnswerBody> {
         let turn = self.turn.take()?;
         if self.tap.is_over() {
             turn.end(self.tap.finish(false), None);
@@ -324,12 +322,6 @@ impl Passage {
         self.ready.clear();
         wake(&mut self.writer);
     }
-}
-
-/// Whether a body of known length is complete. An HTTP/2 body states its end itself, and must be
-/// read up to there.
-fn is_end(upstream: &reqwest::Response) -> bool {
-    upstream.version() < Version::HTTP_2 && upstream.content_length() == Some(0)
 }
 
 pub fn wake(waker: &mut Option<Waker>) {

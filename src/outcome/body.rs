@@ -1,0 +1,70 @@
+//! The rest of an answer, as its upstream sends it.
+//!
+//! An HTTP/2 stream that is reset with `NO_ERROR`, or left by a GOAWAY without an error, reads as
+//! an end in the HTTP library. Only a stream that has stated its end is whole (RFC 9113, section
+//! 8.1).
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Version;
+use http_body::Body;
+
+/// The part of an answer's body that was not read yet.
+pub struct AnswerBody {
+    body: reqwest::Body,
+    states_its_end: bool,
+}
+
+/// Why an answer has no end.
+#[derive(Debug, thiserror::Error)]
+pub enum CutAnswer {
+    #[error(transparent)]
+    Failed(#[from] reqwest::Error),
+    #[error("the stream was reset without an error before its end")]
+    Unended,
+}
+
+impl AnswerBody {
+    /// Returns the next bytes, or `None` at the end of a whole answer. Nothing is lost between two
+    /// polls.
+    pub fn poll_data(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, CutAnswer>> {
+        loop {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)).transpose()? {
+                // Trailers are no part of the body.
+                Some(frame) => match frame.into_data() {
+                    Ok(data) => return Poll::Ready(Ok(Some(data))),
+                    Err(_) => continue,
+                },
+                None if self.states_its_end && !self.body.is_end_stream() => {
+                    return Poll::Ready(Err(CutAnswer::Unended));
+                }
+                None => return Poll::Ready(Ok(None)),
+            }
+        }
+    }
+
+    /// Reads the next bytes, or `None` at the end of a whole answer. Nothing is lost if the caller
+    /// stops waiting.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, CutAnswer> {
+        poll_fn(|context| self.poll_data(context)).await
+    }
+
+    /// Whether a body of known length is complete. A body that states its end must be read up to
+    /// there.
+    pub fn is_complete(&self) -> bool {
+        !self.states_its_end && self.body.size_hint().exact() == Some(0)
+    }
+}
+
+impl From<reqwest::Response> for AnswerBody {
+    fn from(response: reqwest::Response) -> Self {
+        let states_its_end = response.version() >= Version::HTTP_2;
+        Self { body: response.into(), states_its_end }
+    }
+}
