@@ -22,7 +22,7 @@ use crate::session::lineage::Lineage;
 use crate::session::purpose::TurnKind;
 use crate::telemetry::TurnId;
 use crate::usage::books::Books;
-use crate::usage::record::{Record, Service, Warmth};
+use crate::usage::record::{Record, Service, Subject, Warmth};
 use crate::usage::tap::Reading;
 use crate::usage::timeline::{Timeline, Waited};
 use crate::wire::imprint::Imprint;
@@ -55,10 +55,9 @@ pub struct Account {
     /// The gateway's own error that ends the turn.
     refusal: Option<ErrorKind>,
     reading: Reading,
-    /// The account was opened for a handshake, which is not a turn.
-    is_void: bool,
-    /// The name of a request that is no turn: its answer is not counted, billed or kept.
-    operation: Option<&'static str>,
+    subject: Subject,
+    malformed: u64,
+    has_leaked: bool,
 }
 
 /// The client and session of a turn: the same for all turns of a WebSocket.
@@ -106,8 +105,9 @@ impl Account {
             ending: None,
             refusal: None,
             reading: Reading::default(),
-            is_void: false,
-            operation: None,
+            subject: Subject::Turn,
+            malformed: 0,
+            has_leaked: false,
         }
     }
 
@@ -115,9 +115,9 @@ impl Account {
     /// own account. Also returns whether the socket's key uses another cache than the session's
     /// first key.
     pub fn close_handshake(mut self) -> (Caller, bool) {
-        self.is_void = true;
+        self.subject = Subject::Handshake;
         let domain_moved = self.service.as_ref().is_some_and(|(service, _)| service.domain_moved);
-        (std::mem::take(&mut self.caller), domain_moved)
+        (self.caller.clone(), domain_moved)
     }
 
     pub fn note_client(&mut self, client: &ClientId) {
@@ -128,7 +128,7 @@ impl Account {
     pub fn note_session(&mut self, identity: &Identity) {
         self.caller.session.clone_from(&identity.session);
         self.timeline.identified = Some(Instant::now());
-        self.books.malformed_signals(identity.skipped);
+        self.malformed += identity.skipped;
     }
 
     /// Notes when a message on a WebSocket was read, and when it was permitted.
@@ -146,7 +146,7 @@ impl Account {
     /// Notes that the request is no turn. Once answered, it gets a log line of its own, and is
     /// neither counted nor billed.
     pub const fn is_no_turn(&mut self, operation: &'static str) {
-        self.operation = Some(operation);
+        self.subject = Subject::Operation(operation);
     }
 
     /// Notes where the turn's session comes from.
@@ -201,7 +201,6 @@ impl Account {
     pub fn note_overhead(&mut self, since: Instant) {
         let now = Instant::now();
         (self.timeline.received, self.timeline.bound) = (Some(since), Some(now));
-        self.books.overhead(now.duration_since(since).as_secs_f64());
     }
 
     /// Notes the outcome of the attempt that began last.
@@ -247,8 +246,8 @@ impl Account {
 
     /// Notes that the answer holds the key's secret. The bytes pass unchanged; the log warns the
     /// operator.
-    pub fn note_leak(&self) {
-        self.books.leaked();
+    pub fn note_leak(&mut self) {
+        self.has_leaked = true;
         let key = self.service.as_ref().map(|(service, _)| service.key.id.as_str());
         tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of its key");
     }
@@ -286,6 +285,7 @@ impl Account {
         let duration = now.duration_since(timeline.began);
         Record {
             id: self.id,
+            subject: self.subject,
             transport: self.transport,
             kind: self.kind,
             client: caller.client,
@@ -298,6 +298,9 @@ impl Account {
             imprint: self.imprint.take(),
             status: self.status,
             ending,
+            refusal: self.refusal,
+            malformed: self.malformed,
+            has_leaked: self.has_leaked,
             terminal: self.reading.terminal,
             usage: self.reading.usage.take(),
             warmth: Warmth::default(),
@@ -310,18 +313,10 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        if self.is_void {
-            return self.books.void();
-        }
         // The turn stays in flight until its record is written.
         let (service, _place) = self.service.take().unzip();
         let record = self.record(service);
-        let is_refused = matches!(record.ending, Ending::Refused | Ending::Unserved);
-        match (self.refusal, self.operation.filter(|_| !is_refused)) {
-            (Some(kind), _) if record.client.is_none() => self.books.tell_stranger(&record, kind),
-            (_, Some(operation)) => self.books.tell_of(operation, &record),
-            _ => self.books.close(record),
-        }
+        self.books.close(record);
     }
 }
 

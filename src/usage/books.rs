@@ -14,7 +14,7 @@ use crate::client::ClientId;
 use crate::error::ErrorKind;
 use crate::metrics::{Cache, Metrics, Turned};
 use crate::session::SessionId;
-use crate::usage::record::Record;
+use crate::usage::record::{Record, Subject};
 use crate::usage::tracer::TraceRule;
 
 /// Maximum records that wait for the ledger. No turn waits for the ledger.
@@ -59,36 +59,25 @@ impl Books {
         (Self { queue: Some(queue), traced, ..Self::new(metrics) }, records)
     }
 
-    /// A turn has begun. It is in flight until [`Self::close`] or [`Self::void`].
+    /// A turn has begun. It is in flight until [`Self::close`].
     pub fn open(&self) {
         self.metrics.turn_began();
     }
 
-    /// The opened turn was the handshake of a WebSocket, and is not counted.
-    pub fn void(&self) {
-        self.metrics.turn_void();
-    }
-
-    /// The gateway itself took `seconds` from the request's last byte to the upstream request.
-    pub fn overhead(&self, seconds: f64) {
-        self.metrics.overhead(seconds);
-    }
-
-    /// `count` session signals of a turn were malformed, and skipped.
-    pub fn malformed_signals(&self, count: u64) {
-        if count > 0 {
-            self.metrics.malformed_signals(count);
+    /// A turn has ended, or what was opened as one.
+    pub fn close(&self, record: Record) {
+        self.count_facts(&record);
+        match (record.subject, record.refusal) {
+            (Subject::Handshake, _) => self.metrics.turn_void(),
+            (_, Some(kind)) if record.client.is_none() => self.tell_stranger(&record, kind),
+            (Subject::Operation(name), _) if !record.is_refused() => self.tell_of(name, &record),
+            _ => self.close_turn(record),
         }
     }
 
-    /// An answer holds the secret of the key that it was asked with.
-    pub fn leaked(&self) {
-        self.metrics.credential_leaked();
-    }
-
-    /// A turn has ended. The ledger's task logs it, so that no turn formats a line or waits for the
-    /// log's lock. A record that the task does not get is logged here, so that no line is lost.
-    pub fn close(&self, record: Record) {
+    /// The ledger's task logs a turn, so that no turn formats a line or waits for the log's lock. A
+    /// record that the task does not get is logged here, so that no line is lost.
+    fn close_turn(&self, record: Record) {
         self.count(&record);
         let Some(queue) = &self.queue else { return log_turn(&record) };
         match queue.try_send(record) {
@@ -107,7 +96,7 @@ impl Books {
     }
 
     /// A request that is no turn was answered. It is neither counted nor kept.
-    pub fn tell_of(&self, operation: &'static str, record: &Record) {
+    fn tell_of(&self, operation: &'static str, record: &Record) {
         self.metrics.turn_void();
         tracing::info!(
             turn = %record.id,
@@ -132,7 +121,7 @@ impl Books {
 
     /// A request was refused before its client was known. Anybody can send such requests, so they
     /// are counted, and the log tells of many in one line.
-    pub fn tell_stranger(&self, record: &Record, kind: ErrorKind) {
+    fn tell_stranger(&self, record: &Record, kind: ErrorKind) {
         let seconds = record.duration.as_secs_f64();
         self.metrics.turn_ended(record.transport, record.ending, seconds);
         self.metrics.stranger_refused(match kind {
@@ -149,6 +138,19 @@ impl Books {
             strangers.told = Some(Instant::now());
             drop(strangers);
             tracing::info!(requests, "requests without a valid token or address were refused");
+        }
+    }
+
+    /// Counts what holds for every request, whether it was a turn or not.
+    fn count_facts(&self, record: &Record) {
+        if let Some(overhead) = record.timeline.to_binding() {
+            self.metrics.overhead(overhead.as_secs_f64());
+        }
+        if record.malformed > 0 {
+            self.metrics.malformed_signals(record.malformed);
+        }
+        if record.has_leaked {
+            self.metrics.credential_leaked();
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::StatusCode;
 
 use crate::client::ClientId;
+use crate::error::ErrorKind;
 use crate::key::Key;
 use crate::metrics::{BindingResult, ColdReason, Ending, Transport};
 use crate::session::SessionId;
@@ -17,9 +18,21 @@ use crate::usage::timeline::Timeline;
 use crate::wire::imprint::Imprint;
 use crate::wire::terminal::{Terminal, Usage};
 
+/// What a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Counted, logged, billed and kept.
+    Turn,
+    /// The handshake of a WebSocket that opened. Each turn on the WebSocket has its own record.
+    Handshake,
+    /// A request that is no turn, by its name in the log. Its answer is neither counted nor kept.
+    Operation(&'static str),
+}
+
 /// One turn, after its end.
 pub struct Record {
     pub id: TurnId,
+    pub subject: Subject,
     pub transport: Transport,
     pub kind: TurnKind,
     /// `None`: the turn was refused before its client was known.
@@ -40,6 +53,12 @@ pub struct Record {
     /// The status that the client received. `None`: no status was sent.
     pub status: Option<StatusCode>,
     pub ending: Ending,
+    /// The gateway's own error that ended the turn.
+    pub refusal: Option<ErrorKind>,
+    /// Session signals that were malformed, and skipped.
+    pub malformed: u64,
+    /// The answer held the secret of its key.
+    pub has_leaked: bool,
     /// How the upstream itself said that its answer ended.
     pub terminal: Option<Terminal>,
     /// `None`: the upstream stated no usage, which is not the same as zero.
@@ -94,6 +113,7 @@ impl Record {
             Service { key: Arc::clone(key), result: BindingResult::Existing, domain_moved: false };
         Self {
             id: TurnId::random(),
+            subject: Subject::Turn,
             transport: Transport::Http,
             kind: TurnKind::Turn,
             client: Some(ClientId::new("alice")),
@@ -106,6 +126,9 @@ impl Record {
             imprint: Some(Box::default()),
             status: Some(StatusCode::OK),
             ending: Ending::Completed,
+            refusal: None,
+            malformed: 0,
+            has_leaked: false,
             terminal: None,
             usage,
             warmth: Warmth::default(),
@@ -126,6 +149,11 @@ impl Record {
             | Ending::Refused
             | Ending::Unserved => true,
         }
+    }
+
+    /// Whether the gateway itself answered with an error.
+    pub const fn is_refused(&self) -> bool {
+        matches!(self.ending, Ending::Refused | Ending::Unserved)
     }
 
     /// Whether the upstream answered without the usage that an answer carries.

@@ -112,6 +112,12 @@ impl Timeline {
         }
     }
 
+    /// How long the gateway itself took to choose the key, from the last byte of an HTTP request.
+    /// `None`: no key was chosen, or a message on a WebSocket asked.
+    pub fn to_binding(&self) -> Option<Duration> {
+        Some(self.bound?.duration_since(self.received?))
+    }
+
     /// How long the client waited for the answer's first byte.
     pub fn to_first_byte(&self) -> Option<Duration> {
         Some(self.first_byte?.duration_since(self.began))

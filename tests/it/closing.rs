@@ -223,6 +223,9 @@ async fn client_has_the_rights_of_now_on_an_open_connection() {
         (&refused["status"], &refused["error"]["code"]),
         (&json!(403), &json!("model_not_allowed"))
     );
+    // A client without the right to a turn is told nothing of what the turn refers to.
+    client.send(&create(Some("resp_of_another"))).await;
+    assert_eq!(client.json().await["error"]["code"], "model_not_allowed");
     let other = create(None).replace("gpt-5.4", "gpt-6");
     client.send(&other).await;
     assert_eq!(there.text().await, other);

@@ -206,10 +206,9 @@ async fn refusal_of_a_text_is_no_loss_of_access() {
     let mut all = begin(&cluster, 6).await;
     let homes = first_keys(&cluster, &all).await;
     let policy = Fault::forbidden().code("content_policy_violation");
-    for (number, fault) in [Fault::page(403), Fault::page(404), policy, Fault::forbidden().code("")]
-        .into_iter()
-        .enumerate()
-    {
+    let pages = [403, 404].map(Fault::page).into_iter().chain([403, 404].map(Fault::bare));
+    let others = [policy, Fault::forbidden().code("")];
+    for (number, fault) in pages.chain(others).enumerate() {
         for (client, token) in [("alice", ALICE), ("bob", BOB), ("alice", ALICE)] {
             let id = format!("{client}-{number}");
             cluster.upstream().fails_with(fault.clone().session(&id)).await;

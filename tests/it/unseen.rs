@@ -68,8 +68,7 @@ async fn binary_message_never_passes() {
 #[tokio::test]
 async fn body_that_cannot_be_read_never_passes() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster =
-        Cluster::new().server("foreign_ids", "\"pass\"").recorded_by(&upstream).start().await;
+    let cluster = two().server("foreign_ids", "\"pass\"").recorded_by(&upstream).start().await;
     for coding in ["br", "deflate", "gzip, zstd", "compress", "x-unknown"] {
         let answer = ask(cluster.address(), &turn(BODY).header("content-encoding", coding)).await;
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_request"), "{coding}");
@@ -111,7 +110,7 @@ async fn codings_are_asked_for_only_if_readable() {
 async fn encoded_error_is_understood() {
     for coding in ["gzip", "GZIP", "x-gzip", "X-GZip", "zstd", "Zstd"] {
         let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
-        let cluster = Cluster::new().replicas(2).redis().keys(keys).start().await;
+        let cluster = two().keys(keys).start().await;
         let exhausted = Fault::exhausted().organization("org-a").encoded(coding);
         cluster.upstream().fails_with(exhausted).await;
         for number in 0..20 {
@@ -187,6 +186,49 @@ async fn usage_is_found_or_missing() {
         assert!(told.whole && told.status == 200, "{number}");
         cluster.shows("warmkey_active_turns", 0.0).await;
         assert_eq!(counted(&cluster).await, expected, "case {number}");
+    }
+}
+
+/// Number 9. A long chat answer has its usage, native or translated, as a document or a stream.
+#[tokio::test]
+async fn usage_of_a_long_chat_answer_is_found() {
+    let text = "A".repeat(700_000);
+    let native = r#""usage":{"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":8000},"prompt_tokens":9000}"#;
+    let own = r#""usage":{"output_tokens":7,"input_tokens_details":{"cached_tokens":8000},"input_tokens":9000}"#;
+    let chat = format!(
+        r#"{{"id":"c","object":"chat.completion","choices":[{{"index":0,"finish_reason":"stop","message":{{"role":"assistant","content":"{text}"}}}}],{native}}}"#
+    );
+    let chunk =
+        chat.replace("chat.completion", "chat.completion.chunk").replace("message", "delta");
+    let response = format!(
+        r#"{{"id":"resp_1","status":"completed","output":[{{"type":"message","role":"assistant","content":[{{"type":"output_text","text":"{text}"}}]}}],{own}}}"#
+    );
+    let completed = format!(
+        "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{response}}}\n\n"
+    );
+    let document = |body: &str| {
+        vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", body.as_bytes()))]
+    };
+    let asked = r#"{"model":"gpt-5.4","messages":[{"role":"user","content":"hello"}]}"#;
+    let streamed =
+        asked.replacen('{', r#"{"stream":true,"stream_options":{"include_usage":true},"#, 1);
+    for (speaks, body, steps) in [
+        ("\"chat\", \"responses\"", asked, document(&chat)),
+        (
+            "\"chat\", \"responses\"",
+            &streamed,
+            stream(&[format!("data: {chunk}\n\n").as_bytes(), b"data: [DONE]\n\n"]),
+        ),
+        ("\"responses\"", asked, document(&response)),
+        ("\"responses\"", &streamed, stream(&[completed.as_bytes()])),
+    ] {
+        let upstream = Recorder::answering(steps).await;
+        let speaks = format!("speaks = [{speaks}]\n");
+        let cluster = two().upstream(&speaks).recorded_by(&upstream).start().await;
+        let told = ask(cluster.address(), &turn(body).target("/chat/completions")).await;
+        assert!(told.whole && told.status == 200, "{speaks} {body}: {}", told.status);
+        cluster.shows("warmkey_active_turns", 0.0).await;
+        assert_eq!(counted(&cluster).await, [8_000.0, 9_000.0, 7.0, 0.0], "{speaks} {body}");
     }
 }
 
@@ -274,7 +316,7 @@ async fn date_of_a_wait_is_measured_by_the_upstreams_clock() {
     let upstream =
         Recorder::answering(vec![Step::Send(answer("429 Too Many Requests", headers, error))])
             .await;
-    let cluster = Cluster::new().keys(siblings("org-a", 1)).recorded_by(&upstream).start().await;
+    let cluster = two().keys(siblings("org-a", 1)).recorded_by(&upstream).start().await;
     let answer =
         within(Duration::from_secs(5), "an answer", ask(cluster.address(), &turn(BODY))).await;
     assert_eq!(answer.status, 429);

@@ -211,7 +211,7 @@ impl HttpTurns {
                 None => None,
             }
         };
-        let (body, found) = tokio::join!(self.replay.read(body), look_up);
+        let (body, found) = tokio::join!(self.replay.read(head.version, body), look_up);
         let body = body?;
         let complete = Instant::now();
         let by_chat = endpoint.dialect() == Dialect::Chat;

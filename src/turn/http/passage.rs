@@ -184,7 +184,7 @@ impl Passage {
         }
         self.tap.observe(&data);
         if self.leak_scan.finds(&data)
-            && let Some(turn) = &self.turn
+            && let Some(turn) = &mut self.turn
         {
             turn.account.note_leak();
         }

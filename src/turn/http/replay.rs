@@ -5,7 +5,7 @@ use std::io::Read;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
@@ -70,8 +70,9 @@ impl Replay {
         Self { max_body: max_body.bytes(), memory }
     }
 
-    /// Reads a body. If it is refused, its rest is the listener's to read.
-    pub async fn read(&self, mut body: Body) -> Result<Replayed, Error> {
+    /// Reads the body of a request in this version of HTTP. If it is refused, its rest is the
+    /// listener's to read.
+    pub async fn read(&self, version: Version, mut body: Body) -> Result<Replayed, Error> {
         let announced = body
             .size_hint()
             .exact()
@@ -85,15 +86,13 @@ impl Replay {
         loop {
             let timeout = time_for(bytes.len());
             let frame = match tokio::time::timeout_at(began + timeout, body.frame()).await {
+                // A stream that was reset without an error has no end of its own.
+                Ok(None) if version >= Version::HTTP_2 && !body.is_end_stream() => {
+                    return Err(not_readable("the stream was reset before its end".into()));
+                }
                 Ok(None) => break,
                 Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => {
-                    return Err(Error::new(
-                        ErrorKind::InvalidRequest,
-                        "The body could not be read.",
-                    )
-                    .because(error.to_string()));
-                }
+                Ok(Some(Err(error))) => return Err(not_readable(error.to_string())),
                 Err(_) => {
                     return Err(Error::new(
                         ErrorKind::RequestTimeout,
@@ -186,6 +185,10 @@ impl Replay {
     }
 }
 
+fn not_readable(cause: String) -> Error {
+    Error::new(ErrorKind::InvalidRequest, "The body could not be read.").because(cause)
+}
+
 fn not_decodable(error: std::io::Error) -> Error {
     Error::new(ErrorKind::InvalidJson, "The body is not what its content-encoding says.")
         .because(error.to_string())
@@ -212,7 +215,7 @@ mod tests {
     }
 
     async fn read(replay: &Replay, body: Vec<u8>) -> Result<Replayed, &'static str> {
-        replay.read(Body::from(body)).await.map_err(|error| error.code())
+        replay.read(Version::HTTP_11, Body::from(body)).await.map_err(|error| error.code())
     }
 
     #[tokio::test]
@@ -231,7 +234,7 @@ mod tests {
             Result<http_body::Frame<Bytes>, std::io::Error>,
         >()));
         let began = Instant::now();
-        let error = replay(KIB, KIB).read(silence).await.err().unwrap();
+        let error = replay(KIB, KIB).read(Version::HTTP_11, silence).await.err().unwrap();
         assert_eq!((error.code(), began.elapsed()), ("request_timeout", GRACE));
     }
 
@@ -252,17 +255,30 @@ mod tests {
         )))
     }
 
+    /// `StreamBody` never knows that it is at its end, as a stream that was reset does not.
+    #[tokio::test(start_paused = true)]
+    async fn body_without_an_end_of_its_own_is_refused() {
+        let replay = replay(KIB, KIB);
+        for (version, expected) in
+            [(Version::HTTP_11, None), (Version::HTTP_2, Some("invalid_request"))]
+        {
+            let error = replay.read(version, dripping(16, 1)).await.err();
+            assert_eq!(error.map(|error| error.code()), expected, "{version:?}");
+        }
+        assert!(replay.read(Version::HTTP_2, Body::from("{}")).await.is_ok());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn body_may_take_the_time_that_its_length_allows() {
         let (replay, began) = (replay(4096 * KIB, 4096 * KIB), Instant::now());
-        let body = replay.read(dripping(16 * 1024, 120)).await.unwrap();
+        let body = replay.read(Version::HTTP_11, dripping(16 * 1024, 120)).await.unwrap();
         assert_eq!(
             (body.bytes.len(), began.elapsed()),
             (120 * 16 * 1024, Duration::from_secs(120))
         );
         drop(body);
         let began = Instant::now();
-        let error = replay.read(dripping(8 * 1024, 120)).await.err().unwrap();
+        let error = replay.read(Version::HTTP_11, dripping(8 * 1024, 120)).await.err().unwrap();
         assert_eq!(error.code(), "request_timeout");
         // By then, the bytes that arrived have extended the time limit by half.
         assert!((59..=61).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());

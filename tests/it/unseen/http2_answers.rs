@@ -152,7 +152,7 @@ async fn client_that_leaves_ends_its_stream_alone() {
     let begun = vec![Part::Head(200, STREAM, None), Part::Data(CREATED.to_vec()), Part::Hold];
     let held = [begun.clone(), vec![Part::Last(COMPLETED.as_bytes().to_vec())]].concat();
     let upstream = Upstream::start(vec![begun, held, served()]).await;
-    let cluster = over_http2(Cluster::new(), &upstream, "").start().await;
+    let cluster = over_http2(two(), &upstream, "").start().await;
     let mut leaving = Connection::open(cluster.address()).await;
     let answer = within(ANSWER, "a head", leaving.ask(&turn(BODY))).await.expect("an answer");
     assert_eq!(answer.status, 200);
@@ -177,7 +177,7 @@ async fn silent_upstream_is_left_in_time_before_the_head_and_after() {
     let begun = vec![Part::Head(200, STREAM, None), Part::Data(CREATED.to_vec()), Part::Hold];
     let upstream = Upstream::start(vec![vec![Part::Hold], begun, served()]).await;
     let options = "idle_timeout = \"500ms\"\nfirst_byte_timeout = \"500ms\"\n";
-    let cluster = over_http2(Cluster::new(), &upstream, options).start().await;
+    let cluster = over_http2(two(), &upstream, options).start().await;
     let silent = ask(cluster.address(), &turn(BODY)).await;
     assert_eq!((silent.status, silent.code().as_str()), (504, "upstream_timeout"));
     let stalled = ask(cluster.address(), &turn(BODY)).await;
@@ -249,7 +249,7 @@ async fn turn_is_limited_and_waited_for_alike() {
     let upstream =
         Upstream::start(vec![vec![Part::Head(429, JSON, None), Part::Last(limit("1s"))], served()])
             .await;
-    let cluster = over_http2(Cluster::new(), &upstream, "").start().await;
+    let cluster = over_http2(two(), &upstream, "").start().await;
     let budget = Budget::begin(Duration::from_secs(20));
     assert_eq!(ask(cluster.address(), &turn(BODY)).await.status, 200);
     budget.holds("a short limit");

@@ -5,9 +5,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::two;
+use super::{counted, picture, two};
 use crate::world::cluster::ALICE;
-use crate::world::socket::{Socket, Upstream, session, turn};
+use crate::world::socket::{Socket, Upstream, create, session, turn};
 use crate::world::waiting::{ANSWER, within};
 
 const MIB: usize = 1 << 20;
@@ -33,6 +33,35 @@ async fn large_message_of_an_upstream_passes_whole() {
         assert!(come == event, "{} of {} bytes", come.len(), event.len());
     }
     turn(&mut client, &mut there, "resp_1").await;
+}
+
+/// Number 9, on a WebSocket: usage is found in a terminal event of any length and order, or missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_of_a_large_event_is_found_or_missing() {
+    let usage =
+        r#"{"output_tokens":7,"input_tokens_details":{"cached_tokens":8.0e3},"input_tokens":9000}"#;
+    let kind = r#""type":"response.completed""#;
+    let found = [8_000.0, 9_000.0, 7.0, 0.0];
+    let long = picture(usage);
+    for (event, expected) in [
+        (format!(r#"{{{kind},"response":{long}}}"#), found),
+        (format!(r#"{{"response":{long},{kind}}}"#), found),
+        (
+            format!(r#"{{{kind},"response":{}}}"#, picture(r#"{"input_tokens":"many"}"#)),
+            [0.0, 0.0, 0.0, 1.0],
+        ),
+    ] {
+        let upstream = Upstream::start().await;
+        let cluster = two().upstream_at(&upstream.url()).start().await;
+        let (mut client, mut there) =
+            tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+        client.send(&create(None)).await;
+        assert_eq!(there.text().await, create(None));
+        there.send(&event).await;
+        assert!(client.text().await == event, "it passes whole");
+        cluster.shows("warmkey_active_turns", 0.0).await;
+        assert_eq!(counted(&cluster).await, expected);
+    }
 }
 
 /// Beyond 256 MiB, the sender breaks the limit, whatever it announces: 1009, and no memory for it.

@@ -9,7 +9,8 @@ use tokio::net::TcpListener;
 
 use super::BODY;
 use super::configuration::{run, text, written};
-use crate::world::cluster::{ALICE, Cluster};
+use super::two;
+use crate::world::cluster::ALICE;
 use crate::world::collector::Collector;
 use crate::world::process::Folder;
 use crate::world::redis::Redis;
@@ -54,7 +55,7 @@ async fn environment_never_redirects_traffic() {
     }
     shell.push_str("export NO_PROXY= no_proxy=; export REDIS_URL=redis://");
     shell.push_str(&address.to_string());
-    let cluster = Cluster::new().replicas(2).redis().telemetry(&collector.options()).shell(&shell);
+    let cluster = two().telemetry(&collector.options()).shell(&shell);
     let cluster = cluster.start().await;
     for replica in &cluster.replicas {
         let answer = ask(replica.address(), &Request::turn(ALICE, BODY)).await;
@@ -78,7 +79,7 @@ async fn environment_never_redirects_traffic() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn configured_proxy_is_always_used() {
     let (address, caught) = trap().await;
-    let cluster = Cluster::new()
+    let cluster = two()
         .upstream(&format!("proxy = \"http://{address}\"\nconnect_timeout = \"1s\"\n"))
         .shell("export NO_PROXY='*' no_proxy='*'")
         .start()

@@ -32,7 +32,7 @@ async fn seen(
     } else {
         text.into()
     };
-    let body = turns.replay.read(Body::from(bytes)).await.unwrap();
+    let body = turns.replay.read(http::Version::HTTP_11, Body::from(bytes)).await.unwrap();
     let asking = Asking { client, headers: &headers, by_chat: false };
     let glance = turns.glance(asking, &body, &Identity::default(), LIGHT);
     glance.map(|glance| glance.expect("a short text")).map_err(|error| error.code())

@@ -115,8 +115,8 @@ impl Socket {
         })
     }
 
-    /// Checks the content that the message refers to, and that its client may ask for its model
-    /// now. Returns whether the message refers to content that only the session's project can find.
+    /// Checks that the message's client may ask for its model now, and then the content that the
+    /// message refers to. Returns whether the message refers to content that only the session's project can find.
     async fn permit(&self, message: &ClientMessage) -> Result<bool, Error> {
         // A response that was issued on this connection belongs to the client.
         let (is_own, has_served) = {
@@ -125,13 +125,11 @@ impl Socket {
             (previous.is_some_and(|id| state.lanes.has_issued(id)), state.is_confirmed)
         };
         let on = Served { binding: &self.binding, has_served };
-        let needs_project =
-            may_reach(self.gateway(), &self.client.id, message, is_own, &on).await?;
         if message.is_create {
             let client = self.gateway().entry.enter_again(self.proof)?;
             may_ask_for(&client, message.model.as_deref())?;
         }
-        Ok(needs_project)
+        may_reach(self.gateway(), &self.client.id, message, is_own, &on).await
     }
 
     /// Begins a turn.

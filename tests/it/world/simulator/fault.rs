@@ -87,6 +87,11 @@ impl Fault {
         Self::down(status).and("html", json!("<html><body>Bad gateway</body></html>"))
     }
 
+    /// An error without a body.
+    pub fn bare(status: u16) -> Self {
+        Self::down(status).and("html", json!(""))
+    }
+
     /// 403: not from this region.
     pub fn forbidden() -> Self {
         Self::refused(403, "unsupported_country_region_territory")
