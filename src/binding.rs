@@ -57,7 +57,7 @@ use trail::{Trail, keep_writing};
 /// The options under `[binding]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct BindingSettings {
     /// Time after which the gateway forgets an unused session.
     pub ttl: Span,
     /// Longest time that a turn waits in place for a limited key.
@@ -73,7 +73,7 @@ pub struct Settings {
 pub fn start(
     store: &Arc<Store>,
     registry: &Arc<Registry>,
-    settings: &Settings,
+    settings: &BindingSettings,
     metrics: &Arc<Metrics>,
     tasks: &Tasks,
 ) -> (Bindings, Arc<Owners>) {

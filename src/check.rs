@@ -97,7 +97,7 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     let StoreChoice::Redis(_) = &plan.fixed.store else { return Ok(()) };
     // The prefix keeps these names apart from those of replicas. The timeout is long, because a
     // slow store passes this check, too.
-    let settings = store::Settings {
+    let settings = store::StoreSettings {
         prefix: format!("{}:check", plan.fixed.config.store.prefix),
         timeout: Span(plan.fixed.config.store.timeout.0.max(STORE_START_TIMEOUT)),
         ..plan.fixed.config.store.clone()

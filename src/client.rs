@@ -16,7 +16,7 @@ pub mod tokens;
 /// One `[[client]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct ClientSettings {
     pub id: Option<String>,
     pub token: Option<SecretSource>,
     pub token_sha256: Option<String>,
@@ -117,7 +117,7 @@ pub struct Clients {
 
 impl Clients {
     /// Builds the clients. An error names the client and the option, never a token.
-    pub fn new(settings: &[Settings]) -> Result<Self, String> {
+    pub fn new(settings: &[ClientSettings]) -> Result<Self, String> {
         let mut clients = Self { by_token: HashMap::new(), by_id: HashMap::new(), for_all: None };
         for one in settings {
             clients.add(one)?;
@@ -165,8 +165,8 @@ impl Clients {
             .min_by_key(|client| client.id.as_str())
     }
 
-    fn add(&mut self, settings: &Settings) -> Result<(), String> {
-        let Settings { id, token, token_sha256, token_file, .. } = settings;
+    fn add(&mut self, settings: &ClientSettings) -> Result<(), String> {
+        let ClientSettings { id, token, token_sha256, token_file, .. } = settings;
         let named = || id.as_deref().ok_or_else(|| "client: id is missing".to_owned());
         match (token, token_sha256, token_file) {
             (Some(token), None, None) => {
@@ -204,7 +204,7 @@ impl Clients {
     }
 
     /// Reads one `id token` a line; skips empty lines and `#` comments.
-    fn add_lines(&mut self, text: &Secret, settings: &Settings) -> Result<(), String> {
+    fn add_lines(&mut self, text: &Secret, settings: &ClientSettings) -> Result<(), String> {
         for (number, line) in
             text.expose().lines().enumerate().map(|(n, line)| (n + 1, line.trim()))
         {
@@ -221,7 +221,7 @@ impl Clients {
     }
 
     /// The client of this name, with the rights that `settings` give it.
-    fn name(&mut self, id: &str, settings: &Settings) -> Result<Arc<Client>, String> {
+    fn name(&mut self, id: &str, settings: &ClientSettings) -> Result<Arc<Client>, String> {
         if id.is_empty() {
             return Err("client: id is empty".into());
         }
@@ -243,7 +243,12 @@ impl Clients {
         Ok(client)
     }
 
-    fn insert(&mut self, id: &str, hash: TokenHash, settings: &Settings) -> Result<(), String> {
+    fn insert(
+        &mut self,
+        id: &str,
+        hash: TokenHash,
+        settings: &ClientSettings,
+    ) -> Result<(), String> {
         let client = self.name(id, settings)?;
         match self.by_token.insert(hash, client) {
             // A client may have several tokens, so that they can be rotated. A token has one

@@ -17,11 +17,11 @@ use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
 use crate::store::address::Address;
 use crate::telemetry::CollectorAddress;
-use crate::usage::price::{Prices, setting::Settings as PriceSettings};
+use crate::usage::price::{Prices, setting::PriceSettings};
 use crate::usage::tracer::TraceRule;
 use crate::{binding, ledger, server, simulator, store, telemetry, turn};
 
-pub mod fixed;
+pub(crate) mod fixed;
 pub mod source;
 
 use fixed::{Fixed, FixedOptions};
@@ -37,19 +37,19 @@ const SHORTEST_SECRET: usize = 32;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    pub server: server::Settings,
-    pub store: store::Settings,
-    pub ledger: ledger::Settings,
-    pub binding: binding::Settings,
+    pub server: server::ServerSettings,
+    pub store: store::StoreSettings,
+    pub ledger: ledger::LedgerSettings,
+    pub binding: binding::BindingSettings,
     pub failover: turn::failover::FailoverSettings,
     pub hop: HopSettings,
-    pub telemetry: telemetry::Settings,
+    pub telemetry: telemetry::TelemetrySettings,
     #[serde(default)]
     pub upstream: Vec<UpstreamSettings>,
     #[serde(default)]
-    pub key: Vec<key::Settings>,
+    pub key: Vec<key::KeySettings>,
     #[serde(default)]
-    pub client: Vec<client::Settings>,
+    pub client: Vec<client::ClientSettings>,
     #[serde(default)]
     pub price: Vec<PriceSettings>,
     /// The simulated upstream, so that one file may describe both.
@@ -125,7 +125,7 @@ impl Config {
         let hop_secret = keep(&mut faults, shown("hop.secret", &self.hop.secret));
         let certificate = keep(
             &mut faults,
-            self.server.tls.as_ref().map(server::tls::Settings::read).transpose(),
+            self.server.tls.as_ref().map(server::tls::TlsSettings::read).transpose(),
         );
         let ledger = store
             .as_ref()

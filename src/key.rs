@@ -124,7 +124,7 @@ impl<'de> Deserialize<'de> for Protocol {
 /// One `[[key]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct KeySettings {
     pub id: String,
     pub upstream: String,
     pub organization: String,

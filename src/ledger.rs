@@ -52,7 +52,7 @@ const SHOWN: i64 = 100;
 /// `[ledger]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct LedgerSettings {
     /// The default is a file, or no ledger if replicas share a store.
     pub url: Option<SecretSource>,
     pub retention: Span,
@@ -60,7 +60,7 @@ pub struct Settings {
     pub time_zone: String,
 }
 
-impl Settings {
+impl LedgerSettings {
     /// Where the ledger is; `None`: there is none.
     pub fn address(&self, is_shared: bool) -> Result<Option<DatabaseAddress>, String> {
         let Some(source) = &self.url else {
@@ -87,7 +87,7 @@ impl Settings {
 
 /// The parts that the ledger of a replica needs.
 pub struct Setup<'s> {
-    pub settings: &'s Settings,
+    pub settings: &'s LedgerSettings,
     pub address: Option<DatabaseAddress>,
     pub zone: TimeZone,
     pub prices: Arc<Current<Prices>>,

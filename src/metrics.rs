@@ -19,8 +19,8 @@ mod traces;
 mod pressure;
 
 pub use label::{
-    BindingResult, Cache, ColdReason, Decision, Door, Ending, KeyState, NotTaken, Operation,
-    Reason, StoreFailure, Transport, Turned,
+    BindingResult, Cache, ColdReason, ConnectionRefusal, Decision, Ending, KeyState, ListenerName,
+    Operation, Reason, StoreFailure, StrangerRefusal, Transport,
 };
 
 use bindings::BindingMetrics;

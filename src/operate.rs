@@ -17,8 +17,8 @@ use crate::config::Config;
 use crate::health::operator::OperatorCommand;
 use crate::setting::Secret;
 
-pub mod columns;
-pub mod ledger;
+pub(crate) mod columns;
+pub(crate) mod ledger;
 pub mod line;
 
 /// Timeout of a request: the replica may have to ask an upstream.

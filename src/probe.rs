@@ -255,7 +255,7 @@ fn fails_in_tls(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// The first client whose token can be shown, and not only checked.
-fn player(clients: &[client::Settings]) -> Result<Player, String> {
+fn player(clients: &[client::ClientSettings]) -> Result<Player, String> {
     for one in clients {
         let model = one.models.first().cloned();
         match (&one.id, &one.token, &one.token_file) {
@@ -334,7 +334,7 @@ fn last_word(stream: &[u8]) -> Option<Completed> {
 mod tests {
     use super::*;
 
-    fn settings(text: &str) -> Vec<client::Settings> {
+    fn settings(text: &str) -> Vec<client::ClientSettings> {
         Config::parse(text).unwrap().client
     }
 

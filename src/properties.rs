@@ -26,6 +26,7 @@ use crate::wire::terminal::Terminal;
 
 pub mod answers;
 pub mod chat;
+pub mod items;
 pub mod plain;
 pub mod rewrites;
 

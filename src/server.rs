@@ -6,29 +6,29 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{Door, Metrics};
+use crate::metrics::{ListenerName, Metrics};
 use crate::process::Descriptors;
 use crate::setting::{self, SecretSource, Size, Span};
 use crate::task::Tasks;
 use crate::turn::entry::ForeignIds;
 
-pub mod pages;
-pub mod operator;
-pub mod ledger;
-pub mod admin;
-pub mod connections;
-pub mod send_timeout;
-pub mod stream_timeout;
-pub mod answering;
-pub mod overflow;
-pub mod unreadable;
-pub mod lingering;
-pub mod connection;
-pub mod slowing;
-pub mod drain;
-pub mod tls;
+pub(crate) mod pages;
+pub(crate) mod operator;
+pub(crate) mod ledger;
+pub(crate) mod admin;
+pub(crate) mod connections;
+pub(crate) mod send_timeout;
+pub(crate) mod stream_timeout;
+pub(crate) mod answering;
+pub(crate) mod overflow;
+pub(crate) mod unreadable;
+pub(crate) mod lingering;
+pub(crate) mod connection;
+pub(crate) mod slowing;
+pub(crate) mod drain;
+pub(crate) mod tls;
 pub mod listener;
-pub mod routes;
+pub(crate) mod routes;
 
 use admin::admin_routes;
 use connections::Connections;
@@ -41,7 +41,7 @@ use tls::{Certificate, Tls};
 /// `[server]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct ServerSettings {
     #[serde(deserialize_with = "setting::listener")]
     pub listen: SocketAddr,
     #[serde(deserialize_with = "setting::listener")]
@@ -62,7 +62,7 @@ pub struct Settings {
     /// Treatment of ids of stored objects that never passed through this gateway.
     pub foreign_ids: ForeignIds,
     /// TLS of the clients' listener. Absent: plain.
-    pub tls: Option<tls::Settings>,
+    pub tls: Option<tls::TlsSettings>,
 }
 
 /// The two listeners of a replica: one for clients, one for operators, probes and Prometheus.
@@ -75,7 +75,7 @@ pub struct Listeners {
 impl Listeners {
     /// Binds both addresses and serves nothing yet. With a `certificate` clients must speak TLS.
     pub fn open(
-        settings: &Settings,
+        settings: &ServerSettings,
         certificate: Option<Certificate>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, String> {
@@ -88,9 +88,9 @@ impl Listeners {
         };
         let tls = certificate.map(Tls::new).transpose()?;
         Ok(Self {
-            clients: bind(settings.listen, Door::Clients, descriptors.clients)?
+            clients: bind(settings.listen, ListenerName::Clients, descriptors.clients)?
                 .with_tls(tls.clone()),
-            admin: bind(settings.admin_listen, Door::Admin, descriptors.admin)?,
+            admin: bind(settings.admin_listen, ListenerName::Admin, descriptors.admin)?,
             tls,
         })
     }

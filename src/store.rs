@@ -21,10 +21,10 @@ use crate::task::Tasks;
 #[cfg(test)]
 pub mod model;
 pub mod name;
-pub mod backend;
+pub(crate) mod backend;
 pub mod board;
-pub mod expiring;
-pub mod address;
+pub(crate) mod expiring;
+pub(crate) mod address;
 mod breaker;
 mod fault;
 mod health;
@@ -34,11 +34,11 @@ mod link;
 mod slots;
 mod cluster;
 mod lag;
-pub mod announcement;
+pub(crate) mod announcement;
 pub mod memory;
-pub mod redis;
-pub mod shared;
-pub mod trail;
+pub(crate) mod redis;
+pub(crate) mod shared;
+pub(crate) mod trail;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
@@ -56,7 +56,7 @@ use shared::Shared;
 /// The options in `[store]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct StoreSettings {
     pub url: SecretSource,
     pub prefix: String,
     pub timeout: Span,
@@ -64,7 +64,7 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
 }
 
-impl Settings {
+impl StoreSettings {
     /// Reads the current address of the Redis.
     pub fn address(&self) -> Result<Address, String> {
         let text = self.url.read().map_err(|why| format!("store.url: {why}"))?;
@@ -179,7 +179,7 @@ impl Store {
 
     /// A store in Redis. Connects in the background, so that an unreachable Redis delays no start.
     pub fn in_redis(
-        settings: &Settings,
+        settings: &StoreSettings,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Self, String> {

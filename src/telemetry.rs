@@ -18,9 +18,9 @@ use crate::setting::{self, Span};
 mod protobuf;
 mod collector;
 pub mod log;
-pub mod name;
-pub mod pipe;
-pub mod turn_id;
+pub(crate) mod name;
+pub(crate) mod pipe;
+pub(crate) mod turn_id;
 pub mod work;
 
 pub use turn_id::TurnId;
@@ -44,7 +44,7 @@ impl<'de> Deserialize<'de> for LogFormat {
 /// The options in `[telemetry]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct TelemetrySettings {
     /// The collector of traces; empty: there is none.
     pub otlp_endpoint: String,
     /// Whether upstreams get the gateway's own `traceparent`.
@@ -56,7 +56,7 @@ pub struct Settings {
     pub log: LogFormat,
 }
 
-impl Settings {
+impl TelemetrySettings {
     /// The address of the collector; `None`: traces are off. The error names the option.
     pub fn collector(&self) -> Result<Option<CollectorAddress>, String> {
         if self.otlp_endpoint.is_empty() {
@@ -125,7 +125,7 @@ impl Share {
 
 /// Starts logging for this process, and spans of background work if a collector is named. A second
 /// call changes nothing. The spans go nowhere until [`WorkSpans::connect`].
-pub fn start(settings: &Settings) -> WorkSpans {
+pub fn start(settings: &TelemetrySettings) -> WorkSpans {
     log::start();
     std::panic::set_hook(Box::new(|panic| {
         // A formatted message may hold anything; a literal holds what the source says.

@@ -2,13 +2,13 @@
 //! bytes.
 
 pub mod price;
-pub mod sieve;
-pub mod tap;
-pub mod timeline;
-pub mod record;
-pub mod promise;
-pub mod cold;
-pub mod assess;
-pub mod spans;
-pub mod tracer;
-pub mod books;
+pub(crate) mod sieve;
+pub(crate) mod tap;
+pub(crate) mod timeline;
+pub(crate) mod record;
+pub(crate) mod promise;
+pub(crate) mod cold;
+pub(crate) mod assess;
+pub(crate) mod spans;
+pub(crate) mod tracer;
+pub(crate) mod books;

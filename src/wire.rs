@@ -3,19 +3,19 @@
 //!
 //! `properties` asserts what each reader guarantees for any bytes.
 
-pub mod endpoint;
+pub(crate) mod endpoint;
 pub(crate) mod quotes;
 pub(crate) mod query;
-pub mod references;
-pub mod scan;
-pub mod imprint;
-pub mod peek;
+pub(crate) mod references;
+pub(crate) mod scan;
+pub(crate) mod imprint;
+pub(crate) mod peek;
 pub(crate) mod rename;
 pub(crate) mod models;
-pub mod error_body;
-pub mod edit;
-pub mod decoder;
+pub(crate) mod error_body;
+pub(crate) mod edit;
+pub(crate) mod decoder;
 pub mod terminal;
-pub mod completion;
-pub mod event;
-pub mod items;
+pub(crate) mod completion;
+pub(crate) mod event;
+pub(crate) mod items;

@@ -92,7 +92,10 @@ fn public_type_has_a_name_of_its_own() {
     ];
     assert_eq!(
         repeated_types(&wrong),
-        ["src/turn.rs:2: `Key` is the name of a type in src/key.rs:1, too"]
+        [
+            "src/turn.rs:2: `Key` is the name of a type in src/key.rs:1, too",
+            "src/turn.rs:4: `Error` is the name of a type in src/key.rs:2, too",
+        ]
     );
     assert_none(repeated_types(&repository()));
 }

@@ -113,7 +113,7 @@ fn evenly(session: &str, salt: &str) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{Settings, UpstreamSettings, table::Table};
+    use crate::key::{KeySettings, UpstreamSettings, table::Table};
     use crate::setting::{Secret, SecretSource};
 
     /// Each key is `(id, organization, weight)`.
@@ -122,7 +122,7 @@ mod tests {
             serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
         let keys: Vec<_> = list
             .iter()
-            .map(|(id, organization, weight)| Settings {
+            .map(|(id, organization, weight)| KeySettings {
                 id: (*id).into(),
                 upstream: "u".into(),
                 organization: (*organization).into(),

@@ -18,7 +18,7 @@ use crate::health::condition::{Condition, Subject};
 use crate::health::diagnose::{Ailment, Scope};
 use crate::health::registry::Registry;
 use crate::key::table::Table;
-use crate::key::{Key, Settings, UpstreamSettings};
+use crate::key::{Key, KeySettings, UpstreamSettings};
 use crate::metrics::{BindingResult, Metrics};
 use crate::session::SessionId;
 use crate::store::memory::Memory;
@@ -68,7 +68,7 @@ fn made(sketch: &str) -> Table {
         let upstream = if project == "plain" { "plain" } else { "u" };
         let key = serde_json::json!({ "id": id, "upstream": upstream, "organization": organization, "project": project,
             "weight": weight.parse::<u32>().unwrap(), "region": region.first(), "secret": format!("sk-{id}") });
-        serde_json::from_value::<Settings>(key).unwrap()
+        serde_json::from_value::<KeySettings>(key).unwrap()
     };
     Table::new(&upstreams, &sketch.split(',').map(key).collect::<Vec<_>>()).unwrap()
 }

@@ -89,11 +89,11 @@ fn bearer(value: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Settings;
+    use crate::client::ClientSettings;
     use crate::setting::{Secret, SecretSource};
 
     fn clients(open: bool) -> Clients {
-        let one = |id: &str, token: &str| Settings {
+        let one = |id: &str, token: &str| ClientSettings {
             id: Some(id.into()),
             token: Some(SecretSource::Text(Secret::new(token))),
             token_sha256: None,

@@ -5,7 +5,7 @@ use super::*;
 fn clients(sections: &[(&str, &[&str], &[&str])]) -> Result<usize, String> {
     let settings: Vec<_> = sections
         .iter()
-        .map(|(token, organizations, models)| Settings {
+        .map(|(token, organizations, models)| ClientSettings {
             id: Some("alice".into()),
             token: Some(SecretSource::Text(Secret::new(*token))),
             token_sha256: None,
@@ -39,7 +39,7 @@ fn client_has_one_set_of_rights_however_many_tokens() {
 fn of_sections(text: &str) -> Result<Clients, String> {
     #[derive(Deserialize)]
     struct File {
-        client: Vec<Settings>,
+        client: Vec<ClientSettings>,
     }
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     Clients::new(&file.client)

@@ -94,11 +94,11 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Settings;
+    use crate::client::ClientSettings;
     use crate::setting::SecretSource;
 
     fn configured(token: &str) -> Clients {
-        let one = |id: &str, token: Option<&str>, models: &[&str]| Settings {
+        let one = |id: &str, token: Option<&str>, models: &[&str]| ClientSettings {
             id: Some(id.into()),
             token: token.map(|token| SecretSource::Text(Secret::new(token))),
             token_sha256: None,

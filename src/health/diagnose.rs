@@ -153,6 +153,7 @@ impl Judgement {
     }
 
     /// Whether the judgement may change what another client gets.
+    #[cfg(test)]
     pub const fn is_shared(self) -> bool {
         !matches!(self, Self::Request(_) | Self::Host | Self::Transport(_))
     }
@@ -243,7 +244,7 @@ fn judge_limit(
     let is_of_another = error.is_page
         || error.param.as_deref().is_some_and(|param| param != "model")
         || error.limit.is_of_another(asked.model)
-        || error.limit.has_room(class, headers);
+        || error.limit.has_headroom(class, headers);
     match asked.tier {
         _ if code == "slow_down" => Judgement::Request(Concern::TooSteep(wait)),
         // No wait helps.

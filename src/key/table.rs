@@ -11,7 +11,7 @@ use crate::key::host::UpstreamHost;
 use crate::key::leak::Leak;
 use crate::key::resolve::Resolver;
 use crate::key::{
-    Http2, Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring, address,
+    Http2, Key, KeySettings, Protocol, Tag, Upstream, UpstreamSettings, Wiring, address,
 };
 use crate::process::Descriptors;
 
@@ -24,7 +24,7 @@ pub struct Table {
 
 impl Table {
     /// Builds all keys. An error names the option and never holds a secret.
-    pub fn new(upstreams: &[UpstreamSettings], settings: &[Settings]) -> Result<Self, String> {
+    pub fn new(upstreams: &[UpstreamSettings], settings: &[KeySettings]) -> Result<Self, String> {
         let mut known = HashMap::new();
         for upstream in upstreams {
             let prepared =
@@ -41,7 +41,7 @@ impl Table {
             let upstream = known
                 .get(key.upstream.as_str())
                 .ok_or_else(|| format!("key {}: there is no upstream {}", key.id, key.upstream))?;
-            let is_elsewhere = |other: &Settings| {
+            let is_elsewhere = |other: &KeySettings| {
                 let host = known.get(other.upstream.as_str());
                 other.organization == key.organization
                     && host.is_some_and(|other| !other.host.is_same_place(&upstream.host))
@@ -248,7 +248,7 @@ fn session_header(name: &str) -> Result<Option<HeaderName>, String> {
 /// organization at one host comes from its name alone, as in versions that knew no hosts: its
 /// sessions survive an upgrade.
 fn build(
-    settings: &Settings,
+    settings: &KeySettings,
     upstream: Arc<Upstream>,
     is_scattered: bool,
     idle: usize,

@@ -12,8 +12,8 @@ use crate::telemetry::Share;
 use crate::usage::books::{Books, log_turn};
 use crate::usage::tracer::TraceRule;
 
-fn settings(url: Option<&str>) -> Settings {
-    Settings {
+fn settings(url: Option<&str>) -> LedgerSettings {
+    LedgerSettings {
         url: url.map(|url| SecretSource::Text(Secret::new(url))),
         retention: Span(Duration::from_secs(86_400)),
         rollup_retention: Span(Duration::from_secs(86_400)),
@@ -55,13 +55,14 @@ fn ledger_is_a_file_unless_replicas_share_a_store() {
         named(Some("redis://u:canary@h"), true)
             .is_err_and(|why| why.starts_with("ledger.url:") && !why.contains("canary"))
     );
-    let zone = |name: &str| Settings { time_zone: name.into(), ..settings(None) }.zone().is_ok();
+    let zone =
+        |name: &str| LedgerSettings { time_zone: name.into(), ..settings(None) }.zone().is_ok();
     assert!(zone("UTC") && zone("Asia/Kolkata") && !zone("Nowhere/AtAll"));
 }
 
-fn setup(settings: &Settings, metrics: &Arc<Metrics>) -> Setup<'static> {
+fn setup(settings: &LedgerSettings, metrics: &Arc<Metrics>) -> Setup<'static> {
     // Settings live as long as the test.
-    let settings: &'static Settings = Box::leak(Box::new(settings.clone()));
+    let settings: &'static LedgerSettings = Box::leak(Box::new(settings.clone()));
     Setup {
         settings,
         address: settings.address(false).expect("an address"),

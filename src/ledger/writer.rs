@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
-use super::{Settings, micros, now};
+use super::{LedgerSettings, micros, now};
 use crate::database::fault::{DatabaseFailure, FailureKind};
 use crate::database::row::TurnRow;
 use crate::database::write::WriterMemory;
@@ -62,7 +62,7 @@ pub struct Writer {
 impl Writer {
     pub fn new(
         database: Arc<Database>,
-        settings: &Settings,
+        settings: &LedgerSettings,
         zone: TimeZone,
         metrics: Arc<Metrics>,
         closing: CancellationToken,

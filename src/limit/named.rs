@@ -52,7 +52,7 @@ impl NamedLimit {
 
     /// Whether `headers` state that the limit still has room for this request, so that the limit
     /// cannot be what refused it. `class`: the error's type, which may name the resource.
-    pub fn has_room(&self, class: &str, headers: &HeaderMap) -> bool {
+    pub fn has_headroom(&self, class: &str, headers: &HeaderMap) -> bool {
         let left = |limit: &str| {
             let name = format!("x-ratelimit-remaining-{limit}");
             headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim).and_then(count)
@@ -155,7 +155,7 @@ mod tests {
             list.iter().map(pair).collect()
         };
         let (tokens, nothing) = (NamedLimit::read(TPM), NamedLimit::default());
-        for (limit, class, left, has_room) in [
+        for (limit, class, left, has_headroom) in [
             (&tokens, "tokens", &[][..], false),
             (&tokens, "tokens", &[("tokens", "29,000")], true),
             (&tokens, "tokens", &[("tokens", "7001")], false),
@@ -168,7 +168,7 @@ mod tests {
             (&nothing, "", &[("requests", "soon")], false),
             (&nothing, "", &[], false),
         ] {
-            assert_eq!(limit.has_room(class, &headers(left)), has_room, "{class} {left:?}");
+            assert_eq!(limit.has_headroom(class, &headers(left)), has_headroom, "{class} {left:?}");
         }
     }
 }

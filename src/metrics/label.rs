@@ -161,15 +161,15 @@ label! {
 }
 label! {
     /// A listener of a replica.
-    Door = "listener" { Clients, Admin }
+    ListenerName = "listener" { Clients, Admin }
 }
 label! {
     /// Why a connection was ended or not accepted.
-    NotTaken = "reason" { Silent, Limit, Descriptors }
+    ConnectionRefusal = "reason" { Silent, Limit, Descriptors }
 }
 label! {
     /// Why a request without a valid token was refused.
-    Turned = "reason" {
+    StrangerRefusal = "reason" {
         InvalidApiKey, UnknownUrl, OriginNotAllowed, WebsocketNotSupported, Other,
     }
 }

@@ -5,20 +5,20 @@ use std::sync::atomic::Ordering;
 
 use crate::metrics::Metrics;
 use crate::metrics::family::{Counter, Counters, Gauge, Gauges, families};
-use crate::metrics::label::{Door, NotTaken, Turned};
+use crate::metrics::label::{ConnectionRefusal, ListenerName, StrangerRefusal};
 
 families! {
     pub struct PressureMetrics {
-        connections: Gauges<Door> = gauges("connections", "Open connections, by listener"),
+        connections: Gauges<ListenerName> = gauges("connections", "Open connections, by listener"),
         limit: Gauge = gauge(
             "connections_limit",
             "Connections of clients that this replica holds at the most",
         ),
-        not_taken: Counters<NotTaken> = counters(
+        not_taken: Counters<ConnectionRefusal> = counters(
             "connections_refused",
             "Connections that were ended or not accepted because there were too many, by reason",
         ),
-        refused: Counters<Turned> = counters(
+        refused: Counters<StrangerRefusal> = counters(
             "refused",
             "Refused requests of callers without a valid token, by reason",
         ),
@@ -46,23 +46,23 @@ families! {
 }
 
 impl Metrics {
-    pub fn connection_opened(&self, door: Door) {
-        self.pressure.connections.get_or_create(&door).inc();
+    pub fn connection_opened(&self, listener: ListenerName) {
+        self.pressure.connections.get_or_create(&listener).inc();
     }
 
-    pub fn connection_closed(&self, door: Door) {
-        self.pressure.connections.get_or_create(&door).dec();
+    pub fn connection_closed(&self, listener: ListenerName) {
+        self.pressure.connections.get_or_create(&listener).dec();
     }
 
     pub fn connections_limit(&self, limit: usize) {
         self.pressure.limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
-    pub fn connection_refused(&self, reason: NotTaken) {
+    pub fn connection_refused(&self, reason: ConnectionRefusal) {
         self.pressure.not_taken.get_or_create(&reason).inc();
     }
 
-    pub fn stranger_refused(&self, reason: Turned) {
+    pub fn stranger_refused(&self, reason: StrangerRefusal) {
         self.pressure.refused.get_or_create(&reason).inc();
     }
 

@@ -44,12 +44,17 @@ impl Json {
         }
     }
 
+    /// The elements of an array.
+    pub fn items(&self) -> &[Self] {
+        match self {
+            Self::Array(items) => items,
+            _ => &[],
+        }
+    }
+
     /// The first element of an array.
     pub fn first(&self) -> Option<&Self> {
-        match self {
-            Self::Array(items) => items.first(),
-            _ => None,
-        }
+        self.items().first()
     }
 
     pub fn is_object(&self) -> bool {

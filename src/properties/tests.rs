@@ -130,6 +130,31 @@ const BODY: &[&str] = &[
     "store",
     r"mod\u0065l",
 ];
+/// Fields of a stored item, and what they may state.
+const ITEM: &[&str] = &[
+    "id",
+    r"i\u0064",
+    "type",
+    r"t\u0079pe",
+    "role",
+    "result",
+    "encrypted_content",
+    "status",
+    "content",
+];
+const ITEM_VALUES: &[&str] = &[
+    r#""a""#,
+    "null",
+    r#""""#,
+    "7",
+    r#""reasoning""#,
+    r#""message""#,
+    r#""item_reference""#,
+    r#""image_generation_call""#,
+    r#"[{"type":"x"}]"#,
+    r#""re\u0061soning""#,
+    "{}",
+];
 const MESSAGE: &[&str] = &["type", "stream_id", "response", "id", "store", r"typ\u0065"];
 const ERROR: &[&str] = &["error", "code", "type", "message", "status", "status_code", "headers"];
 const RESPONSE: &[&str] = &[
@@ -226,6 +251,24 @@ proptest! {
     #[test]
     fn endpoint_anything_is_parsed(method in "[A-Za-z-]{1,8}", path in ".{0,40}") {
         super::endpoint(&method, &path);
+    }
+
+    #[test]
+    fn item_of_a_body_or_an_answer_is_never_overlooked(
+        items in vec(object(ITEM, select(ITEM_VALUES).prop_map(str::to_owned)), 0..4),
+        name in select(["input", "output"].as_slice()),
+        event in select(["", "data: {\"type\":\"response.output_item.added\",\"item\":"].as_slice()),
+        at: Index, byte in 0u8..128, how in 0usize..9, cuts: [u8; 8],
+    ) {
+        let text = match (event, items.first()) {
+            ("", _) | (_, None) => format!("{{ \"{name}\" :[{}]}}", items.join(", ")),
+            (_, Some(item)) => format!("{event}{item}}}\r\n\n"),
+        };
+        let changed = changed(text.clone(), at, byte, how);
+        for text in [text.as_bytes(), &changed] {
+            super::items::referred_to(text);
+            super::items::made(text, &cuts);
+        }
     }
 
     #[test]

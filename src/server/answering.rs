@@ -125,7 +125,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answering<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Door, Metrics};
+    use crate::metrics::{ListenerName, Metrics};
     use crate::server::connections::Connections;
 
     struct Relayed;
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn refusal_that_is_never_read_keeps_no_connection() {
-        let all = Connections::new(Door::Clients, 1, Arc::new(Metrics::new()));
+        let all = Connections::new(ListenerName::Clients, 1, Arc::new(Metrics::new()));
         let seat = all.enter().unwrap();
         let turn = Answering::among_others(Relayed, seat.begin());
         let refusal = Answering::among_others(axum::body::Body::from("no"), seat.begin());

@@ -19,14 +19,14 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use crate::metrics::{Door, Metrics, NotTaken};
+use crate::metrics::{ConnectionRefusal, ListenerName, Metrics};
 
 /// Least time between two log lines about the limit.
 const TELL: Duration = Duration::from_secs(60);
 
 /// The connections of one listener.
 pub struct Connections {
-    door: Door,
+    listener: ListenerName,
     most: usize,
     metrics: Option<Arc<Metrics>>,
     state: Mutex<State>,
@@ -64,17 +64,17 @@ struct Now {
 }
 
 impl Connections {
-    pub fn new(door: Door, most: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        if door == Door::Clients {
+    pub fn new(listener: ListenerName, most: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+        if listener == ListenerName::Clients {
             metrics.connections_limit(most);
         }
-        Arc::new(Self { door, most, metrics: Some(metrics), state: Mutex::default() })
+        Arc::new(Self { listener, most, metrics: Some(metrics), state: Mutex::default() })
     }
 
     /// Connections that nothing counts.
     pub fn unlimited() -> Arc<Self> {
-        let (door, state) = (Door::Clients, Mutex::default());
-        Arc::new(Self { door, most: usize::MAX, metrics: None, state })
+        let (listener, state) = (ListenerName::Clients, Mutex::default());
+        Arc::new(Self { listener, most: usize::MAX, metrics: None, state })
     }
 
     /// Takes a new connection in. `None`: there are too many, and none is silent.
@@ -82,9 +82,9 @@ impl Connections {
         let end = Arc::new(End::default());
         let mut state = self.lock();
         let is_full = state.open >= self.most;
-        if is_full && !self.end_longest_silent(&mut state, NotTaken::Silent) {
+        if is_full && !self.end_longest_silent(&mut state, ConnectionRefusal::Silent) {
             drop(state);
-            self.count_refusal(NotTaken::Limit);
+            self.count_refusal(ConnectionRefusal::Limit);
             return None;
         }
         if is_full {
@@ -94,7 +94,7 @@ impl Connections {
         let since = state.fall_silent(&end);
         drop(state);
         if let Some(metrics) = &self.metrics {
-            metrics.connection_opened(self.door);
+            metrics.connection_opened(self.listener);
         }
         let now = Mutex::new(Now { requests: 0, silent_since: Some(since) });
         Some(Arc::new(Seat { all: Arc::clone(self), end, now, has_unread: AtomicBool::new(false) }))
@@ -104,7 +104,7 @@ impl Connections {
     /// false if every connection has a request in flight.
     pub fn end_silent(&self, error: &io::Error) -> bool {
         let mut state = self.lock();
-        let has_ended_one = self.end_longest_silent(&mut state, NotTaken::Descriptors);
+        let has_ended_one = self.end_longest_silent(&mut state, ConnectionRefusal::Descriptors);
         let is_due = state.told.is_none_or(|told| told.elapsed() >= TELL);
         if is_due {
             state.told = Some(Instant::now());
@@ -112,12 +112,12 @@ impl Connections {
         }
         drop(state);
         if !has_ended_one && let Some(metrics) = &self.metrics {
-            metrics.connection_refused(NotTaken::Descriptors);
+            metrics.connection_refused(ConnectionRefusal::Descriptors);
         }
         has_ended_one
     }
 
-    fn end_longest_silent(&self, state: &mut State, reason: NotTaken) -> bool {
+    fn end_longest_silent(&self, state: &mut State, reason: ConnectionRefusal) -> bool {
         let Some((_, end)) = state.silent.pop_first() else { return false };
         end.has_come.store(true, Ordering::Release);
         end.waker.wake();
@@ -127,7 +127,7 @@ impl Connections {
         true
     }
 
-    fn count_refusal(&self, reason: NotTaken) {
+    fn count_refusal(&self, reason: ConnectionRefusal) {
         self.tell(&mut self.lock());
         if let Some(metrics) = &self.metrics {
             metrics.connection_refused(reason);
@@ -138,7 +138,7 @@ impl Connections {
         if state.told.is_none_or(|told| told.elapsed() >= TELL) {
             state.told = Some(Instant::now());
             tracing::warn!(
-                listener = self.door.name(),
+                listener = self.listener.name(),
                 open = state.open,
                 "connections are at their limit: the longest silent one gives way"
             );
@@ -210,7 +210,7 @@ impl Drop for Seat {
         }
         drop(state);
         if let Some(metrics) = &self.all.metrics {
-            metrics.connection_closed(self.all.door);
+            metrics.connection_closed(self.all.listener);
         }
     }
 }
@@ -289,7 +289,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn longest_silent_connection_gives_way() {
         let metrics = Arc::new(Metrics::new());
-        let all = Connections::new(Door::Clients, 3, Arc::clone(&metrics));
+        let all = Connections::new(ListenerName::Clients, 3, Arc::clone(&metrics));
         let [one, two, three] = [(); 3].map(|()| all.enter().unwrap());
         // The first one is busy, and then the youngest of the silent ones.
         let request = one.begin();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::server::Settings;
+use crate::server::ServerSettings;
 use crate::server::connection::{Ending, MOMENT};
 use crate::task::Tasks;
 
@@ -41,7 +41,7 @@ pub struct Drain {
 
 impl Drain {
     /// Once `cutting` is cancelled, turns in flight are cut.
-    pub fn new(settings: &Settings, cutting: CancellationToken) -> Self {
+    pub fn new(settings: &ServerSettings, cutting: CancellationToken) -> Self {
         let ending = Ending { cutting, moment: MOMENT.min(settings.drain.0), ..Ending::replica() };
         Self {
             readiness: Readiness::ready(),

@@ -19,7 +19,7 @@ use crate::health::diagnose::Ailment;
 use crate::health::operator::{KeyView, Operator, OperatorCommand};
 use crate::key::Key;
 use crate::ledger::Ledger;
-use crate::server::Settings;
+use crate::server::ServerSettings;
 use crate::server::pages::is_for_this_machine;
 use crate::setting::Secret;
 use crate::telemetry::TurnId;
@@ -42,7 +42,7 @@ pub enum Access {
 impl Access {
     /// Without a token, the API trusts this machine, and only if no other machine can reach the
     /// admin listener.
-    pub fn of(settings: &Settings, token: Option<&Secret>) -> Self {
+    pub fn of(settings: &ServerSettings, token: Option<&Secret>) -> Self {
         match token {
             Some(token) => Self::Token(AdminToken::new(token)),
             None if settings.admin_listen.ip().is_loopback() => Self::Local,

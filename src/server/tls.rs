@@ -33,7 +33,7 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// `server.tls`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct TlsSettings {
     /// The server's certificate in PEM, and behind it those that lead to an authority.
     pub cert_file: PathBuf,
     /// The certificate's private key in PEM.
@@ -44,7 +44,7 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct Certificate(Arc<CertifiedKey>);
 
-impl Settings {
+impl TlsSettings {
     /// Reads both files, and checks that one belongs to the other.
     pub fn read(&self) -> Result<Certificate, String> {
         let chain = CertificateDer::pem_file_iter(&self.cert_file)

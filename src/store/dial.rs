@@ -14,7 +14,7 @@ use redis::{
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
+use super::StoreSettings;
 use super::address::{Address, Host, StoreKind};
 use super::fault::StoreFault;
 use super::name::Name;
@@ -36,13 +36,13 @@ pub enum Shown {
 
 /// Opens connections.
 pub struct Dialer {
-    settings: Settings,
+    settings: StoreSettings,
     /// The kind of address at the start. Another kind needs a restart.
     kind: StoreKind,
 }
 
 impl Dialer {
-    pub fn new(settings: &Settings) -> Result<Self, String> {
+    pub fn new(settings: &StoreSettings) -> Result<Self, String> {
         let address = settings.address()?;
         let dialer = Self { settings: settings.clone(), kind: address.kind.clone() };
         dialer
@@ -201,8 +201,8 @@ mod tests {
     use super::*;
     use crate::setting::{Secret, SecretSource, Span};
 
-    fn settings(url: SecretSource, ca_file: Option<&str>) -> Settings {
-        Settings {
+    fn settings(url: SecretSource, ca_file: Option<&str>) -> StoreSettings {
+        StoreSettings {
             url,
             prefix: "w".into(),
             timeout: Span(Duration::from_millis(50)),

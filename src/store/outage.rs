@@ -24,9 +24,9 @@ fn opened(fake: &Fake, metrics: Arc<Metrics>, tasks: &Tasks) -> Store {
     Store::in_redis(&settings(fake), metrics, tasks).unwrap()
 }
 
-fn settings(fake: &Fake) -> Settings {
+fn settings(fake: &Fake) -> StoreSettings {
     let url = SecretSource::Text(Secret::new(fake.url()));
-    Settings { url, prefix: "w".into(), timeout: Span(TIMEOUT), ca_file: None }
+    StoreSettings { url, prefix: "w".into(), timeout: Span(TIMEOUT), ca_file: None }
 }
 
 /// Waits until `is_so` holds.

@@ -23,7 +23,7 @@ use super::lag::Lag;
 use super::link::{Link, LinkTarget};
 use super::name::Name;
 use super::trail::LONGEST;
-use super::{MemberReport, MembershipReply, Replaced, Settings, StoredValue, Unavailable};
+use super::{MemberReport, MembershipReply, Replaced, StoreSettings, StoredValue, Unavailable};
 use crate::metrics::Metrics;
 use crate::task::Tasks;
 
@@ -67,7 +67,7 @@ impl Redis {
     /// Checks the address and starts connecting. Every operation is [`Unavailable`] until
     /// connected.
     pub fn open(
-        settings: &Settings,
+        settings: &StoreSettings,
         metrics: &Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Self, String> {

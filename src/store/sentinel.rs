@@ -101,14 +101,14 @@ mod tests {
 
     const NAMED: &str = "*2\r\n$8\r\n10.0.0.1\r\n$4\r\n6379";
 
-    fn settings(credentials: &str, hosts: &[&Fake], timeout: Duration) -> Settings {
+    fn settings(credentials: &str, hosts: &[&Fake], timeout: Duration) -> StoreSettings {
         let hosts: Vec<String> =
             hosts.iter().map(|fake| fake.url().replace("redis://", "")).collect();
         let url = SecretSource::Text(Secret::new(format!(
             "redis-sentinel://{credentials}{}/main",
             hosts.join(",")
         )));
-        Settings { url, prefix: "w".into(), timeout: Span(timeout), ca_file: None }
+        StoreSettings { url, prefix: "w".into(), timeout: Span(timeout), ca_file: None }
     }
 
     async fn named_by(hosts: &[&Fake]) -> Result<Named, StoreFault> {

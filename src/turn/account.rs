@@ -22,7 +22,7 @@ use crate::session::lineage::Lineage;
 use crate::session::purpose::TurnKind;
 use crate::telemetry::TurnId;
 use crate::usage::books::Books;
-use crate::usage::record::{Record, Service, Subject, Warmth};
+use crate::usage::record::{Record, RequestKind, Service, Warmth};
 use crate::usage::tap::Reading;
 use crate::usage::timeline::{Timeline, Waited};
 use crate::wire::imprint::Imprint;
@@ -55,7 +55,7 @@ pub struct Account {
     /// The gateway's own error that ends the turn.
     refusal: Option<ErrorKind>,
     reading: Reading,
-    subject: Subject,
+    request: RequestKind,
     malformed: u64,
     has_leaked: bool,
 }
@@ -105,7 +105,7 @@ impl Account {
             ending: None,
             refusal: None,
             reading: Reading::default(),
-            subject: Subject::Turn,
+            request: RequestKind::Turn,
             malformed: 0,
             has_leaked: false,
         }
@@ -115,7 +115,7 @@ impl Account {
     /// own account. Also returns whether the socket's key uses another cache than the session's
     /// first key.
     pub fn close_handshake(mut self) -> (Caller, bool) {
-        self.subject = Subject::Handshake;
+        self.request = RequestKind::Handshake;
         let domain_moved = self.service.as_ref().is_some_and(|(service, _)| service.domain_moved);
         (self.caller.clone(), domain_moved)
     }
@@ -145,27 +145,27 @@ impl Account {
 
     /// Notes that the request is no turn. Once answered, it gets a log line of its own, and is
     /// neither counted nor billed.
-    pub const fn is_no_turn(&mut self, operation: &'static str) {
-        self.subject = Subject::Operation(operation);
+    pub const fn note_operation(&mut self, operation: &'static str) {
+        self.request = RequestKind::Operation(operation);
     }
 
     /// Notes where the turn's session comes from.
-    pub fn lineage(&mut self, lineage: &Lineage) {
+    pub fn note_lineage(&mut self, lineage: &Lineage) {
         self.caller.lineage.clone_from(lineage);
     }
 
     /// Notes the purpose of the turn, and the digests of the parts that the prompt cache matches.
-    pub fn asked_for(&mut self, kind: TurnKind, imprint: Box<Imprint>) {
+    pub fn note_purpose(&mut self, kind: TurnKind, imprint: Box<Imprint>) {
         (self.kind, self.imprint) = (kind, Some(imprint));
     }
 
     /// Notes the service tier that the client asks for.
-    pub fn tier(&mut self, tier: Option<String>) {
+    pub fn note_tier(&mut self, tier: Option<String>) {
         self.tier = tier;
     }
 
     /// Notes that the client writes its turn as Chat Completions.
-    pub const fn by_chat(&mut self) {
+    pub const fn note_chat(&mut self) {
         self.by_chat = true;
     }
 
@@ -225,12 +225,12 @@ impl Account {
     }
 
     /// Notes the first byte of the answer.
-    pub fn first_byte(&mut self) {
+    pub fn note_first_byte(&mut self) {
         self.timeline.first_byte.get_or_insert_with(Instant::now);
     }
 
     /// Notes that the answer is a stream of events.
-    pub const fn streams(&mut self, is_stream: bool) {
+    pub const fn note_stream(&mut self, is_stream: bool) {
         self.timeline.is_stream = is_stream;
     }
 
@@ -285,7 +285,7 @@ impl Account {
         let duration = now.duration_since(timeline.began);
         Record {
             id: self.id,
-            subject: self.subject,
+            request: self.request,
             transport: self.transport,
             kind: self.kind,
             client: caller.client,

@@ -10,7 +10,7 @@ use crate::binding::trail::Trail;
 use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::key::table::Table;
-use crate::key::{Settings, UpstreamSettings};
+use crate::key::{KeySettings, UpstreamSettings};
 use crate::metrics::{Metrics, Transport};
 use crate::session::SessionId;
 use crate::session::identify::Identifier;
@@ -34,7 +34,7 @@ pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
     let settings = keys.iter().map(|(id, organization, project)| {
         let key = serde_json::json!({ "id": id, "upstream": "u", "organization": organization, "project": project,
             "weight": 1, "secret": "sk" });
-        serde_json::from_value::<Settings>(key).unwrap()
+        serde_json::from_value::<KeySettings>(key).unwrap()
     });
     let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
     let table = Table::new(&[upstream], &settings.collect::<Vec<_>>()).unwrap();

@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::ClientId;
 use crate::error::ErrorKind;
-use crate::metrics::{Cache, Metrics, Turned};
+use crate::metrics::{Cache, Metrics, StrangerRefusal};
 use crate::session::SessionId;
-use crate::usage::record::{Record, Subject};
+use crate::usage::record::{Record, RequestKind};
 use crate::usage::tracer::TraceRule;
 
 /// Maximum records that wait for the ledger. No turn waits for the ledger.
@@ -67,10 +67,12 @@ impl Books {
     /// A turn has ended, or what was opened as one.
     pub fn close(&self, record: Record) {
         self.count_facts(&record);
-        match (record.subject, record.refusal) {
-            (Subject::Handshake, _) => self.metrics.turn_void(),
+        match (record.request, record.refusal) {
+            (RequestKind::Handshake, _) => self.metrics.turn_void(),
             (_, Some(kind)) if record.client.is_none() => self.tell_stranger(&record, kind),
-            (Subject::Operation(name), _) if !record.is_refused() => self.tell_of(name, &record),
+            (RequestKind::Operation(name), _) if !record.is_refused() => {
+                self.tell_of(name, &record)
+            }
             _ => self.close_turn(record),
         }
     }
@@ -125,11 +127,11 @@ impl Books {
         let seconds = record.duration.as_secs_f64();
         self.metrics.turn_ended(record.transport, record.ending, seconds);
         self.metrics.stranger_refused(match kind {
-            ErrorKind::InvalidApiKey => Turned::InvalidApiKey,
-            ErrorKind::UnknownUrl => Turned::UnknownUrl,
-            ErrorKind::OriginNotAllowed => Turned::OriginNotAllowed,
-            ErrorKind::UpgradeRequired => Turned::WebsocketNotSupported,
-            _ => Turned::Other,
+            ErrorKind::InvalidApiKey => StrangerRefusal::InvalidApiKey,
+            ErrorKind::UnknownUrl => StrangerRefusal::UnknownUrl,
+            ErrorKind::OriginNotAllowed => StrangerRefusal::OriginNotAllowed,
+            ErrorKind::UpgradeRequired => StrangerRefusal::WebsocketNotSupported,
+            _ => StrangerRefusal::Other,
         });
         let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
         strangers.untold += 1;

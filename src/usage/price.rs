@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 
 use jiff::civil::Date;
 
-use crate::usage::price::setting::Settings;
+use crate::usage::price::setting::PriceSettings;
 use crate::usage::price::table::{Listing, is_recent, percent_of_standard, scaled};
 use crate::wire::terminal::Usage;
 
@@ -72,7 +72,7 @@ pub struct Cost {
 
 impl Prices {
     /// The prices of the configuration over the built-in table.
-    pub fn new(settings: &[Settings]) -> Result<Self, String> {
+    pub fn new(settings: &[PriceSettings]) -> Result<Self, String> {
         let mut own: Vec<Own> = Vec::with_capacity(settings.len());
         for one in settings {
             let one = one.priced()?;

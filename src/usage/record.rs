@@ -18,9 +18,9 @@ use crate::usage::timeline::Timeline;
 use crate::wire::imprint::Imprint;
 use crate::wire::terminal::{Terminal, Usage};
 
-/// What a record is about.
+/// What kind of request a record is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
+pub enum RequestKind {
     /// Counted, logged, billed and kept.
     Turn,
     /// The handshake of a WebSocket that opened. Each turn on the WebSocket has its own record.
@@ -32,7 +32,7 @@ pub enum Subject {
 /// One turn, after its end.
 pub struct Record {
     pub id: TurnId,
-    pub subject: Subject,
+    pub request: RequestKind,
     pub transport: Transport,
     pub kind: TurnKind,
     /// `None`: the turn was refused before its client was known.
@@ -113,7 +113,7 @@ impl Record {
             Service { key: Arc::clone(key), result: BindingResult::Existing, domain_moved: false };
         Self {
             id: TurnId::random(),
-            subject: Subject::Turn,
+            request: RequestKind::Turn,
             transport: Transport::Http,
             kind: TurnKind::Turn,
             client: Some(ClientId::new("alice")),

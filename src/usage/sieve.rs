@@ -41,10 +41,6 @@ impl Sieve {
         if self.is_too_long { b"" } else { &self.kept }
     }
 
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// Passes bytes outside strings, up to and with the next quote or bracket of an array.
     fn pass_structure(&mut self, bytes: &[u8]) -> usize {
         let Some(at) = memchr3(b'"', b'[', b']', bytes) else {

@@ -166,37 +166,6 @@ impl Item {
 mod tests {
     use super::*;
     use crate::wire::peek::Peek;
-    use proptest::prelude::*;
-
-    proptest! {
-        /// The one scan of a body finds each body whose items have to be read.
-        #[test]
-        fn item_that_is_a_reference_is_never_overlooked(
-            items in prop::collection::vec(prop::collection::vec((
-                prop::sample::select(vec![
-                    "id", "i\\u0064", "type", "t\\u0079pe", "role", "result", "encrypted_content",
-                    "status", "content",
-                ]),
-                prop::sample::select(vec![
-                    r#""a""#, "null", r#""""#, "7", r#""reasoning""#, r#""message""#,
-                    r#""item_reference""#, r#""image_generation_call""#, r#"[{"type":"x"}]"#,
-                    r#""re\u0061soning""#, "{}",
-                ]),
-            ), 0..6), 0..4),
-        ) {
-            let fields = |item: &Vec<(&str, &str)>| {
-                let all: Vec<_> = item.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
-                format!("{{{}}}", all.join(", "))
-            };
-            let items: Vec<_> = items.iter().map(fields).collect();
-            let body = format!(r#"{{"input":[{}]}}"#, items.join(","));
-            let input = &body[r#"{"input":"#.len()..body.len() - 1];
-            let named: Vec<_> =
-                referred(input.as_bytes()).into_iter().filter(|id| !id.is_empty()).collect();
-            let references = Peek::at(body.as_bytes()).unwrap().references;
-            prop_assert!(named.is_empty() || references.name_items, "{body}");
-        }
-    }
 
     #[test]
     fn stored_items_that_an_input_refers_to_are_found() {

@@ -111,8 +111,8 @@ async fn sealed_session_never_leaves_its_organization() {
     let cluster = Cluster::new().keys(keys).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
-    let home = cluster.turns().await[0].organization.clone();
-    cluster.upstream().exhaust(&home).await;
+    let organization = cluster.turns().await[0].organization.clone();
+    cluster.upstream().exhaust(&organization).await;
     let ended = codex.turn("no credit").await;
     assert_eq!((ended.answer.status, ended.completed), (429, false), "{}", ended.answer.text());
     let error = &ended.answer.json()["error"];
@@ -131,7 +131,7 @@ async fn sealed_session_never_leaves_its_organization() {
     );
     assert_eq!(ended.answer.header("x-should-retry"), Some("false"));
     let turns = cluster.turns().await;
-    assert!(turns.iter().all(|turn| turn.organization == home), "no other key was tried");
+    assert!(turns.iter().all(|turn| turn.organization == organization), "no other key was tried");
     // Other sessions go on.
     for _ in 0..4 {
         Codex::new(cluster.address(), ALICE).turn("new").await.served();
@@ -145,11 +145,11 @@ async fn sealed_session_moves_within_its_organization_only() {
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
     let first = key_of(&cluster, &codex).await;
-    let home = cluster.turns().await[0].organization.clone();
+    let organization = cluster.turns().await[0].organization.clone();
     cluster.upstream().revoke(&first).await;
     codex.turn("moves to the sibling").await.served();
     let second = key_of(&cluster, &codex).await;
-    assert_eq!(cluster.turns().await.pop().expect("a turn").organization, home);
+    assert_eq!(cluster.turns().await.pop().expect("a turn").organization, organization);
     cluster.upstream().revoke(&second).await;
     let ended = codex.turn("has nowhere to go").await;
     assert!(
@@ -160,7 +160,7 @@ async fn sealed_session_moves_within_its_organization_only() {
     );
     assert!(ended.answer.retry_after() >= 1);
     let turns = cluster.turns().await;
-    assert!(turns.iter().all(|turn| turn.organization == home), "no other key was tried");
+    assert!(turns.iter().all(|turn| turn.organization == organization), "no other key was tried");
 }
 
 /// The upstream refuses both keys for a time, at different moments; when it accepts them again, all

@@ -52,7 +52,7 @@ async fn so_many_sealed(cluster: Cluster, count: usize) -> (Running, Vec<Codex>)
 /// attempts.
 async fn resume(cluster: &Running, sessions: &mut [Codex]) {
     let before = cluster.turns().await;
-    let homes: BTreeMap<_, _> = before
+    let organizations: BTreeMap<_, _> = before
         .iter()
         .map(|turn| (turn.session.clone().unwrap_or_default(), turn.organization.clone()))
         .collect();
@@ -66,7 +66,7 @@ async fn resume(cluster: &Running, sessions: &mut [Codex]) {
         let attempts = attempts(&turns[before.len()..], codex);
         let (last, others) = attempts.split_last().expect("the turn has reached the upstream");
         assert!(
-            last.is_served() && last.organization == homes[&codex.session],
+            last.is_served() && last.organization == organizations[&codex.session],
             "its own organization: {attempts:?}"
         );
         let mut tried: Vec<&str> = attempts.iter().map(|turn| turn.organization.as_str()).collect();
@@ -116,14 +116,14 @@ async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
     cluster.shows("warmkey_store_up", 2.0).await;
     let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
     codex.turn("first").await.served();
-    let home = attempts(&cluster.turns().await, &codex)[0].clone();
+    let first = attempts(&cluster.turns().await, &codex)[0].clone();
     let redis = cluster.redis();
     let stored = eventually(SOON, "the seal", async || {
         let (name, value) = redis.binding().await;
         value.ends_with(" s").then_some((name, value))
     })
     .await;
-    let fault = json!({ "organization": home.organization, "status": 400, "code": "invalid_encrypted_content" });
+    let fault = json!({ "organization": first.organization, "status": 400, "code": "invalid_encrypted_content" });
     cluster.upstream().fault(fault).await;
     // The first replica remembers the session; the second one finds it in the store.
     for number in [0, 1] {
@@ -140,7 +140,7 @@ async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
             .iter()
             .map(|turn| (turn.key.clone(), turn.status))
             .collect();
-        assert_eq!(asked, [(home.key.clone(), 400)], "{number}: one key, once");
+        assert_eq!(asked, [(first.key.clone(), 400)], "{number}: one key, once");
         assert_eq!(cluster.redis().binding().await, stored, "{number}");
     }
     cluster.upstream().heal().await;
@@ -149,7 +149,7 @@ async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
         codex.turn("and now?").await.served();
         assert_eq!(
             cluster.turns().await.last().map(|turn| turn.key.clone()),
-            Some(home.key.clone()),
+            Some(first.key.clone()),
             "{number}"
         );
     }
@@ -251,10 +251,10 @@ async fn provisional_binding_that_is_exhausted_is_given_up() {
     let before = turns.len();
     let mut asked = 0;
     for (number, mut codex) in sessions.into_iter().enumerate() {
-        let home = attempts(&turns, &codex)[0].organization.clone();
+        let organization = attempts(&turns, &codex)[0].organization.clone();
         codex.moves_to(cluster.replicas[number % 2].address());
         let session = codex.clone();
-        if home != "org-a" {
+        if organization != "org-a" {
             assert_eq!(
                 codex.turn("your own is exhausted").await.answer.code(),
                 "insufficient_quota"

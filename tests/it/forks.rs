@@ -89,7 +89,7 @@ async fn fork_whose_parent_is_forgotten_finds_its_organization() {
         let mut fork = codex.fork().at(cluster.address());
         fork.turn("another way").await.served();
         let turns = cluster.turns().await;
-        let home = turns
+        let first = turns
             .iter()
             .find(|turn| turn.session.as_ref() == Some(&codex.session))
             .expect("the parent was served");
@@ -97,7 +97,7 @@ async fn fork_whose_parent_is_forgotten_finds_its_organization() {
             turns.iter().filter(|turn| turn.session.as_ref() == Some(&fork.session)).collect();
         let last = attempts.last().expect("the fork was served");
         assert!(
-            last.is_served() && last.organization == home.organization && attempts.len() <= 2,
+            last.is_served() && last.organization == first.organization && attempts.len() <= 2,
             "{attempts:?}"
         );
     }
@@ -110,7 +110,7 @@ async fn fork_whose_parent_is_forgotten_finds_its_organization() {
 async fn fork_inherits_nothing_from_another_client() {
     let (cluster, sessions) = displaced().await;
     let before = cluster.turns().await;
-    let homes = keys_by_session(&before);
+    let keys = keys_by_session(&before);
     let mut elsewhere = 0;
     for codex in &sessions {
         let mut fork = codex.fork();
@@ -121,16 +121,16 @@ async fn fork_inherits_nothing_from_another_client() {
         let attempts: Vec<_> =
             turns.iter().filter(|turn| turn.session.as_ref() == Some(&fork.session)).collect();
         let (last, others) = attempts.split_last().expect("it was sent");
-        let home = before
+        let first = before
             .iter()
             .find(|turn| turn.session.as_ref() == Some(&codex.session))
             .expect("the parent was served");
-        assert!(last.is_served() && last.organization == home.organization, "{attempts:?}");
+        assert!(last.is_served() && last.organization == first.organization, "{attempts:?}");
         assert!(
-            others.iter().all(|turn| turn.status == 400 && turn.organization != home.organization),
+            others.iter().all(|turn| turn.status == 400 && turn.organization != first.organization),
             "{attempts:?}"
         );
-        elsewhere += usize::from(!homes[&codex.session].contains(&attempts[0].key));
+        elsewhere += usize::from(!keys[&codex.session].contains(&attempts[0].key));
     }
     // By their own order, a quarter of the forks meet their parent's key by chance.
     assert!(elsewhere > 0, "all of them begin on the keys of another client's sessions");

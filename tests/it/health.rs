@@ -28,7 +28,7 @@ fn three() -> Cluster {
 async fn b5_forced_moves_only() {
     let mut cluster = three().keys(pool()).spare(siblings("org-c", 1)).start().await;
     let mut all = begin(&cluster, 12).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     for (fault, times) in [
         // A second limit of the same key would leave its turns to siblings for a while.
         (Fault::limited(1), 1),
@@ -52,11 +52,11 @@ async fn b5_forced_moves_only() {
         go_on(&cluster, codex, 3).await;
     }
     let turns = cluster.turns().await;
-    for (codex, home) in all.iter().zip(&homes) {
+    for (codex, first_key) in all.iter().zip(&first_keys) {
         let path = path_of(&turns, &codex.session);
         assert_eq!(
             (path.first(), path.last()),
-            (Some(home), Some(home)),
+            (Some(first_key), Some(first_key)),
             "the session stays: {path:?}"
         );
     }

@@ -36,7 +36,7 @@ fn of_session<'t>(turns: &'t [Turn], id: &str) -> Vec<&'t Turn> {
 }
 
 /// No replica knows anything about any key, and each session is served by the key it had.
-async fn nothing_has_changed(cluster: &Running, all: &mut [Codex], homes: &[String]) {
+async fn nothing_has_changed(cluster: &Running, all: &mut [Codex], first_keys: &[String]) {
     for replica in &cluster.replicas {
         for key in replica.keys().await {
             assert_eq!(key["state"], "ready", "{key}");
@@ -46,10 +46,10 @@ async fn nothing_has_changed(cluster: &Running, all: &mut [Codex], homes: &[Stri
         go_on(cluster, codex, 2).await;
     }
     let turns = cluster.turns().await;
-    for (codex, home) in all.iter().zip(homes) {
+    for (codex, first_key) in all.iter().zip(first_keys) {
         assert_eq!(
             path_of(&turns, &codex.session),
-            std::slice::from_ref(home),
+            std::slice::from_ref(first_key),
             "the session stays"
         );
     }
@@ -71,7 +71,7 @@ fn is_error(answer: &Answer, status: u16, code: &str) {
 async fn refusal_of_a_request_is_no_refusal_of_its_key() {
     let cluster = two().keys(pool()).start().await;
     let mut all = begin(&cluster, 8).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     let generic = Fault::revoked().message("Your request was refused.");
     for (number, (fault, code, probes)) in [
         (Fault::lacking_scope(), "missing_scope", 0),
@@ -92,7 +92,7 @@ async fn refusal_of_a_request_is_no_refusal_of_its_key() {
         met_once(&cluster, &id, 401).await;
         let asked = cluster.upstream().probes().await.len() - before;
         assert_eq!(asked, probes, "{code}: the text says it, or one probe decides");
-        nothing_has_changed(&cluster, &mut all, &homes).await;
+        nothing_has_changed(&cluster, &mut all, &first_keys).await;
     }
 }
 
@@ -101,7 +101,7 @@ async fn refusal_of_a_request_is_no_refusal_of_its_key() {
 async fn refusing_frame_of_a_request_is_no_refusal_of_its_key() {
     let cluster = two().keys(pool()).start().await;
     let mut all = begin(&cluster, 4).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     for (id, fault) in [("scope", Fault::lacking_scope()), ("generic", Fault::revoked())] {
         cluster.upstream().fails_with(fault.session(id).times(1)).await;
         let mut socket = session(cluster.address(), ALICE, id).await;
@@ -111,7 +111,7 @@ async fn refusing_frame_of_a_request_is_no_refusal_of_its_key() {
         socket.send(&plain("and goes on")).await;
         let event = socket.event(&["error", "response.completed"]).await;
         assert_eq!(event["type"], "response.completed", "{event}");
-        nothing_has_changed(&cluster, &mut all, &homes).await;
+        nothing_has_changed(&cluster, &mut all, &first_keys).await;
     }
 }
 
@@ -120,7 +120,7 @@ async fn refusing_frame_of_a_request_is_no_refusal_of_its_key() {
 async fn limit_of_something_else_limits_nobody_else() {
     let cluster = two().keys(pool()).start().await;
     let mut all = begin(&cluster, 6).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     let silent = Fault::limited_in_silence;
     let named = |text: &str| silent().message(text);
     let room = |fault: Fault| {
@@ -148,14 +148,14 @@ async fn limit_of_something_else_limits_nobody_else() {
         let upstreams = ["resource_unavailable", "rate_limit_exceeded", "slow_down"];
         assert!(upstreams.contains(&answer.code().as_str()), "{}", answer.text());
         met_once(&cluster, &id, 429).await;
-        nothing_has_changed(&cluster, &mut all, &homes).await;
+        nothing_has_changed(&cluster, &mut all, &first_keys).await;
     }
     // The page of an edge.
     cluster.upstream().fails_with(Fault::page(429).session("page")).await;
     let answer = ask(cluster.address(), &turn(ALICE, "page", "")).await;
     assert_eq!((answer.status, answer.retry_after() >= 1), (429, true));
     assert!(answer.text().contains("Bad gateway"), "as it came");
-    nothing_has_changed(&cluster, &mut all, &homes).await;
+    nothing_has_changed(&cluster, &mut all, &first_keys).await;
 }
 
 /// Number 2. The limit of a special tier is the tier's.
@@ -163,7 +163,7 @@ async fn limit_of_something_else_limits_nobody_else() {
 async fn limit_of_a_tier_is_the_tiers_alone() {
     let cluster = two().keys(pool()).start().await;
     let mut all = begin(&cluster, 6).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     cluster.upstream().fails_with(Fault::limited(60).tier("flex")).await;
     for replica in &cluster.replicas {
         let flex = turn(ALICE, "flex", r#""service_tier":"flex","#);
@@ -175,8 +175,8 @@ async fn limit_of_a_tier_is_the_tiers_alone() {
         go_on(&cluster, codex, 2).await;
     }
     let turns = cluster.turns().await;
-    for (codex, home) in all.iter().zip(&homes) {
-        assert_eq!(path_of(&turns, &codex.session), std::slice::from_ref(home));
+    for (codex, first_key) in all.iter().zip(&first_keys) {
+        assert_eq!(path_of(&turns, &codex.session), std::slice::from_ref(first_key));
     }
 }
 
@@ -185,7 +185,7 @@ async fn limit_of_a_tier_is_the_tiers_alone() {
 async fn limiting_frame_about_something_else_limits_nobody_else() {
     let cluster = two().keys(pool()).start().await;
     let mut all = begin(&cluster, 4).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     cluster.upstream().fails_with(Fault::without_capacity().session("s")).await;
     let mut socket = session(cluster.address(), ALICE, "s").await;
     socket.send(&plain("flex")).await;
@@ -196,7 +196,7 @@ async fn limiting_frame_about_something_else_limits_nobody_else() {
         "{event}"
     );
     assert_eq!(event["headers"]["retry-after"], "20", "{event}");
-    nothing_has_changed(&cluster, &mut all, &homes).await;
+    nothing_has_changed(&cluster, &mut all, &first_keys).await;
 }
 
 /// Number 3. A page, an empty body or a policy is no loss of access, even if two clients meet it.
@@ -204,7 +204,7 @@ async fn limiting_frame_about_something_else_limits_nobody_else() {
 async fn refusal_of_a_text_is_no_loss_of_access() {
     let cluster = two().keys(pool()).start().await;
     let mut all = begin(&cluster, 6).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     let policy = Fault::forbidden().code("content_policy_violation");
     let pages = [403, 404].map(Fault::page).into_iter().chain([403, 404].map(Fault::bare));
     let others = [policy, Fault::forbidden().code("")];
@@ -215,7 +215,7 @@ async fn refusal_of_a_text_is_no_loss_of_access() {
             let answer = ask(cluster.address(), &turn(token, &id, "")).await;
             assert!(matches!(answer.status, 403 | 404), "{}", answer.status);
         }
-        nothing_has_changed(&cluster, &mut all, &homes).await;
+        nothing_has_changed(&cluster, &mut all, &first_keys).await;
     }
 }
 
@@ -224,7 +224,7 @@ async fn refusal_of_a_text_is_no_loss_of_access() {
 async fn refused_handshake_says_nothing_about_turns() {
     let cluster = two().keys(pool()).start().await;
     let mut all = begin(&cluster, 6).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     let model = [("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#), ("session-id", "s")];
     for (fault, expected) in [
         (Fault::limited(60), 503),
@@ -242,7 +242,7 @@ async fn refused_handshake_says_nothing_about_turns() {
             open(cluster.address(), ALICE, &model).await.err().expect("it is refused");
         assert_eq!(refused.status, expected, "{}", refused.body);
         cluster.upstream().heal().await;
-        nothing_has_changed(&cluster, &mut all, &homes).await;
+        nothing_has_changed(&cluster, &mut all, &first_keys).await;
     }
     assert!(decided(&cluster, "move", "limited").await.abs() < f64::EPSILON);
 }
@@ -252,9 +252,10 @@ async fn refused_handshake_says_nothing_about_turns() {
 async fn dead_key_is_found_out_by_one_probe() {
     let cluster = two().keys(pool()).start().await;
     let mut all = begin(&cluster, 8).await;
-    let homes = first_keys(&cluster, &all).await;
+    let first_keys = first_keys(&cluster, &all).await;
     // Only this organization has another key for a sealed session.
-    let dead = homes.iter().find(|key| key.starts_with("org-a")).expect("eight sessions").clone();
+    let dead =
+        first_keys.iter().find(|key| key.starts_with("org-a")).expect("eight sessions").clone();
     cluster.upstream().revoke(&dead).await;
     for codex in &mut all {
         go_on(&cluster, codex, 1).await;

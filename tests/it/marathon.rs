@@ -98,7 +98,7 @@ struct Marathon {
     cluster: Running,
     players: Vec<Player>,
     /// The key and organization of each session, and the key that served it last.
-    homes: BTreeMap<String, (String, String)>,
+    bound: BTreeMap<String, (String, String)>,
     last: BTreeMap<String, String>,
     played: usize,
     crossings: usize,
@@ -126,7 +126,7 @@ impl Marathon {
         Self {
             cluster,
             players,
-            homes: BTreeMap::new(),
+            bound: BTreeMap::new(),
             last: BTreeMap::new(),
             played: 0,
             crossings: 0,
@@ -187,12 +187,15 @@ impl Marathon {
     fn judge(&mut self, turns: &[Turn], trouble: &Trouble) {
         for player in &self.players {
             let all = turns.iter().filter(|turn| turn.session.as_deref() == Some(player.session()));
-            let home =
-                self.homes.get(player.session()).map(|(_, organization)| organization.clone());
+            let organization =
+                self.bound.get(player.session()).map(|(_, organization)| organization.clone());
             // A turn that another organization refused as foreign is a crossing, too, unless
             // bindings were forgotten.
             let is_elsewhere = |turn: &&Turn| {
-                !turn.is_served() && home.as_ref().is_some_and(|home| *home != turn.organization)
+                !turn.is_served()
+                    && organization
+                        .as_ref()
+                        .is_some_and(|organization| *organization != turn.organization)
             };
             self.crossings +=
                 if trouble.forgets { 0 } else { all.clone().filter(is_elsewhere).count() };
@@ -203,8 +206,8 @@ impl Marathon {
                 // it was opened.
                 let is_same_connection =
                     turn.transport == "websocket" && last.as_ref() == Some(&turn.key);
-                let Some((home, organization)) = self.homes.get_mut(player.session()) else {
-                    self.homes.insert(
+                let Some((key, organization)) = self.bound.get_mut(player.session()) else {
+                    self.bound.insert(
                         player.session().to_owned(),
                         (turn.key.clone(), turn.organization.clone()),
                     );
@@ -217,14 +220,13 @@ impl Marathon {
                         turn.organization
                     );
                     self.crossings += 1;
-                } else if *home == turn.key || trouble.limited.contains(home) || is_same_connection
-                {
-                } else if trouble.dead.contains(home) {
-                    *home = turn.key.clone();
+                } else if *key == turn.key || trouble.limited.contains(key) || is_same_connection {
+                } else if trouble.dead.contains(key) {
+                    *key = turn.key.clone();
                 } else {
-                    println!("{} went from {home} to {}", player.session(), turn.key);
+                    println!("{} went from {key} to {}", player.session(), turn.key);
                     self.unforced += 1;
-                    *home = turn.key.clone();
+                    *key = turn.key.clone();
                 }
             }
         }
@@ -332,7 +334,7 @@ async fn sessions_stay_whatever_happens_to_keys() {
     // Clients are told at once of a fault that no key can cure, and other sessions go on.
     marathon.players.retain(|player| matches!(player, Player::Http(_)));
     marathon.cluster.upstream().exhaust("org-d").await;
-    let of_d = marathon.homes.values().filter(|(_, organization)| organization == "org-d").count();
+    let of_d = marathon.bound.values().filter(|(_, organization)| organization == "org-d").count();
     marathon
         .phase(
             "an organization exhausted",

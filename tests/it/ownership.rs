@@ -229,8 +229,8 @@ async fn turn_goes_where_its_previous_response_is_and_the_binding_stays() {
         let again = Chain::new(cluster.address()).of_session(&session).after(&away).turn().await;
         assert_eq!(key_of(&again).await, key_of(&away).await);
         cluster.replica().shows(SPILLED, spilled + 2.0).await;
-        let home = Chain::new(cluster.address()).of_session(&session).turn().await;
-        assert_eq!(key_of(&home).await, bound, "the session has not moved");
+        let own = Chain::new(cluster.address()).of_session(&session).turn().await;
+        assert_eq!(key_of(&own).await, bound, "the session has not moved");
     }
     cluster
         .replica()

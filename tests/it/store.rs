@@ -4,7 +4,7 @@
 use tokio::time::Instant;
 use warmkey::setting::SecretSource;
 use warmkey::store::name::Name;
-use warmkey::store::{Replaced, Settings};
+use warmkey::store::{Replaced, StoreSettings};
 
 use crate::world::cable::{Cable, Weather};
 use crate::world::certificates::Certificates;
@@ -331,7 +331,8 @@ async fn rotated_password_needs_no_restart() {
     };
     rotate("canary-1").await;
     let file = write("canary-1");
-    let opened = Opened::ready(&Settings { url: SecretSource::File(file), ..settings("") }).await;
+    let opened =
+        Opened::ready(&StoreSettings { url: SecretSource::File(file), ..settings("") }).await;
     rotate("canary-2").await;
     opened.becomes(false).await;
     let fault = async || opened.store.fault().filter(|fault| fault.contains("password"));

@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use crate::source::{File, declared, line_of};
 
 const KINDS: [&str; 4] = ["struct", "enum", "trait", "type"];
-/// Names that always stand with their module.
-const SHARED: [&str; 2] = ["Settings", "Error"];
 /// Modules beside the gateway, with code of their own on purpose.
 const APART: [&str; 2] = ["simulator", "demo"];
 
@@ -55,9 +53,6 @@ pub fn repeated_types(files: &[File]) -> Vec<String> {
     for file in files.iter().filter(is_checked) {
         for (at, name) in public_types(&file.code) {
             let place = format!("{}:{}", file.path, line_of(&file.code, at));
-            if SHARED.contains(&name) {
-                continue;
-            }
             match places.get(name) {
                 Some(first) => {
                     faults.push(format!("{place}: `{name}` is the name of a type in {first}, too"))

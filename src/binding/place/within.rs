@@ -5,7 +5,7 @@ use crate::binding::demand::Turn;
 use crate::client::Client;
 use crate::health::diagnose::{Ailment, Scope};
 use crate::key::table::Table;
-use crate::key::{Settings, UpstreamSettings};
+use crate::key::{KeySettings, UpstreamSettings};
 use crate::metrics::Metrics;
 
 /// Each key is `(id, organization, project, weight)`.
@@ -23,7 +23,7 @@ fn places() -> (Places, Arc<Registry>) {
     let settings = KEYS.map(|(id, organization, project, weight)| {
         let key = serde_json::json!({ "id": id, "upstream": "u", "organization": organization, "project": project,
             "weight": weight, "secret": "sk" });
-        serde_json::from_value::<Settings>(key).unwrap()
+        serde_json::from_value::<KeySettings>(key).unwrap()
     });
     let registry = Arc::new(Registry::new(
         Table::new(&[upstream], &settings).unwrap(),
@@ -175,7 +175,7 @@ fn chat_turn_goes_to_a_sibling_of_the_same_dialect_first() {
     });
     let keys = [("a-1", "u"), ("a-2", "r"), ("a-3", "u")].map(|(id, upstream)| {
         let key = serde_json::json!({ "id": id, "upstream": upstream, "organization": "org-a", "secret": "sk" });
-        serde_json::from_value::<Settings>(key).unwrap()
+        serde_json::from_value::<KeySettings>(key).unwrap()
     });
     let table = Table::new(&upstreams, &keys).unwrap();
     let registry = Arc::new(Registry::new(table, Arc::new(Metrics::new())));

@@ -1,7 +1,7 @@
 //! Tests of `start` with `[binding]`.
 
 use super::*;
-use crate::binding::{Settings, start};
+use crate::binding::{BindingSettings, start};
 
 /// B4: a replica remembers a binding for less time than the store holds it. Otherwise the replica
 /// would restore a binding that the store has expired.
@@ -11,7 +11,7 @@ async fn memory_lasts_for_half_the_ttl_after_start() {
     let metrics = Arc::new(Metrics::new());
     let store = Arc::new(Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics)));
     let registry = Arc::new(Registry::new(table(KEYS), Arc::clone(&metrics)));
-    let settings: Settings =
+    let settings: BindingSettings =
         serde_json::from_str(r#"{"ttl":"4000s","wait":"5s","memory":2}"#).unwrap();
     let tasks = Tasks::new();
     let (bindings, _owners) = start(&store, &registry, &settings, &metrics, &tasks);

@@ -10,7 +10,7 @@ fn table(ids: &[&str]) -> Result<Table, String> {
             .unwrap();
     let keys: Vec<_> = ids
         .iter()
-        .map(|id| Settings {
+        .map(|id| KeySettings {
             id: (*id).into(),
             upstream: "openai".into(),
             organization: "org-a".into(),
@@ -98,7 +98,7 @@ fn turns_go_to_responses_below_the_base() {
 fn upstream(options: &str) -> Result<(UpstreamSettings, Table), String> {
     let settings: UpstreamSettings =
         serde_json::from_str(&format!("{{\"name\":\"u\",{options}}}")).unwrap();
-    let key: Settings = serde_json::from_str(
+    let key: KeySettings = serde_json::from_str(
         r#"{"id":"a-1","upstream":"u","organization":"org-a","secret":"sk-canary"}"#,
     )
     .unwrap();
@@ -197,7 +197,7 @@ fn header_that_frames_or_identifies_names_no_session() {
 fn key_names_an_upstream_that_is_there_and_has_a_name() {
     let upstream: UpstreamSettings =
         serde_json::from_str(r#"{"name":"u","base_url":"http://h"}"#).unwrap();
-    let table = |upstreams: &[UpstreamSettings], change: fn(&mut Settings)| {
+    let table = |upstreams: &[UpstreamSettings], change: fn(&mut KeySettings)| {
         let mut key = settings();
         change(&mut key);
         Table::new(upstreams, &[key]).err().unwrap_or_default()
@@ -208,8 +208,8 @@ fn key_names_an_upstream_that_is_there_and_has_a_name() {
     assert_eq!(table(one, |key| key.upstream = "v".into()), "key a: there is no upstream v");
     for wrong in ["", "a b", "\u{e9}", "a\n"] {
         for fault in [
-            Table::new(one, &[Settings { id: wrong.into(), ..settings() }]),
-            Table::new(one, &[Settings { organization: wrong.into(), ..settings() }]),
+            Table::new(one, &[KeySettings { id: wrong.into(), ..settings() }]),
+            Table::new(one, &[KeySettings { organization: wrong.into(), ..settings() }]),
         ] {
             assert!(fault.err().expect(wrong).contains("is not visible ASCII"), "{wrong:?}");
         }
@@ -227,13 +227,13 @@ fn key_secret_with_white_space_at_an_end_is_refused_and_not_shown() {
         let upstream: UpstreamSettings =
             serde_json::from_str(r#"{"name":"u","base_url":"http://h"}"#).unwrap();
         let fault =
-            Table::new(&[upstream], &[Settings { secret, ..settings() }]).err().expect(wrong);
+            Table::new(&[upstream], &[KeySettings { secret, ..settings() }]).err().expect(wrong);
         let why = "the secret in the file has a control character, or white space at an end";
         assert_eq!(fault, format!("key a: secret: {why}"), "{wrong:?}");
     }
 }
 
-fn settings() -> Settings {
+fn settings() -> KeySettings {
     serde_json::from_str(r#"{"id":"a","upstream":"u","organization":"o","secret":"sk-1"}"#).unwrap()
 }
 

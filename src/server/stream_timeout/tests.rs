@@ -10,7 +10,7 @@ use tokio::io::duplex;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::metrics::{Door, Metrics};
+use crate::metrics::{ListenerName, Metrics};
 use crate::server::connection::connection;
 use crate::server::connections::Connections;
 
@@ -22,7 +22,7 @@ const LONG: usize = 1 << 20;
 /// each request with `LONG` bytes.
 async fn client(window: u32) -> h2::client::SendRequest<Bytes> {
     let (near, far) = duplex(64 * 1024);
-    let all = Connections::new(Door::Clients, 9, Arc::new(Metrics::new()));
+    let all = Connections::new(ListenerName::Clients, 9, Arc::new(Metrics::new()));
     let seat = all.enter().unwrap();
     let service = Router::new().fallback(|| async { vec![b'x'; LONG] });
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);

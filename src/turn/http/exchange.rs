@@ -109,10 +109,10 @@ async fn answer(
     request: Request<Body>,
 ) -> Response<Outgoing> {
     if endpoint.dialect() == Dialect::Chat {
-        account.by_chat();
+        account.note_chat();
     }
     if endpoint == Endpoint::CountInputTokens {
-        account.is_no_turn("input_tokens");
+        account.note_operation("input_tokens");
     }
     match turns.exchange(&mut account, endpoint, request).await {
         Ok(Exchanged { key, answer, form, gate }) => {
@@ -134,7 +134,7 @@ pub async fn pass_on(
     tasks: &Tasks,
 ) -> Response<Outgoing> {
     course.account.note_status(answer.status);
-    course.account.streams(is_stream(&answer.headers));
+    course.account.note_stream(is_stream(&answer.headers));
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &course.key.secret);
@@ -241,9 +241,9 @@ impl HttpTurns {
         identity.session = identity.session.or_else(of_origin).or(derived);
         account.note_session(&identity);
         account.note_model(&model);
-        account.tier(tier.clone());
+        account.note_tier(tier.clone());
         if let Some(imprint) = imprint {
-            account.asked_for(kind, imprint);
+            account.note_purpose(kind, imprint);
         }
         let origin = origin?;
         let found = match (found, &identity.session) {
@@ -269,7 +269,7 @@ impl HttpTurns {
             is_free: endpoint == Endpoint::CountInputTokens,
             ..Demand::of(&client)
         };
-        account.lineage(&demand.lineage);
+        account.note_lineage(&demand.lineage);
         let tried = Tried::nothing(failover.options.wait);
         let session = demand.session.as_ref();
         let decoded = decoded.as_ref().map(|(text, _)| text);

@@ -127,7 +127,7 @@ impl Passage {
         }
         let has_begun = !answer.head.is_empty();
         if has_begun {
-            turn.account.first_byte();
+            turn.account.note_first_byte();
         }
         let (head, translation) = match form {
             Form::Native(_) => (answer.head, None),
@@ -180,7 +180,7 @@ impl Passage {
         if !std::mem::replace(&mut self.has_begun, true)
             && let Some(turn) = &mut self.turn
         {
-            turn.account.first_byte();
+            turn.account.note_first_byte();
         }
         self.tap.observe(&data);
         if self.leak_scan.finds(&data)

@@ -34,7 +34,7 @@ pub async fn serve(
 ) -> Response<Outgoing> {
     let books = Arc::clone(&turns.gateway.books);
     let mut account = Account::open(books, Transport::Http, request.headers());
-    account.is_no_turn(call.name());
+    account.note_operation(call.name());
     catch_panic(account.id, answer(&turns, account, Endpoint::Stored(call, &id), request)).await
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use crate::binding::Binding;
 use crate::binding::record::BindingRecord;
 use crate::key::table::Table;
-use crate::key::{Key, Settings, Tag, UpstreamSettings};
+use crate::key::{Key, KeySettings, Tag, UpstreamSettings};
 use crate::session::SessionId;
 use crate::setting::{Secret, SecretSource};
 use crate::store::model::{Shared, Write};
@@ -38,7 +38,7 @@ pub fn keys() -> Vec<Arc<Key>> {
 fn table(keys: &[usize]) -> Table {
     let upstream: UpstreamSettings =
         serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
-    let settings = |key: &usize| Settings {
+    let settings = |key: &usize| KeySettings {
         id: KEYS[*key].0.into(),
         upstream: "u".into(),
         organization: KEYS[*key].1.into(),

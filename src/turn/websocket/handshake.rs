@@ -127,7 +127,7 @@ async fn connect(
         model: &model,
         ..Demand::of(&client)
     };
-    account.lineage(&demand.lineage);
+    account.note_lineage(&demand.lineage);
     let asked = Asked::new(head, Endpoint::OpenWebSocket, Content::WebSocket(nonce))
         .of_session(demand.session.as_ref())
         .with_hop(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));

@@ -250,7 +250,7 @@ impl Socket {
     /// Opens the account of a new turn.
     fn open(&self, state: &mut SocketState, arrival: Arrival) -> Account {
         let mut account = Account::of(&self.caller, Arc::clone(&self.gateway().books), arrival);
-        account.streams(true);
+        account.note_stream(true);
         let (result, domain_moved) = state.begin();
         let binding = Binding { result, ..self.binding.clone() };
         account.note_attempt(&binding, domain_moved, &self.gateway().registry.loads);

@@ -11,7 +11,7 @@ use super::{Own, Rates, STANDARD};
 /// One `[[price]]`, over the built-in price of its model.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct PriceSettings {
     pub model: String,
     /// The tier that a response states; without it the standard price, which other tiers follow.
     pub tier: Option<String>,
@@ -27,7 +27,7 @@ pub struct Settings {
     pub output: Dollars,
 }
 
-impl Settings {
+impl PriceSettings {
     pub(super) fn priced(&self) -> Result<Own, String> {
         let model = &self.model;
         if model.is_empty() {
@@ -128,7 +128,7 @@ impl<'de> Deserialize<'de> for Dollars {
 mod tests {
     use super::*;
 
-    fn read(line: &str) -> Result<Settings, String> {
+    fn read(line: &str) -> Result<PriceSettings, String> {
         toml::from_str(line).map_err(|error: toml::de::Error| error.message().to_owned())
     }
 

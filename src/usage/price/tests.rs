@@ -27,7 +27,7 @@ fn own(sections: &str) -> Prices {
     #[derive(serde::Deserialize)]
     struct File {
         #[serde(default)]
-        price: Vec<Settings>,
+        price: Vec<PriceSettings>,
     }
     Prices::new(&toml::from_str::<File>(sections).expect("TOML").price).expect("prices")
 }
@@ -319,7 +319,7 @@ fn configured_price_goes_before_the_built_in_one() {
 #[test]
 fn prices_of_one_day_are_refused_if_there_are_two() {
     let one = |from: &str| format!("model = \"m\"\nfrom = \"{from}\"\ninput = 1\noutput = 1");
-    let read = |text: &str| toml::from_str::<Settings>(text).expect("TOML");
+    let read = |text: &str| toml::from_str::<PriceSettings>(text).expect("TOML");
     let new = |days: [&str; 2]| Prices::new(&days.map(|day| read(&one(day)))).map(|_| ());
     assert_eq!(new(["2026-12-01", "2026-12-02"]), Ok(()));
     assert_eq!(

@@ -35,7 +35,7 @@ async fn failure_is_tried_again_here_and_then_at_a_sibling() {
         assert!(served_by.starts_with("org-a"));
         assert_eq!(decided(&cluster, "retry", "failed").await, times as f64);
         go_on(&cluster, &mut codex, 3).await;
-        assert_eq!(last_turn(&cluster, &codex).await.key, turn.key, "home again");
+        assert_eq!(last_turn(&cluster, &codex).await.key, turn.key, "its first key again");
     }
 }
 
@@ -171,11 +171,11 @@ async fn refusal_of_the_request_is_sent_once_and_changes_no_key() {
                     .await;
                 let ended = codex.turn("refused").await;
                 assert_eq!((ended.answer.status, ended.answer.code().as_str()), (status, code));
-                let home = path(&cluster, codex).await;
+                let tried = path(&cluster, codex).await;
                 assert_eq!(
                     attempts(&cluster, codex, sent).await,
-                    [(home[0].clone(), status)],
-                    "one attempt, at home"
+                    [(tried[0].clone(), status)],
+                    "one attempt, at its first key"
                 );
             }
         }

@@ -25,11 +25,11 @@ async fn key_that_is_limited_for_a_moment_is_waited_for() {
         cluster.upstream().fails_with(fault.session(&codex.session).times(1)).await;
         codex.turn("waits").await.served();
         assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
-        let home = path(&cluster, &codex).await;
-        assert_eq!(home.len(), 1, "{home:?}");
+        let tried = path(&cluster, &codex).await;
+        assert_eq!(tried.len(), 1, "{tried:?}");
         assert_eq!(
             attempts(&cluster, &codex, before).await,
-            [(home[0].clone(), 429), (home[0].clone(), 200)]
+            [(tried[0].clone(), 429), (tried[0].clone(), 200)]
         );
     }
     assert!(decided(&cluster, "wait", "limited").await >= 3.0);
@@ -244,10 +244,12 @@ async fn new_sessions_prefer_keys_with_headroom() {
     ];
     let cluster = Cluster::new().replicas(1).keys(keys.into()).start().await;
     let mut all = begin(&cluster, 30).await;
-    let homes = first_keys(&cluster, &all).await;
-    let count = |homes: &[String]| homes.iter().filter(|home| *home == "org-a-1").count();
-    assert!((4..=26).contains(&count(&homes)), "both take sessions at first: {homes:?}");
-    let there: Vec<_> = (0..all.len()).filter(|number| homes[*number] == "org-a-1").collect();
+    let first_keys = first_keys(&cluster, &all).await;
+    let count = |first_keys: &[String]| {
+        first_keys.iter().filter(|first_key| *first_key == "org-a-1").count()
+    };
+    assert!((4..=26).contains(&count(&first_keys)), "both take sessions at first: {first_keys:?}");
+    let there: Vec<_> = (0..all.len()).filter(|number| first_keys[*number] == "org-a-1").collect();
     // Until hardly more than needed is left: less than a tenth, and a turn for each session.
     let need = there.len() + 3;
     for number in there.into_iter().cycle() {
@@ -268,10 +270,10 @@ async fn new_sessions_prefer_keys_with_headroom() {
     let turns = cluster.turns().await;
     let fresh: Vec<_> = new.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
     assert_eq!(count(&fresh), 0, "{fresh:?}");
-    for (codex, home) in all.iter().zip(&homes) {
+    for (codex, first_key) in all.iter().zip(&first_keys) {
         assert_eq!(
             path_of(&turns, &codex.session),
-            std::slice::from_ref(home),
+            std::slice::from_ref(first_key),
             "bound sessions stay"
         );
         assert_eq!(path_of(&turns[scarce..], &codex.session).len(), 1, "and has gone on");

@@ -18,17 +18,17 @@ use crate::world::wire::{Request, ask};
 async fn key_that_died_on_one_replica_is_unused_on_all() {
     let cluster = three().keys(pool()).start().await;
     let mut all = begin(&cluster, 24).await;
-    let mut homes = first_keys(&cluster, &all).await;
-    let count = |key: &String| homes.iter().filter(|home| *home == key).count();
-    let dead = homes
+    let mut first_keys = first_keys(&cluster, &all).await;
+    let count = |key: &String| first_keys.iter().filter(|own| *own == key).count();
+    let dead = first_keys
         .iter()
-        .filter(|home| home.starts_with("org-a"))
-        .max_by_key(|home| count(home))
+        .filter(|own| own.starts_with("org-a"))
+        .max_by_key(|own| count(own))
         .cloned();
     let dead = dead.expect("some begin in org-a");
-    let at = homes.iter().position(|home| *home == dead).expect("one is on it");
-    let (mut first, _) = (all.remove(at), homes.remove(at));
-    assert!(homes.contains(&dead), "others are on it: {homes:?}");
+    let at = first_keys.iter().position(|own| *own == dead).expect("one is on it");
+    let (mut first, _) = (all.remove(at), first_keys.remove(at));
+    assert!(first_keys.contains(&dead), "others are on it: {first_keys:?}");
     cluster.upstream().revoke(&dead).await;
     let ended = first.turn("meets it").await.served();
     assert!(!ended.answer.text().contains("Incorrect API key"));
@@ -40,12 +40,12 @@ async fn key_that_died_on_one_replica_is_unused_on_all() {
     }
     let turns = cluster.turns().await;
     assert!(turns[before..].iter().all(|turn| turn.key != dead), "no turn tried the key again");
-    for (codex, home) in all.iter().zip(&homes) {
+    for (codex, first_key) in all.iter().zip(&first_keys) {
         let path = path_of(&turns, &codex.session);
-        match *home == dead {
+        match *first_key == dead {
             true => assert!(
                 path.len() == 2 && path[1].starts_with("org-a"),
-                "one move, at home: {path:?}"
+                "one move, at its first key: {path:?}"
             ),
             false => assert_eq!(path.len(), 1, "{path:?}"),
         }
@@ -62,8 +62,8 @@ async fn key_that_died_on_one_replica_is_unused_on_all() {
 async fn b7_no_fail_back() {
     let cluster = three().keys(pool()).start().await;
     let mut all = begin(&cluster, 24).await;
-    let homes = first_keys(&cluster, &all).await;
-    let dead = homes[0].clone();
+    let first_keys = first_keys(&cluster, &all).await;
+    let dead = first_keys[0].clone();
     cluster.upstream().revoke(&dead).await;
     for codex in &mut all {
         go_on(&cluster, codex, 1).await;
@@ -79,12 +79,12 @@ async fn b7_no_fail_back() {
     begin(&cluster, 40).await;
     let turns = cluster.turns().await;
     let (before, after) = turns.split_at(recovered);
-    for (codex, home) in all.iter().zip(&homes) {
+    for (codex, first_key) in all.iter().zip(&first_keys) {
         let moved_to = path_of(before, &codex.session).pop();
         assert_eq!(
-            moved_to.as_ref() == Some(home),
-            *home != dead,
-            "{home} is dead, or not: {moved_to:?}"
+            moved_to.as_ref() == Some(first_key),
+            *first_key != dead,
+            "{first_key} is dead, or not: {moved_to:?}"
         );
         assert_eq!(
             path_of(after, &codex.session).first(),
@@ -142,9 +142,9 @@ async fn incident_moves_no_session_that_could_move() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
     let mut all = begin(&cluster, 30).await;
     let refused = ["org-a-1", "org-b-1", "org-b-2"];
-    let homes = loop {
+    let first_keys = loop {
         let found = first_keys(&cluster, &all).await;
-        if refused.iter().all(|key| found.iter().any(|home| home == key)) {
+        if refused.iter().all(|key| found.iter().any(|own| own == key)) {
             break found;
         }
         assert!(all.len() < 300, "each key takes a session in a hundred: {found:?}");
@@ -154,7 +154,7 @@ async fn incident_moves_no_session_that_could_move() {
         cluster.upstream().revoke(key).await;
     }
     for key in refused {
-        let first = homes.iter().position(|home| home == key).expect("each key has a session");
+        let first = first_keys.iter().position(|own| own == key).expect("each key has a session");
         all[first].turn("meets it").await.served();
         all_know(&cluster, key, "disabled").await;
     }
@@ -174,9 +174,9 @@ async fn incident_moves_no_session_that_could_move() {
     }
     let turns = cluster.turns().await;
     let ends = all.iter().map(|codex| path_of(&turns, &codex.session).pop());
-    let moved = ends.zip(&homes).filter(|(end, home)| end.as_ref() != Some(*home)).count();
+    let moved = ends.zip(&first_keys).filter(|(end, own)| end.as_ref() != Some(*own)).count();
     assert!(moved <= refused.len(), "{moved} of {} have moved", all.len());
-    let concerned = homes.iter().filter(|home| refused.contains(&home.as_str())).count();
+    let concerned = first_keys.iter().filter(|own| refused.contains(&own.as_str())).count();
     assert!(concerned > 2 * refused.len(), "too few to show anything: {concerned}");
 }
 
@@ -347,7 +347,7 @@ async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
         all_know(&cluster, key, "ready").await;
     }
     go_on(&cluster, &mut sealed, 3).await;
-    assert_eq!(path(&cluster, &sealed).await, [turn.key], "at home, as if nothing had been");
+    assert_eq!(path(&cluster, &sealed).await, [turn.key], "as if nothing had been");
     go_on(&cluster, &mut unsealed, 3).await;
     assert_eq!(path(&cluster, &unsealed).await, moved_to, "and sessions that have left stay away");
 }

@@ -25,15 +25,18 @@ async fn refused_turn_lands_on_a_sibling() {
         [(Fault::limited(3_000), true), (Fault::revoked(), false), (Fault::overspent(), true)]
     {
         let cluster = three().keys(pool()).start().await;
-        let (mut talk, home) = talks(&cluster).await;
-        let project =
-            if ["org-a-1", "org-a-2"].contains(&home.as_str()) { "org-a-main" } else { "side" };
-        let fault = if comes_back { fault.project(project) } else { fault.key(&home) };
+        let (mut talk, first_key) = talks(&cluster).await;
+        let project = if ["org-a-1", "org-a-2"].contains(&first_key.as_str()) {
+            "org-a-main"
+        } else {
+            "side"
+        };
+        let fault = if comes_back { fault.project(project) } else { fault.key(&first_key) };
         cluster.upstream().fails_with(fault).await;
         talk.turn("elsewhere").await;
         talk.turn("and stays there").await;
         let path = path_of(&cluster.turns().await, &talk.codex.session);
-        assert_eq!((path.len(), &path[0]), (2, &home), "{path:?}");
+        assert_eq!((path.len(), &path[0]), (2, &first_key), "{path:?}");
         assert!(path[1].starts_with("org-a"), "{path:?}");
         assert_eq!(talk.connections, 2, "one more connection, and no more");
     }
@@ -43,11 +46,11 @@ async fn refused_turn_lands_on_a_sibling() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshake_knows_which_key_is_limited() {
     let cluster = three().keys(siblings("org-a", 2)).start().await;
-    let (mut talk, home) = talks(&cluster).await;
+    let (mut talk, first_key) = talks(&cluster).await;
     talk.hang_up();
     cluster.upstream().fails_with(Fault::limited(1).at_handshakes().times(1)).await;
     talk.turn("waits for the connection").await;
-    assert_eq!(path_of(&cluster.turns().await, &talk.codex.session), [home]);
+    assert_eq!(path_of(&cluster.turns().await, &talk.codex.session), [first_key]);
     talk.hang_up();
     cluster.upstream().fails_with(Fault::limited(3_000).at_handshakes()).await;
     let headers = [("session-id", talk.codex.session.as_str())];

@@ -14,7 +14,7 @@ async fn certificate_is_trusted_or_the_fault_is_named() {
     let redis =
         Redis::start_with(folder.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>())
             .await;
-    let at = |scheme: &str, port: u16, authority: Option<String>| Settings {
+    let at = |scheme: &str, port: u16, authority: Option<String>| StoreSettings {
         ca_file: authority.map(Into::into),
         ..settings(&format!("{scheme}://127.0.0.1:{port}"))
     };
@@ -52,7 +52,7 @@ async fn sentinels_and_a_cluster_are_reached_through_tls() {
     };
     let reach = async |url: &str| {
         let ca_file = Some(certificates.authority().into());
-        let opened = Opened::ready(&Settings { ca_file, ..settings(url) }).await;
+        let opened = Opened::ready(&StoreSettings { ca_file, ..settings(url) }).await;
         assert!(opened.claims("s").await);
         assert_eq!(opened.finds("s").await, Some(true), "{url}");
     };

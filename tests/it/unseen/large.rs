@@ -35,7 +35,7 @@ async fn large_message_of_an_upstream_passes_whole() {
     turn(&mut client, &mut there, "resp_1").await;
 }
 
-/// Number 9, on a WebSocket: usage is found in a terminal event of any length and order, or missing.
+/// Number 9, on a WebSocket: usage is found in a terminal event of any length, or missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn usage_of_a_large_event_is_found_or_missing() {
     let usage =

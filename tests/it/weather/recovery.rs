@@ -98,27 +98,27 @@ async fn b11_recovery() {
     let (redis, cable, cluster) = divided(&folder).await;
     let new_session = || Codex::new(cluster.address(), ALICE);
     let mut moved_here = new_session();
-    let home = by(&cluster, 0, &mut moved_here).await;
+    let first_key = by(&cluster, 0, &mut moved_here).await;
     // A second session of the same key, so that one revocation moves both.
     let mut moved_there = found("a second session on its key", async || {
         let mut codex = new_session();
-        (by(&cluster, 0, &mut codex).await == home).then_some(codex)
+        (by(&cluster, 0, &mut codex).await == first_key).then_some(codex)
     })
     .await;
     for codex in [&mut moved_here, &mut moved_there] {
-        assert_eq!(by(&cluster, 1, codex).await, home);
+        assert_eq!(by(&cluster, 1, codex).await, first_key);
     }
     away(&cluster, &cable).await;
 
     // This session moves without the store.
-    cluster.upstream().revoke(&home).await;
+    cluster.upstream().revoke(&first_key).await;
     let here = by(&cluster, 0, &mut moved_here).await;
     // This session moves once without the store, and twice with it.
-    assert_ne!(by(&cluster, 0, &mut moved_there).await, home);
+    assert_ne!(by(&cluster, 0, &mut moved_there).await, first_key);
     let once = by(&cluster, 1, &mut moved_there).await;
     cluster.upstream().revoke(&once).await;
     let there = by(&cluster, 1, &mut moved_there).await;
-    assert!(there != once && once != home && here != home);
+    assert!(there != once && once != first_key && here != first_key);
     cluster.upstream().heal().await;
     // This session begins without the store, on a key without any report.
     let mut known = redis.bindings().await.len();
@@ -126,13 +126,13 @@ async fn b11_recovery() {
         known += 1;
         let mut codex = new_session();
         let key = by(&cluster, 0, &mut codex).await;
-        (![&home, &once].contains(&&key)).then_some((codex, key))
+        (![&first_key, &once].contains(&&key)).then_some((codex, key))
     })
     .await;
 
     back(&cluster, &cable).await;
     // The keys are well again: only the bindings count now.
-    for key in [&home, &once] {
+    for key in [&first_key, &once] {
         cluster.replicas[0].command("probe", key).await;
         for replica in &cluster.replicas {
             replica
@@ -218,7 +218,7 @@ async fn b8_store_outage() {
     let mut strangers = sessions.split_off(20);
     // The first replica serves half of them again, and the others learn that by announcement.
     sessions = introduce(&cluster, 0, sessions).await;
-    let home = |turns: &[crate::world::simulator::Turn]| -> BTreeMap<String, (String, String)> {
+    let placed = |turns: &[crate::world::simulator::Turn]| -> BTreeMap<String, (String, String)> {
         let served = turns.iter().filter(|turn| turn.is_served());
         served
             .map(|turn| {
@@ -229,30 +229,30 @@ async fn b8_store_outage() {
             })
             .collect()
     };
-    let before = home(&cluster.turns().await);
+    let before = placed(&cluster.turns().await);
     cluster.redis().signal("STOP").await;
     for number in 0..3 {
         sessions
             .iter_mut()
             .for_each(|session| session.moves_to(cluster.replicas[number].address()));
         sessions = turn_each(sessions).await;
-        let during = home(&cluster.turns().await);
+        let during = placed(&cluster.turns().await);
         assert!(
             sessions.iter().all(|codex| during[&codex.session] == before[&codex.session]),
             "a remembered session stays"
         );
     }
     // No replica remembers the strangers: both replicas still agree, and leave no organization.
-    let mut homes = Vec::new();
+    let mut placements = Vec::new();
     for number in [1, 2] {
         strangers
             .iter_mut()
             .for_each(|session| session.moves_to(cluster.replicas[number].address()));
         strangers = turn_each(strangers).await;
-        homes.push(home(&cluster.turns().await));
+        placements.push(placed(&cluster.turns().await));
     }
     for codex in &strangers {
-        let [there, elsewhere] = [&homes[0][&codex.session], &homes[1][&codex.session]];
+        let [there, elsewhere] = [&placements[0][&codex.session], &placements[1][&codex.session]];
         assert_eq!(there, elsewhere, "one order for all replicas");
         assert_eq!(there.1, before[&codex.session].1, "the organization that can open its history");
     }

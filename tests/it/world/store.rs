@@ -6,7 +6,7 @@ use std::time::Duration;
 use warmkey::metrics::Metrics;
 use warmkey::setting::{Secret, SecretSource, Span};
 use warmkey::store::name::Name;
-use warmkey::store::{Settings, Store, StoredValue};
+use warmkey::store::{Store, StoreSettings, StoredValue};
 use warmkey::task::Tasks;
 
 use crate::world::process::Folder;
@@ -26,14 +26,14 @@ pub struct Opened {
 }
 
 impl Opened {
-    pub fn of(settings: &Settings) -> Self {
+    pub fn of(settings: &StoreSettings) -> Self {
         let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
         let store = Store::in_redis(settings, Arc::clone(&metrics), &tasks)
             .expect("the address is well formed");
         Self { store, metrics, _tasks: tasks }
     }
 
-    pub async fn ready(settings: &Settings) -> Self {
+    pub async fn ready(settings: &StoreSettings) -> Self {
         let opened = Self::of(settings);
         assert!(opened.store.ready(SOON).await, "{:?}", opened.store.fault());
         opened
@@ -72,8 +72,8 @@ impl Opened {
     }
 }
 
-pub fn settings(url: &str) -> Settings {
-    Settings {
+pub fn settings(url: &str) -> StoreSettings {
+    StoreSettings {
         url: SecretSource::Text(Secret::new(url)),
         prefix: "w".into(),
         timeout: Span(TIMEOUT),
@@ -112,7 +112,8 @@ impl Real {
             url = url.replace("://", &format!("://{user}:pw@"));
         }
         let url = SecretSource::Text(Secret::new(url));
-        let settings = Settings { url, prefix: "w".into(), timeout: Span(SOON), ca_file: None };
+        let settings =
+            StoreSettings { url, prefix: "w".into(), timeout: Span(SOON), ca_file: None };
         let tasks = Tasks::new();
         let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)
             .expect("the address is one");

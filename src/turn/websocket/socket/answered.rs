@@ -106,7 +106,7 @@ impl Socket {
         let Some(turn) = state.lanes.current(lane) else { return DueWrites::default() };
         turn.has_begun = true;
         turn.account.note_status(StatusCode::OK);
-        turn.account.first_byte();
+        turn.account.note_first_byte();
         // Any organization accepts a warm-up, because it carries no sealed content and has no
         // output. A warm-up therefore confirms nothing.
         let due = DueWrites {

@@ -116,7 +116,7 @@ impl Socket {
     }
 
     /// Checks that the message's client may ask for its model now, and then the content that the
-    /// message refers to. Returns whether the message refers to content that only the session's project can find.
+    /// message refers to. Returns whether only the session's project can find that content.
     async fn permit(&self, message: &ClientMessage) -> Result<bool, Error> {
         // A response that was issued on this connection belongs to the client.
         let (is_own, has_served) = {
@@ -150,9 +150,9 @@ impl Socket {
         }
         let mut account = open(&mut state);
         account.note_model(&message.model.take().unwrap_or_default());
-        account.tier(message.tier.take());
+        account.note_tier(message.tier.take());
         account.asked_model().model.clone_into(&mut state.model);
-        account.asked_for(message.kind, std::mem::take(&mut message.imprint));
+        account.note_purpose(message.kind, std::mem::take(&mut message.imprint));
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
         let shows_sealed = !state.is_confirmed && is_sealed;
         let turn =
