@@ -15,8 +15,8 @@ use serde_json::value::RawValue;
 use crate::properties::plain::Json;
 use crate::turn::http::response_id::{Finder, FoundId};
 use crate::turn::websocket::frame;
-use crate::usage::sieve::Sieve;
-use crate::usage::tap::{KEPT, Reading, START, Tap};
+use crate::usage::sieve::{Sieve, WHOLE};
+use crate::usage::tap::{Reading, START, Tap};
 use crate::wire::endpoint::{Endpoint, StoredCall, single_slashes};
 use crate::wire::event::{field, first_type, hides_type, unnamed};
 use crate::wire::peek::{Field, Peek, fields, stable_prefix};
@@ -326,7 +326,7 @@ fn of_lines(text: &[u8]) -> Reading {
             announced = announced.or(unnamed(start));
             let mut sieve = Sieve::default();
             sieve.pass(data);
-            let data = if data.len() > KEPT { sieve.kept() } else { data };
+            let data = if data.len() > WHOLE { sieve.kept() } else { data };
             let is_hidden = !is_named && hides_type(start);
             let written = fields(data, ["type"]).ok().map(|[kind]| Field::of(kind));
             let own = written

@@ -1,5 +1,5 @@
-//! Keeps the parts of a long JSON text that state its end and its cost: all but the contents of
-//! arrays and long strings. Pure.
+//! Keeps a JSON text, or the parts of a long one that state its end and its cost: all but the
+//! contents of arrays and long strings. Pure.
 //!
 //! A generated picture is one string of megabytes, and an output of any length is an array.
 
@@ -9,12 +9,74 @@ use memchr::{memchr2, memchr3};
 const LONGEST: usize = 4 * 1024;
 const MOST: usize = 256 * 1024;
 
+/// Longest text that is kept as it is.
+pub const WHOLE: usize = 512 * 1024;
+
+/// A text, or the parts of a long one.
+#[derive(Default)]
+pub struct Kept {
+    whole: Vec<u8>,
+    sieve: Option<Box<Sieve>>,
+    /// How deep arrays may lie whose contents are kept.
+    depth: usize,
+}
+
+impl Kept {
+    /// A text whose outermost arrays matter, but not what they contain in other arrays.
+    pub fn with_arrays() -> Self {
+        Self { depth: 1, ..Self::default() }
+    }
+
+    pub fn keep(&mut self, bytes: &[u8]) {
+        if let Some(sieve) = &mut self.sieve {
+            sieve.pass(bytes);
+        } else if self.whole.len() + bytes.len() <= WHOLE {
+            self.whole.extend_from_slice(bytes);
+        } else {
+            let sieve =
+                self.sieve.insert(Box::new(Sieve { depth: self.depth, ..Sieve::default() }));
+            sieve.pass(&std::mem::take(&mut self.whole));
+            sieve.pass(bytes);
+        }
+    }
+
+    /// What is kept: JSON if the text is. Empty if too much would have to be kept.
+    pub fn text(&self) -> &[u8] {
+        self.sieve.as_ref().map_or(&self.whole, |sieve| sieve.kept())
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.sieve.is_none()
+    }
+
+    /// Takes what is kept, and keeps the next text.
+    pub fn take(&mut self) -> Vec<u8> {
+        match self.sieve.take() {
+            Some(sieve) if sieve.is_too_long => Vec::new(),
+            Some(sieve) => sieve.kept,
+            None => std::mem::take(&mut self.whole),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.whole.capacity() + self.sieve.as_ref().map_or(0, |sieve| sieve.kept.capacity())
+    }
+
+    /// Forgets the text, and keeps the next one in the same memory.
+    pub fn clear(&mut self) {
+        self.whole.clear();
+        self.sieve = None;
+    }
+}
+
 /// The text that passes, and what is kept of it.
 #[derive(Default)]
 pub struct Sieve {
     kept: Vec<u8>,
-    /// Open arrays. Nothing inside an array is kept.
+    /// Open arrays. Nothing inside an array deeper than `depth` is kept.
     arrays: usize,
+    depth: usize,
     /// Inside a string: where its content begins in `kept`.
     string: Option<usize>,
     /// The last byte of the string was a backslash.
@@ -88,7 +150,7 @@ impl Sieve {
 
     fn keep_content(&mut self, bytes: &[u8]) {
         let begin = self.string.unwrap_or(self.kept.len());
-        if self.arrays > 0 || self.is_long {
+        if self.arrays > self.depth || self.is_long {
             return;
         }
         if self.kept.len() - begin.min(self.kept.len()) + bytes.len() > LONGEST {
@@ -100,7 +162,7 @@ impl Sieve {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        if self.arrays > 0 || self.is_too_long {
+        if self.arrays > self.depth || self.is_too_long {
             return;
         }
         if self.kept.len() + bytes.len() > MOST {
@@ -141,6 +203,21 @@ mod tests {
         }
         let many = format!("{{{}\"z\":1}}", r#""a":"b","#.repeat(MOST / 4));
         assert!(sieved(many.as_bytes(), &[]).is_empty(), "too much to keep");
+    }
+
+    #[test]
+    fn long_text_with_arrays_keeps_what_the_outermost_ones_say() {
+        let long = "x".repeat(WHOLE);
+        let text = format!(r#"{{"a":[{{"b":"{long}","c":[1,2],"d":"stop"}}],"e":3}}"#);
+        for size in [text.len(), 100_000, 7] {
+            let mut kept = Kept::with_arrays();
+            text.as_bytes().chunks(size).for_each(|chunk| kept.keep(chunk));
+            assert!(!kept.is_empty());
+            assert_eq!(kept.text(), br#"{"a":[{"b":"","c":[],"d":"stop"}],"e":3}"#);
+            assert_eq!(kept.take(), br#"{"a":[{"b":"","c":[],"d":"stop"}],"e":3}"#);
+            kept.keep(b"{}");
+            assert_eq!(kept.take(), b"{}", "the next text");
+        }
     }
 
     proptest! {

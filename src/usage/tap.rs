@@ -1,6 +1,6 @@
 //! Watches an answer pass and keeps the part that states its cost.
 //!
-//! The tap sees every chunk before it is passed on, changes none, and holds at most `KEPT` bytes
+//! The tap sees every chunk before it is passed on, changes none, and holds at most `WHOLE` bytes
 //! of one event or document. It looks closely only at possible terminal events, and steps over most
 //! of a stream line by line.
 
@@ -8,7 +8,7 @@ use std::io::Write;
 
 use http::HeaderMap;
 
-use crate::usage::sieve::Sieve;
+use crate::usage::sieve::Kept;
 use crate::wire::decoder::Decoder;
 use crate::wire::error_body::ErrorBody;
 use crate::wire::event::{field, hides_type, is_stream, line_length, unnamed};
@@ -18,9 +18,6 @@ use crate::wire::terminal::{self, Terminal, Usage};
 pub mod completions;
 
 use completions::Completions;
-
-/// Of a terminal event or a JSON answer longer than this, only what states its cost is kept.
-pub(crate) const KEPT: usize = 512 * 1024;
 
 /// The facts that the tap has learned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,7 +86,7 @@ impl Tap {
 impl Reader {
     fn finish(&mut self, ended: bool) -> Reading {
         if ended && !self.is_stream {
-            let (terminal, usage) = terminal::of_document(self.text());
+            let (terminal, usage) = terminal::of_document(self.kept.text());
             return Reading { terminal: Some(terminal), usage, failure: None };
         }
         self.reading.take().map_or_else(Reading::default, |reading| *reading)
@@ -105,9 +102,7 @@ pub struct Reader {
     announced: Option<Terminal>,
     /// The current line's first bytes until its kind is known, the data of a terminal event, or a
     /// document.
-    kept: Vec<u8>,
-    /// Keeps the parts of a text that is too long for `kept`.
-    sieve: Option<Box<Sieve>>,
+    kept: Kept,
     /// An `event:` line has named the current event.
     is_named: bool,
     /// The last byte was `\r`: a `\n` that follows belongs to it.
@@ -136,23 +131,6 @@ impl Reader {
         Self { is_stream: is_stream(headers), ..Self::default() }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        if let Some(sieve) = &mut self.sieve {
-            sieve.pass(bytes);
-        } else if self.kept.len() + bytes.len() <= KEPT {
-            self.kept.extend_from_slice(bytes);
-        } else {
-            let sieve = self.sieve.insert(Box::default());
-            sieve.pass(&std::mem::take(&mut self.kept));
-            sieve.pass(bytes);
-        }
-    }
-
-    /// The text that is kept, as far as it may state a cost.
-    fn text(&self) -> &[u8] {
-        self.sieve.as_ref().map_or(&self.kept, |sieve| sieve.kept())
-    }
-
     fn read_stream(&mut self, mut bytes: &[u8]) {
         if std::mem::take(&mut self.after_return) && bytes.first() == Some(&b'\n') {
             bytes = &bytes[1..];
@@ -170,7 +148,7 @@ impl Reader {
     fn read_part(&mut self, part: &[u8], is_whole: bool) {
         match self.line {
             Line::Skipped => {}
-            Line::Data => self.keep(part),
+            Line::Data => self.kept.keep(part),
             Line::Start => self.read_start(part, is_whole),
         }
     }
@@ -181,13 +159,13 @@ impl Reader {
             self.classify(part, is_whole);
             return;
         }
-        let (start, rest) = part.split_at(part.len().min(START - self.kept.len()));
-        self.keep(start);
-        if is_whole || self.kept.len() >= START {
-            let line = std::mem::take(&mut self.kept);
+        let (start, rest) = part.split_at(part.len().min(START - self.kept.text().len()));
+        self.kept.keep(start);
+        if is_whole || self.kept.text().len() >= START {
+            let line = self.kept.take();
             self.classify(&line, is_whole && rest.is_empty());
             if self.line == Line::Data {
-                self.keep(rest);
+                self.kept.keep(rest);
             }
         }
     }
@@ -206,7 +184,7 @@ impl Reader {
             if self.announced.is_some() || is_unsure {
                 self.line = Line::Data;
                 self.kept.clear();
-                self.keep(data);
+                self.kept.keep(data);
             }
         } else if let Some(name) = field(line, b"event:") {
             // A name that goes on past `START` is longer than the name of any end, and so is its
@@ -217,14 +195,13 @@ impl Reader {
 
     fn end_line(&mut self) {
         if self.line == Line::Data {
-            let written = || fields(self.text(), ["type"]).ok().map(|[kind]| Field::of(kind));
+            let written = || fields(self.kept.text(), ["type"]).ok().map(|[kind]| Field::of(kind));
             let own = || Terminal::of_event(written()?.text()?.as_bytes());
             if let Some(terminal) = self.announced.or_else(own) {
-                self.reading = Some(Box::new(Reading::of_event(terminal, self.text())));
+                self.reading = Some(Box::new(Reading::of_event(terminal, self.kept.text())));
             }
         }
         self.kept.clear();
-        self.sieve = None;
         self.line = Line::Start;
     }
 }
@@ -234,7 +211,7 @@ impl Write for Reader {
         if self.is_stream {
             self.read_stream(bytes);
         } else {
-            self.keep(bytes);
+            self.kept.keep(bytes);
         }
         Ok(bytes.len())
     }

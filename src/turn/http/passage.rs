@@ -134,7 +134,7 @@ impl Passage {
             Form::Document(document) => (document.into(), None),
             Form::Stream(mut stream) => (stream.push(&answer.head).into(), Some(stream)),
         };
-        Self {
+        let mut passage = Self {
             has_begun,
             // A client that knows the length leaves with the last byte, so a known length of zero
             // is an end, too. The same holds below.
@@ -154,7 +154,12 @@ impl Passage {
             is_paced: false,
             reader: None,
             writer: None,
+        };
+        // A client that knows the length may leave before the pump has found the end.
+        if passage.upstream.is_none() {
+            passage.end(None);
         }
+        passage
     }
 
     /// Reads the upstream's next frame, or its end.

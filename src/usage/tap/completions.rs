@@ -1,13 +1,15 @@
 //! Reads chat completions: a stream of chunks, or a document.
 //!
-//! Each line of a stream is kept until it ends, and looked at once. Only a client that asks for
+//! Each line of a stream is kept until it ends, and looked at once. Of a long line or document, only
+//! what states its end and its cost is kept. Only a client that asks for
 //! `stream_options.include_usage` gets a chunk with the usage, and so does the gateway.
 
 use std::io::Write;
 
 use http::HeaderMap;
 
-use crate::usage::tap::{KEPT, Reading};
+use crate::usage::sieve::{Kept, WHOLE};
+use crate::usage::tap::Reading;
 use crate::wire::completion::{ChatEnd, DONE, failure, may_end};
 use crate::wire::error_body::ErrorBody;
 use crate::wire::event::{field, is_stream, line_length};
@@ -18,8 +20,7 @@ use crate::wire::terminal::Terminal;
 pub struct Completions {
     is_stream: bool,
     /// The line that has not ended yet, or the document so far.
-    kept: Vec<u8>,
-    is_too_long: bool,
+    kept: Kept,
     /// `[DONE]` or an error has come.
     is_over: bool,
     reading: Reading,
@@ -27,7 +28,7 @@ pub struct Completions {
 
 impl Completions {
     pub fn new(headers: &HeaderMap) -> Self {
-        Self { is_stream: is_stream(headers), ..Self::default() }
+        Self { is_stream: is_stream(headers), kept: Kept::with_arrays(), ..Self::default() }
     }
 
     pub const fn is_over(&self) -> bool {
@@ -39,7 +40,7 @@ impl Completions {
             if !ended {
                 return Reading::default();
             }
-            let ChatEnd { terminal, usage } = ChatEnd::of(&self.kept);
+            let ChatEnd { terminal, usage } = ChatEnd::of(self.kept.text());
             let terminal = Some(terminal.unwrap_or(Terminal::Completed));
             return Reading { terminal, usage, failure: None };
         }
@@ -49,34 +50,24 @@ impl Completions {
         Reading { terminal: reading.terminal.filter(|_| is_whole), ..reading }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        if self.is_too_long || self.kept.len() + bytes.len() > KEPT {
-            self.kept = Vec::new();
-            self.is_too_long = true;
-        } else {
-            self.kept.extend_from_slice(bytes);
-        }
-    }
-
     fn read_stream(&mut self, mut bytes: &[u8]) {
         // A line may end with `\r\n`: the empty line between the two bytes means nothing here.
         while let Some(end) = line_length(bytes) {
-            if self.kept.is_empty() && !self.is_too_long {
+            if self.kept.is_empty() && end <= WHOLE {
                 self.read_line(&bytes[..end]);
             } else {
-                self.keep(&bytes[..end]);
-                let line = std::mem::take(&mut self.kept);
+                self.kept.keep(&bytes[..end]);
+                let line = self.kept.take();
                 self.read_line(&line);
             }
-            self.is_too_long = false;
             bytes = &bytes[end + 1..];
         }
-        self.keep(bytes);
+        self.kept.keep(bytes);
     }
 
     fn read_line(&mut self, line: &[u8]) {
         let Some(data) = field(line, b"data:") else { return };
-        if self.is_over || line.len() > KEPT {
+        if self.is_over {
             return;
         }
         if data.trim_ascii() == DONE {
@@ -99,7 +90,7 @@ impl Write for Completions {
         if self.is_stream {
             self.read_stream(bytes);
         } else {
-            self.keep(bytes);
+            self.kept.keep(bytes);
         }
         Ok(bytes.len())
     }

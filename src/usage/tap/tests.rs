@@ -5,6 +5,8 @@ use super::*;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use proptest::prelude::*;
 
+use crate::usage::sieve::WHOLE;
+
 const USAGE: &str =
     r#"{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;
 
@@ -93,7 +95,7 @@ fn event_without_a_name_is_known_by_its_type() {
 
 #[test]
 fn middle_of_a_line_is_not_a_line() {
-    let line = format!("x{}", "x".repeat(KEPT + 1));
+    let line = format!("x{}", "x".repeat(WHOLE + 1));
     let kind = headers("text/event-stream", None);
     let reading =
         read(&kind, &[b"x", line.as_bytes(), b"data: {\"type\":\"response.completed\"}\n\n"]);
@@ -124,12 +126,12 @@ fn document_and_an_encoded_stream_are_read() {
 
 #[test]
 fn answer_that_cannot_be_read_passes_unread() {
-    let long = format!("event: response.completed\ndata: {}\n\n", "x".repeat(KEPT * 3));
+    let long = format!("event: response.completed\ndata: {}\n\n", "x".repeat(WHOLE * 3));
     let mut tap = Tap::new(&headers("text/event-stream", None));
     long.as_bytes().chunks(10_000).for_each(|chunk| {
         tap.observe(chunk);
         let Tap::Responses(decoder) = &tap else { panic!("a tap on responses") };
-        assert!(decoder.reader().unwrap().kept.capacity() <= 2 * KEPT);
+        assert!(decoder.reader().unwrap().kept.capacity() <= 2 * WHOLE);
     });
     assert_eq!(
         tap.finish(true),
@@ -225,7 +227,7 @@ fn failed_answer_yields_its_error() {
 fn event_of_any_length_is_read() {
     let start = format!(r#"{{"response":{{"usage":{USAGE}}},"x":""#);
     let data = |length: usize| format!("{start}{}\"}}", "x".repeat(length - start.len() - 2));
-    for (length, expected) in [(KEPT, usage()), (KEPT + 1, usage()), (5 * KEPT, usage())] {
+    for (length, expected) in [(WHOLE, usage()), (WHOLE + 1, usage()), (5 * WHOLE, usage())] {
         let reading = ended("response.completed", &data(length));
         assert_eq!(
             (reading.terminal, reading.usage),
@@ -248,7 +250,7 @@ fn event_of_any_length_is_read() {
     let reading = read(&headers("Text/Event-Stream; charset=utf-8", None), &[hidden.as_bytes()]);
     assert_eq!((reading.terminal, reading.usage), (Some(Terminal::Completed), usage()));
     // The length of one event does not count against the next.
-    let both = format!("event: response.failed\ndata: {}\n\n", "x".repeat(KEPT + 1));
+    let both = format!("event: response.failed\ndata: {}\n\n", "x".repeat(WHOLE + 1));
     let both = format!("{both}event: response.completed\ndata: {}\n\n", data(2_000));
     assert_eq!(read(&headers("text/event-stream", None), &[both.as_bytes()]).usage, usage());
 }
