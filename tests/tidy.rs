@@ -4,7 +4,7 @@
 
 use content::{commands, leaks, metrics_elsewhere, silenced};
 use modules::{circles, out_of_order};
-use names::{repeated_types, tests_without_noun};
+use names::{outworn_words, repeated_types, tests_without_noun};
 use shape::{empty_names, impure, too_long, too_wide, unopened};
 use source::{file, listed, repository};
 
@@ -98,6 +98,19 @@ fn public_type_has_a_name_of_its_own() {
         ]
     );
     assert_none(repeated_types(&repository()));
+}
+
+#[test]
+fn term_of_the_field_is_used_where_there_is_one() {
+    let wrong = [
+        file("src/a.rs", "/// Their home.\nfn first_home() {}"),
+        file("docs/a.md", "A witness,\nand its HOME."),
+        file("a.toml", "home = 1"),
+    ];
+    let faults = outworn_words(&wrong);
+    let places: Vec<_> = faults.iter().filter_map(|fault| fault.split(": ").next()).collect();
+    assert_eq!(places, ["src/a.rs:1", "src/a.rs:2", "docs/a.md:1"]);
+    assert_none(outworn_words(&repository()));
 }
 
 #[test]

@@ -24,8 +24,8 @@ pub struct Machines {
 }
 
 impl Machines {
-    /// The machine for a request of `lane`, in the lane's own order: 0 is home. Always below
-    /// `count`.
+    /// The machine for a request of `lane`, in the lane's own order: 0 is the prefix's own. Always
+    /// below `count`.
     pub fn choose(&mut self, now: Duration, lane: Digest, count: u32) -> u32 {
         if self.lanes.len() >= MOST_LANES && !self.lanes.contains_key(&lane) {
             self.lanes.retain(|_, busy| busy.iter().any(|until| *until > now));
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn steady_pace_of_fifteen_a_minute_stays_at_home() {
+    fn steady_pace_of_fifteen_a_minute_stays_on_its_own_machine() {
         let mut machines = Machines::default();
         assert!((0..500).all(|turn| machines.choose(INTERVAL * turn, LANE, 16) == 0));
     }
@@ -76,16 +76,16 @@ mod tests {
         ) {
             let mut machines = Machines::default();
             let mut now = Duration::ZERO;
-            let mut home = Vec::new();
+            let mut own = Vec::new();
             for gap in gaps {
                 now += Duration::from_millis(gap);
                 if machines.choose(now, LANE, 1000) == 0 {
-                    home.push(now);
+                    own.push(now);
                 }
             }
-            for (index, begin) in home.iter().enumerate() {
+            for (index, begin) in own.iter().enumerate() {
                 let end = *begin + Duration::from_secs(60);
-                let within = home[index..].iter().take_while(|at| **at < end).count();
+                let within = own[index..].iter().take_while(|at| **at < end).count();
                 prop_assert!(within <= 2 * BURST as usize, "{} in one minute", within);
             }
         }

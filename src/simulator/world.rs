@@ -62,8 +62,8 @@ impl Memory {
         prefix: &Prefix,
     ) -> Reading {
         let named = ask.cache_key.as_deref().unwrap_or("").as_bytes();
-        let beginning = digest(&[b"home", &prefix.head, named]);
-        let home =
+        let beginning = digest(&[b"own", &prefix.head, named]);
+        let own =
             u32::from_be_bytes([beginning[0], beginning[1], beginning[2], beginning[3]]) % machines;
         let place: [&[u8]; 3] =
             [key.organization.as_bytes(), key.region.as_bytes(), ask.model.as_bytes()];
@@ -75,7 +75,7 @@ impl Memory {
             digest(&[b"key", place[0], place[1], place[2], named])
         };
         let overflow = self.machines.choose(now, lane, machines);
-        let machine = home.wrapping_add(overflow) % machines;
+        let machine = own.wrapping_add(overflow) % machines;
         // From GPT-5.6 on, a cache key separates accounts: one key reads nothing of another's.
         let account = if matches!(ask.caching, Caching::Breakpoints { .. }) { named } else { b"" };
         let scope = digest(&[b"machine", place[0], place[1], &machine.to_be_bytes(), account]);

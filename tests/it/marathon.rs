@@ -235,13 +235,13 @@ impl Marathon {
     /// Waits until no key is limited, and no sibling serves in a key's place because a turn has
     /// waited for its limit in vain.
     async fn calms_down(&self) {
-        let is_aside = |key: &Value| {
+        let is_unused = |key: &Value| {
             let conditions = key["conditions"].as_array().expect("a list of conditions");
             conditions.iter().any(|one| one["reason"] == "limited" || one["reason"] == "strained")
         };
         for replica in &self.cluster.replicas {
             eventually(ANSWER, "limits are over", async || {
-                (!replica.keys().await.iter().any(is_aside)).then_some(())
+                (!replica.keys().await.iter().any(is_unused)).then_some(())
             })
             .await;
         }

@@ -1,7 +1,7 @@
 //! Reads chat completions: a stream of chunks, or a document.
 //!
-//! Each line of a stream is kept until it ends, and looked at once. Of a long line or document, only
-//! what states its end and its cost is kept. Only a client that asks for
+//! Each line of a stream is kept until it ends, and looked at once. Of a long line or document,
+//! only what states its end and its cost is kept. Only a client that asks for
 //! `stream_options.include_usage` gets a chunk with the usage, and so does the gateway.
 
 use std::io::Write;
