@@ -3,6 +3,7 @@
 //! Decides what a configuration means and whether it may run. A fault is one line that names the
 //! option and never shows a secret.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use ::config::{ConfigBuilder, ConfigError, Environment, File, FileFormat, builder::DefaultState};
@@ -147,6 +148,12 @@ impl Config {
             faults.push(format!(
                 "server.open: an open gateway may listen on loopback only, not on {}",
                 self.server.listen
+            ));
+        }
+        if overlap(self.server.listen, self.server.admin_listen) {
+            faults.push(format!(
+                "server.admin_listen: {} is server.listen's own address",
+                self.server.admin_listen
             ));
         }
         for (name, span) in [
@@ -377,6 +384,12 @@ fn without_types(message: &str) -> String {
         }
     }
     message.to_owned()
+}
+
+/// Whether two listeners cannot have these addresses at once.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && (is_any || one.ip() == other.ip())
 }
 
 #[cfg(test)]

@@ -208,6 +208,16 @@ fn option_out_of_bounds_is_refused_by_name() {
     for (section, line, expected) in [
         (
             "server",
+            "listen = \"0.0.0.0:9090\"",
+            "server.admin_listen: 127.0.0.1:9090 is server.listen's own address".into(),
+        ),
+        (
+            "server",
+            "listen = \"127.0.0.1:9090\"",
+            "server.admin_listen: 127.0.0.1:9090 is server.listen's own address".into(),
+        ),
+        (
+            "server",
             "header_timeout = \"0s\"",
             "server.header_timeout: must be longer than nothing".into(),
         ),
