@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use crate::world::port;
 use crate::world::process::{Folder, Process, WARMKEY};
 use crate::world::redis::Redis;
+use crate::world::trap::Trap;
 use crate::world::waiting::{SOON, eventually, ms, within};
 
 const GOOD: &str = r#"
@@ -176,8 +176,7 @@ async fn check_reaches_the_store() {
     let nowhere = format!("redis://user:canary@{}", port::free());
     expect("no Redis there", "store.url", run("check", &GOOD.replace("memory:", &nowhere)).await);
     // The kernel accepts the connection, and no server ever answers on it.
-    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-    let url = format!("rediss://user:canary@{}", silent.local_addr().expect("it is bound"));
+    let url = format!("rediss://user:canary@{}", Trap::start().await.address());
     expect("no server answers", "TLS", run("check", &GOOD.replace("memory:", &url)).await);
 }
 

@@ -1,20 +1,12 @@
 //! Upstreams that cannot be reached or trusted: unknown host names and bad certificates. The fault
 //! is the host's: no key is condemned, and nothing is sent to an untrusted server.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
-
 use crate::world::certificates::Certificates;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::Codex;
-use crate::world::port;
-use crate::world::process::{Folder, Process};
+use crate::world::process::Folder;
 use crate::world::simulator::siblings;
-use crate::world::waiting::{SOON, eventually};
+use crate::world::tls_server::TlsServer;
 
 const KEYS: [&str; 2] = ["org-a-1", "org-a-2"];
 
@@ -55,56 +47,6 @@ async fn host_name_that_resolves_to_nothing_condemns_no_key() {
     is_unreachable(&three("http://upstream.invalid/v1", "connect_timeout = \"2s\"\n").await).await;
 }
 
-/// A server with this certificate, and the first byte that it got on each connection.
-struct Server {
-    _openssl: Process,
-    address: SocketAddr,
-    received: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Server {
-    async fn start(folder: &Folder, certificates: &Certificates, name: &str) -> Self {
-        let behind = port::free();
-        let mut command = Command::new("openssl");
-        command.args(["s_server", "-quiet", "-www", "-accept", &behind.to_string()]);
-        command.args([
-            "-cert",
-            &certificates.path(&format!("{name}.pem")),
-            "-key",
-            &certificates.path(&format!("{name}.key")),
-        ]);
-        let openssl = Process::start(name, command, folder.path(), "openssl");
-        eventually(SOON, "openssl listens", async || {
-            TcpStream::connect(behind).await.ok().map(drop)
-        })
-        .await;
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
-        let (address, received) =
-            (listener.local_addr().expect("it is bound"), Arc::new(Mutex::new(Vec::new())));
-        let receiving = Arc::clone(&received);
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut first = [0];
-                let receiving = Arc::clone(&receiving);
-                tokio::spawn(async move {
-                    if near.peek(&mut first).await.is_ok() {
-                        receiving.lock().expect("no holder panics").push(first[0]);
-                    }
-                    if let Ok(mut far) = TcpStream::connect(behind).await {
-                        let _ = copy_bidirectional(&mut near, &mut far).await;
-                    }
-                    let _ = near.shutdown().await;
-                });
-            }
-        });
-        Self { _openssl: openssl, address, received }
-    }
-
-    fn received(&self) -> Vec<u8> {
-        self.received.lock().expect("no holder panics").clone()
-    }
-}
-
 /// C3: a certificate of another authority, of another host, or an expired one. Nothing is sent to
 /// such a server, and certainly not in plain text; each replica connects at most twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,8 +61,8 @@ async fn server_with_an_untrusted_certificate_is_sent_nothing() {
     let options = format!("ca_file = {:?}\nfirst_byte_timeout = \"1s\"\n", trusted.authority());
     for (certificates, name) in [(&other, "server"), (&trusted, "elsewhere"), (&trusted, "expired")]
     {
-        let server = Server::start(&folder, certificates, name).await;
-        let cluster = three(&format!("https://{}/v1", server.address), &options).await;
+        let server = TlsServer::start(&folder, certificates, name).await;
+        let cluster = three(&format!("https://{}/v1", server.address()), &options).await;
         is_unreachable(&cluster).await;
         let received = server.received();
         // 22 is a TLS handshake: the first one, and one retry.
@@ -131,8 +73,8 @@ async fn server_with_an_untrusted_certificate_is_sent_nothing() {
     }
     // A good certificate is trusted, so that the certificates were the reason for the refusals. The
     // server is no upstream, and does not answer.
-    let server = Server::start(&folder, &trusted, "server").await;
-    let cluster = three(&format!("https://{}/v1", server.address), &options).await;
+    let server = TlsServer::start(&folder, &trusted, "server").await;
+    let cluster = three(&format!("https://{}/v1", server.address()), &options).await;
     assert_eq!(
         Codex::new(cluster.address(), ALICE).turn("somebody").await.answer.code(),
         "upstream_timeout"

@@ -3,14 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-
 use super::{body, play};
 use crate::world::certificates::Certificates;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::collector::{Collector, options};
 use crate::world::port;
 use crate::world::process::Folder;
+use crate::world::trap::Trap;
 use crate::world::waiting::{Budget, SOON, eventually};
 use crate::world::wire::Request;
 
@@ -75,8 +74,7 @@ async fn replica_that_leaves_exports_what_waits() {
 /// It accepts connections, and says nothing.
 #[tokio::test]
 async fn collector_that_hangs_costs_neither_turns_nor_the_end() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-    let mut cluster = traced_at(listener.local_addr().expect("it listens")).await;
+    let mut cluster = traced_at(Trap::start().await.address()).await;
     turns(&cluster).await;
     eventually(SOON, "what no collector took is counted", async || {
         (cluster.replica().metrics().await.get(DROPPED) >= TURNS as f64).then_some(())

@@ -1,12 +1,6 @@
 //! Number 7: traffic goes where the configuration says, whatever the environment names, and `check`
 //! tries what the store's user may do.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use tokio::net::TcpListener;
-
 use super::BODY;
 use super::configuration::{run, text, written};
 use super::two;
@@ -15,28 +9,16 @@ use crate::world::collector::Collector;
 use crate::world::process::Folder;
 use crate::world::redis::Redis;
 use crate::world::socket::{plain, session};
+use crate::world::trap::Trap;
 use crate::world::waiting::{ANSWER, SOON, eventually};
 use crate::world::wire::{Request, ask};
-
-/// Counts the connections to an address where nothing may arrive.
-async fn trap() -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-    let address = listener.local_addr().expect("it is bound");
-    let caught = Arc::<AtomicUsize>::default();
-    let count = Arc::clone(&caught);
-    tokio::spawn(async move {
-        while listener.accept().await.is_ok() {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    });
-    (address, caught)
-}
 
 /// Turns, WebSockets, probes, the store, traces and commands go where the file says, whatever
 /// proxies and endpoints the environment names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn environment_never_redirects_traffic() {
-    let (address, caught) = trap().await;
+    let trap = Trap::start().await;
+    let address = trap.address();
     let collector = Collector::start().await;
     let mut shell = String::new();
     for name in [
@@ -72,13 +54,14 @@ async fn environment_never_redirects_traffic() {
         (!collector.spans().is_empty()).then_some(())
     })
     .await;
-    assert_eq!(caught.load(Ordering::Relaxed), 0, "nothing went another way");
+    assert_eq!(trap.caught(), 0, "nothing went another way");
 }
 
 /// A configured proxy is used for everything, `NO_PROXY` or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn configured_proxy_is_always_used() {
-    let (address, caught) = trap().await;
+    let trap = Trap::start().await;
+    let address = trap.address();
     let cluster = two()
         .upstream(&format!("proxy = \"http://{address}\"\nconnect_timeout = \"1s\"\n"))
         .shell("export NO_PROXY='*' no_proxy='*'")
@@ -86,10 +69,7 @@ async fn configured_proxy_is_always_used() {
         .await;
     let address = cluster.address();
     let asking = tokio::spawn(async move { ask(address, &Request::turn(ALICE, BODY)).await });
-    eventually(SOON, "the proxy is asked", async || {
-        (caught.load(Ordering::Relaxed) > 0).then_some(())
-    })
-    .await;
+    eventually(SOON, "the proxy is asked", async || (trap.caught() > 0).then_some(())).await;
     asking.abort();
     assert!(cluster.turns().await.is_empty(), "nothing went past the proxy");
 }
