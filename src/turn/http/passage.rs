@@ -12,7 +12,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::Version;
 
-use crate::chat::stream::Stream;
 use crate::health::registry::Registry;
 use crate::key::Key;
 use crate::key::leak::LeakScan;
@@ -22,6 +21,7 @@ use crate::turn::Gateway;
 use crate::turn::account::Account;
 use crate::turn::http::form::Form;
 use crate::turn::http::id_gate::IdGate;
+use crate::turn::http::translation::Translation;
 use crate::turn::idle::Idle;
 use crate::usage::tap::{Reading, Tap};
 use crate::wire::endpoint::Dialect;
@@ -31,6 +31,8 @@ use crate::wire::endpoint::Dialect;
 const COMPANY: Duration = Duration::from_millis(1);
 /// A frame of this size gains nothing from being copied.
 const LARGE: usize = 8 * 1024;
+/// The largest piece that the client's connection takes at once, because it may copy it.
+const PIECE: usize = 64 * 1024;
 /// Bytes that wait for a slow client before the gateway stops reading from the upstream.
 const AHEAD: usize = 64 * 1024;
 
@@ -42,6 +44,8 @@ pub enum Broken {
     Cut,
     #[error("the upstream's answer stalled")]
     Stalled,
+    #[error("the gateway's memory for answers is full")]
+    Full,
 }
 
 /// A turn whose answer passes, and the key whose health the answer's end may affect.
@@ -100,7 +104,7 @@ pub struct Passage {
     length: usize,
     is_flushed: bool,
     /// Translates a stream. `None`: its bytes pass unchanged.
-    translation: Option<Box<Stream>>,
+    translation: Option<Box<Translation>>,
     /// `None`: the turn has ended.
     turn: Option<Box<Course>>,
 }
@@ -123,25 +127,31 @@ impl Passage {
         let mut tap = form.tap(&answer.headers);
         tap.observe(&answer.head);
         let mut leak_scan = key.leak.scan();
-        if leak_scan.finds(&answer.head) {
-            turn.account.note_leak();
-        }
-        let has_begun = !answer.head.is_empty();
+        let mut has_leaked = leak_scan.finds(&answer.head);
+        let has_begun = !answer.head.is_empty() || matches!(form, Form::Document(_));
         if has_begun {
             turn.account.first_byte();
         }
         let (head, translation) = match form {
             Form::Native(_) => (answer.head, None),
-            Form::Document(document) => (document.into(), None),
-            Form::Stream(mut stream) => (stream.push(&answer.head).into(), Some(stream)),
+            Form::Document(document) => {
+                (tap, has_leaked) = (document.tap, document.has_leaked);
+                (document.text, None)
+            }
+            Form::Stream(mut stream) => {
+                (stream.push(&answer.head).unwrap_or_default(), Some(stream))
+            }
         };
-        Self {
+        if has_leaked {
+            turn.account.note_leak();
+        }
+        let mut passage = Self {
             has_begun,
             // A client that knows the length leaves with the last byte, so a known length of zero
             // is an end, too. The same holds below.
             upstream: answer.rest.filter(|upstream| !is_end(upstream)),
             gate: gate.map(Box::new),
-            joined: BytesMut::from(&head[..]),
+            joined: BytesMut::new(),
             translation,
             idle: Idle::new(key.upstream.idle_timeout),
             tap,
@@ -155,7 +165,9 @@ impl Passage {
             is_paced: false,
             reader: None,
             writer: None,
-        }
+        };
+        passage.join(head);
+        passage
     }
 
     /// Reads the upstream's next frame, or its end.
@@ -171,36 +183,53 @@ impl Passage {
     }
 
     fn poll_seen(&mut self, context: &mut Context<'_>) -> Poll<Next> {
-        let data = match ready!(self.poll_data(context)) {
-            Ok(Some(data)) => data,
-            Ok(None) => return Poll::Ready(Next::End(None)),
-            Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
-        };
+        loop {
+            if let Some(translation) = &mut self.translation
+                && translation.is_working()
+            {
+                return Poll::Ready(match ready!(translation.poll_work(context)) {
+                    Ok(data) => self.next(data, Duration::ZERO),
+                    Err(_) => Next::End(Some(Broken::Full)),
+                });
+            }
+            let data = match ready!(self.poll_data(context)) {
+                Ok(Some(data)) => data,
+                Ok(None) => return Poll::Ready(Next::End(None)),
+                Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
+            };
+            if !std::mem::replace(&mut self.has_begun, true)
+                && let Some(turn) = &mut self.turn
+            {
+                turn.account.first_byte();
+            }
+            self.tap.observe(&data);
+            if self.leak_scan.finds(&data)
+                && let Some(turn) = &self.turn
+            {
+                turn.account.note_leak();
+            }
+            let since = self.idle.note_arrival();
+            let data = match &mut self.translation {
+                Some(translation) => translation.push(&data),
+                None => Some(data),
+            };
+            if let Some(data) = data {
+                return Poll::Ready(self.next(data, since));
+            }
+        }
+    }
+
+    /// How `data` goes to the client, so long after the data before.
+    fn next(&self, data: Bytes, since: Duration) -> Next {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(is_end);
-        if !std::mem::replace(&mut self.has_begun, true)
-            && let Some(turn) = &mut self.turn
-        {
-            turn.account.first_byte();
-        }
-        self.tap.observe(&data);
-        if self.leak_scan.finds(&data)
-            && let Some(turn) = &self.turn
-        {
-            turn.account.note_leak();
-        }
-        let data = match &mut self.translation {
-            Some(stream) => stream.push(&data).into(),
-            None => data,
-        };
-        let since = self.idle.note_arrival();
-        Poll::Ready(match () {
+        match () {
             () if is_last => Next::Last(data),
             () if !self.joined.is_empty() => Next::InCompany(data),
             () if since > COMPANY => Next::Alone(data),
             () if data.len() >= LARGE => Next::Large(data),
             () => Next::InCompany(data),
-        })
+        }
     }
 
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<reqwest::Result<Option<Bytes>>> {
@@ -227,10 +256,32 @@ impl Passage {
         }
     }
 
-    pub fn push(&mut self, data: Bytes) {
+    pub fn push(&mut self, mut data: Bytes) {
         self.length += data.len();
+        while data.len() > PIECE {
+            self.ready.push_back(data.split_to(PIECE));
+        }
         self.ready.push_back(data);
         wake(&mut self.reader);
+    }
+
+    /// The first piece of `data`. The others are ready.
+    pub fn first(&mut self, mut data: Bytes) -> Bytes {
+        if data.len() > PIECE {
+            let rest = data.split_off(PIECE);
+            self.push(rest);
+        }
+        data
+    }
+
+    /// Joins `data` with the bytes before. A long one is not copied.
+    pub fn join(&mut self, data: Bytes) {
+        if data.len() <= PIECE {
+            self.joined.extend_from_slice(&data);
+            return;
+        }
+        self.flush();
+        self.push(data);
     }
 
     /// Makes the joined bytes ready to send.
@@ -262,14 +313,14 @@ impl Passage {
             return;
         }
         let ending = broken.map(|broken| match broken {
-            Broken::Cut => Ending::Cut,
+            Broken::Cut | Broken::Full => Ending::Cut,
             Broken::Stalled => Ending::TimedOut,
         });
         if let Some(turn) = self.turn.take() {
             turn.end(self.tap.finish(broken.is_none()), ending);
         }
-        if let Some(mut stream) = self.translation.take() {
-            self.joined.extend_from_slice(&stream.end());
+        if let Some(translation) = self.translation.take() {
+            self.joined.extend_from_slice(&translation.end());
         }
         self.flush();
         self.upstream = None;
