@@ -1,5 +1,5 @@
-//! Limits the memory for bodies, messages and answers, by one count for the whole replica. A body or
-//! message must also come at a minimum average rate.
+//! Limits the memory for bodies, messages and answers, by one count for the whole replica. A body
+//! or message must also come at a minimum average rate.
 //!
 //! What clients send may take the memory up to its limit. An answer that the gateway must hold is
 //! already billed, so that answers may take a quarter more.

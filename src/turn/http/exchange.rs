@@ -309,7 +309,10 @@ impl HttpTurns {
     /// Makes a gate that delays the answer's ids until their owner is recorded.
     fn gate(&self, answer: &Answer, client: &Client, binding: &Binding, budget: Budget) -> IdGate {
         let owner = Owner::of(binding);
-        IdGate::new(&answer.headers, writer(&self.gateway, &client.id, owner, budget))
+        IdGate::new(
+            &answer.headers,
+            writer((&self.gateway, &self.heavy), &client.id, owner, budget),
+        )
     }
 
     /// Scans the body's text, and keeps it only if the turn needs it decoded. `None`: the text is
