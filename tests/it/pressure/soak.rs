@@ -261,9 +261,10 @@ async fn soak_under_pressure_costs_others_nothing() {
         assert!(all > 50 && lost == 0, "{lost} of {all} turns");
     }
     if is_long() {
-        // An event passes three processes, each of which may wait for a core.
-        let machine = after[2] * 3;
-        assert!(after[0] < before[0] + ms(50) + machine, "{before:?} and then {after:?}");
+        // The upstream is late by itself, because it reads the heavy bodies, too. And an event
+        // passes three processes, each of which may wait for a core.
+        let others = after[1].saturating_sub(before[1]) + after[2] * 3;
+        assert!(after[0] < before[0] + ms(50) + others, "{before:?} and then {after:?}");
     }
     eventually(Duration::from_secs(90), "memory and descriptors are back", async || {
         let is_back = process.resident() < memory + memory / 4 + (16 << 20)
