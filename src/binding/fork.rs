@@ -27,7 +27,9 @@ impl Bindings {
         }
         let session =
             self.store.get(Name::Thread(parent.thread.as_str()), budget).await.ok().flatten();
-        match session.and_then(|entry| SessionId::parse(&entry.value)) {
+        // A newer version may write more words.
+        let of_thread = |value: &str| SessionId::parse(value.split(' ').next()?);
+        match session.and_then(|entry| of_thread(&entry.value)) {
             Some(session) => binding_of(&self.store, &session, budget).await.map(inherit),
             None => self.inherited_here(placing),
         }

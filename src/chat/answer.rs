@@ -161,7 +161,7 @@ impl<'b> Said<'b> {
     fn write(&self, out: &mut Vec<u8>) {
         let joined = |texts: &[&[u8]]| match texts {
             [] => b"null".to_vec(),
-            texts => [b"\"", &texts.concat()[..], b"\""].concat(),
+            texts => [&[&b"\""[..]], texts, &[b"\""]].concat().concat(),
         };
         let list = |items: &[Vec<u8>]| [b"[", &items.join(&b","[..])[..], b"]"].concat();
         let mut message = Object::open(out);

@@ -62,6 +62,11 @@ impl Stream {
         }
     }
 
+    /// The bytes of the event that has not ended yet.
+    pub const fn held(&self) -> usize {
+        self.line.len() + self.data.len()
+    }
+
     /// Takes the next bytes of the upstream's stream. Returns the chunks that they complete.
     pub fn push(&mut self, mut bytes: &[u8]) -> Vec<u8> {
         if bytes.is_empty() {
@@ -287,8 +292,9 @@ impl Stream {
                 write_usage(chunk.begin("usage"), usage);
             });
         }
-        self.out.extend_from_slice(b"data: [DONE]\n\n");
-        self.is_over = true;
+        if !std::mem::replace(&mut self.is_over, true) {
+            self.out.extend_from_slice(b"data: [DONE]\n\n");
+        }
     }
 
     fn fail(&mut self, error: &[u8]) {
@@ -323,6 +329,12 @@ impl Stream {
     }
 
     fn open(&mut self, write: impl FnOnce(&Head, &mut Object<'_>)) {
+        if self.out.len() > LONGEST {
+            self.fail(br#"{"code":"server_error","message":"The upstream's event is too long."}"#);
+        }
+        if self.is_over {
+            return;
+        }
         self.out.extend_from_slice(b"data: ");
         let mut chunk = Object::open(&mut self.out);
         write(&self.head, &mut chunk);

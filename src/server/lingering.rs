@@ -136,3 +136,82 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<I> {
         rest.get_or_insert_with(|| Box::new(Rest::new())).poll_end(io, context).map(Ok)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::server::connections::Connections;
+
+    /// A peer that sends so many bytes at once, or after each pause, and never ends.
+    struct Sender {
+        bytes: usize,
+        pause: Option<(Duration, Pin<Box<Sleep>>)>,
+        sent: usize,
+    }
+
+    impl AsyncRead for Sender {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if let Some((pause, timer)) = &mut self.pause {
+                ready!(timer.as_mut().poll(context));
+                timer.as_mut().reset(Instant::now() + *pause);
+            }
+            let count = self.bytes.min(buffer.remaining());
+            buffer.put_slice(&vec![b'x'; count]);
+            self.sent += count;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Sender {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Ends a connection whose peer sends `bytes`, each time after `pause`. Returns how long that
+    /// took, and how many bytes were read meanwhile.
+    async fn end(bytes: usize, pause: Option<Duration>, has_unread: bool) -> (Duration, usize) {
+        let seat = Connections::unlimited().enter().unwrap();
+        if has_unread {
+            seat.leave_unread();
+        }
+        let pause = pause.map(|pause| (pause, Box::pin(sleep(pause))));
+        let mut connection = Lingering::new(Sender { bytes, pause, sent: 0 }, seat);
+        let began = Instant::now();
+        poll_fn(|context| Pin::new(&mut connection).poll_shutdown(context)).await.unwrap();
+        (began.elapsed(), connection.io.sent)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rest_of_a_refused_request_is_read_within_bounds() {
+        const SECOND: Duration = Duration::from_secs(1);
+        // A peer that sends as fast as it can, and one that sends a little for ever.
+        let (took, read) = end(BUFFER, None, true).await;
+        assert!(took < SECOND && read == MOST, "{took:?} for {read} bytes");
+        assert_eq!(end(100, Some(SECOND), true).await, (LONGEST, 3_000));
+        // Nothing but silence, and silence after a while.
+        let never = Some(SECOND * 3_600);
+        assert_eq!(end(100, never, true).await, (SILENCE, 0));
+        assert_eq!(end(100, Some(SILENCE + SECOND), true).await, (SILENCE, 0));
+        // Without a rest there is nothing to wait for.
+        assert_eq!(end(100, None, false).await, (Duration::ZERO, 0));
+    }
+}

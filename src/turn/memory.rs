@@ -1,21 +1,32 @@
-//! Limits the memory for request bodies and WebSocket messages, by one count for the whole replica.
-//! A body or message must also come at a minimum average rate.
+//! Limits the memory for bodies, messages and answers, by one count for the whole replica. A body
+//! or message must also come at a minimum average rate.
+//!
+//! What clients send may take the memory up to its limit. An answer that the gateway must hold is
+//! already billed, so that answers may take a quarter more.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
 
-/// The unit in bytes that memory is counted in. A permit is a `u32`, and a body may be larger.
+/// The longest text that is read, edited or translated on the thread of turns: less than a
+/// millisecond.
+pub const LIGHT: usize = 256 * 1024;
+
+/// The unit in bytes that memory is counted in.
 const UNIT: usize = 4 * 1024;
 /// Lowest average rate of a body or message in bytes a second, after a grace.
 pub const SLOWEST: u64 = 16 * 1024;
 pub const GRACE: Duration = Duration::from_secs(30);
 /// `Retry-After` when the memory is full.
 const SOON: Duration = Duration::from_secs(1);
+/// Longest wait of an answer for memory, before the head of the answer has gone.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest time that `bytes` may take.
 pub fn time_for(bytes: usize) -> Duration {
@@ -24,75 +35,112 @@ pub fn time_for(bytes: usize) -> Duration {
 
 /// The memory of one replica: `server.replay_total`.
 #[derive(Clone)]
-pub struct BodyMemory {
-    free: Arc<Semaphore>,
+pub struct BodyMemory(Arc<Count>);
+
+struct Count {
+    /// Units in use, and those that clients may take.
+    used: AtomicUsize,
     units: usize,
+    /// Notified when some are given back.
+    freed: Notify,
 }
 
 /// A part of the memory, given back when dropped.
 #[derive(Default)]
-pub struct MemoryPlace(Option<OwnedSemaphorePermit>);
+pub struct MemoryPlace {
+    count: Option<Arc<Count>>,
+    units: usize,
+}
 
 impl BodyMemory {
     pub fn new(total: Size) -> Self {
-        let units = (total.bytes() / UNIT).clamp(1, Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(units)), units }
+        let (used, units) = (AtomicUsize::new(0), (total.bytes() / UNIT).max(1));
+        Self(Arc::new(Count { used, units, freed: Notify::new() }))
     }
 
-    /// The bytes that this memory holds at the most.
-    pub const fn limit(&self) -> usize {
-        self.units * UNIT
+    /// The bytes that this memory holds at the most, without what answers may take beyond it.
+    pub fn limit(&self) -> usize {
+        self.0.units * UNIT
     }
 
     /// The bytes that are in use, in whole units.
     pub fn used(&self) -> usize {
-        (self.units - self.free.available_permits()) * UNIT
+        self.0.used.load(Ordering::Acquire) * UNIT
     }
 
-    /// Makes `place` cover `length` bytes.
+    /// Makes `place` cover `length` bytes of a body or a client's message.
     pub fn extend(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
-        let wanted = length.div_ceil(UNIT);
-        if wanted <= place.units() {
-            return Ok(());
-        }
-        let more = u32::try_from(wanted - place.units())
-            .ok()
-            .and_then(|units| Arc::clone(&self.free).try_acquire_many_owned(units).ok());
-        let Some(more) = more else { return Err(full()) };
-        match &mut place.0 {
-            Some(place) => place.merge(more),
-            None => place.0 = Some(more),
-        }
-        Ok(())
+        self.grow(place, length.div_ceil(UNIT), self.0.units)
     }
 
     /// Makes `place` follow `length`, which may have fallen. A part of a unit counts nothing, so
     /// that an idle connection has no part of the memory.
     pub fn follow(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
-        let wanted = length / UNIT;
-        if wanted < place.units() {
-            place.shrink(wanted);
+        place.shrink(length / UNIT);
+        self.grow(place, length / UNIT, self.0.units)
+    }
+
+    /// As [`Self::follow`], for an answer.
+    pub fn follow_answer(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
+        place.shrink(length / UNIT);
+        self.grow(place, length / UNIT, self.most())
+    }
+
+    /// Makes `place` cover `length` bytes of an answer whose head has not gone, and waits for them
+    /// for a while.
+    pub async fn await_answer(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
+        let until = Instant::now() + ANSWER_WAIT;
+        loop {
+            let freed = self.0.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            let grown = self.grow(place, length.div_ceil(UNIT), self.most());
+            if grown.is_ok() || timeout_at(until, freed).await.is_err() {
+                return grown;
+            }
         }
-        self.extend(place, wanted * UNIT)
+    }
+
+    /// The units that may be in use together with answers.
+    fn most(&self) -> usize {
+        self.0.units + self.0.units / 4
+    }
+
+    /// Makes `place` have `wanted` units, as long as no more than `most` are in use.
+    fn grow(&self, place: &mut MemoryPlace, wanted: usize, most: usize) -> Result<(), Error> {
+        let Some(more) = wanted.checked_sub(place.units).filter(|more| *more > 0) else {
+            return Ok(());
+        };
+        let add = |used: usize| used.checked_add(more).filter(|sum| *sum <= most);
+        let grown = self.0.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        grown.map_err(|_| full())?;
+        place.units = wanted;
+        place.count.get_or_insert_with(|| Arc::clone(&self.0));
+        Ok(())
     }
 
     #[cfg(test)]
     pub fn free_units(&self) -> usize {
-        self.free.available_permits()
+        self.0.units - self.used() / UNIT
     }
 }
 
 impl MemoryPlace {
-    fn units(&self) -> usize {
-        self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
-    }
-
     fn shrink(&mut self, units: usize) {
-        let surplus = self.units() - units;
-        drop(self.0.as_mut().and_then(|place| place.split(surplus)));
-        if units == 0 {
-            self.0 = None;
+        let surplus = self.units.saturating_sub(units);
+        if surplus > 0
+            && let Some(count) = &self.count
+        {
+            self.units = units;
+            count.used.fetch_sub(surplus, Ordering::AcqRel);
+            count.freed.notify_waiters();
         }
+    }
+}
+
+impl Drop for MemoryPlace {
+    fn drop(&mut self) {
+        self.shrink(0);
     }
 }
 
@@ -121,5 +169,28 @@ mod tests {
         assert_eq!((memory.used(), memory.limit()), (10 * UNIT, 10 * UNIT));
         drop((one, two));
         assert_eq!((memory.free_units(), memory.used()), (10, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answer_may_take_more_than_bodies_and_waits_for_its_place() {
+        let memory = BodyMemory::new(Size(16 * UNIT as u64));
+        let mut places: [MemoryPlace; 4] = Default::default();
+        let [body, running, whole, late] = &mut places;
+        memory.extend(body, 15 * UNIT).unwrap();
+        memory.follow_answer(running, 4 * UNIT).unwrap();
+        assert_eq!(memory.used(), 19 * UNIT, "beyond the limit");
+        assert!(memory.extend(late, 1).is_err() && memory.follow_answer(late, 2 * UNIT).is_err());
+        memory.await_answer(whole, UNIT).await.unwrap();
+        let began = Instant::now();
+        assert!(memory.await_answer(whole, 2 * UNIT).await.is_err());
+        assert_eq!(began.elapsed(), ANSWER_WAIT);
+        let freeing = async {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            memory.follow_answer(running, 0).unwrap();
+        };
+        let (waited, ()) = tokio::join!(memory.await_answer(whole, 5 * UNIT), freeing);
+        assert!(waited.is_ok() && began.elapsed() == ANSWER_WAIT + Duration::from_secs(7));
+        drop(places);
+        assert_eq!(memory.used(), 0);
     }
 }

@@ -18,13 +18,15 @@ class Sdk:
         self._command, self._folder = command, os.path.abspath(folder)
         self._runs = 0
 
-    def begin(self, scene, before=None, session=None, directly=False):
+    def begin(self, scene, before=None, session=None, directly=False, by=None):
         """Begins a scene. `before` runs before the first request; `session` is an old one to resume.
 
-        `directly`: the SDK calls the upstream itself, with one of its keys.
+        `directly`: the SDK calls the upstream itself, with one of its keys. `by`: it calls this replica
+        itself, with nothing between.
         """
         self._runs += 1
         recorder = self.world.direct if directly else self.world.recorder
+        address = self.world.address(by) if by else recorder.address
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": self.world.parts.folder,
@@ -32,7 +34,7 @@ class Sdk:
             "PYTHONPATH": self._folder,
             "PYTHONDONTWRITEBYTECODE": "1",
             "SDK": self._folder,
-            "OPENAI_BASE_URL": f"http://{recorder.address}/v1",
+            "OPENAI_BASE_URL": f"http://{address}/v1",
             "OPENAI_API_KEY": self.world.keys[0][2] if directly else self.world.token,
         }
         return Scene(self.world, f"scene-{self._runs}", [*self._command, scene], environment, (before, session, recorder))

@@ -113,8 +113,15 @@ def key_that_is_revoked_and_a_quota_that_is_gone(sdk):
     check(len(scene.exchanges) == 2, f"told once, it does not ask again: {len(scene.exchanges)}")
 
 
+def long_body_that_is_refused(sdk):
+    # Each SDK writes its body before it reads. Without a replica's patience, it sees a reset.
+    told = [(one["status"], one["text"]) for one in sdk.begin("refused", by="one").printed()]
+    check(told == [("invalid_api_key", "401")] * 4 + [("request_too_large", "413")] * 4, f"what it is told: {told}")
+
+
 SCENARIOS = [
     conversation_over_http_that_grows,
+    long_body_that_is_refused,
     two_turns_on_one_websocket,
     two_lanes_of_one_websocket,
     connection_that_is_closed_as_a_replica_leaves,

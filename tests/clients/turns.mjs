@@ -132,6 +132,20 @@ const scenes = {
     }
   },
 
+  // Long bodies that are refused before they have come: for their token, and for their length.
+  async *refused(client) {
+    for (const [options, size] of [[{ apiKey: "sk-wrong" }, 2 << 20], [{}, 17 << 20]]) {
+      for (let turn = 0; turn < 4; turn += 1) {
+        try {
+          await client.withOptions(options).responses.create({ ...ask, input: [said("x".repeat(size))] });
+        } catch (error) {
+          if (!error.status) throw error;
+          yield { id: null, lane: null, status: error.code, text: String(error.status) };
+        }
+      }
+    }
+  },
+
   async *two_turns(client) {
     const socket = connect(client);
     const events = socket.stream();

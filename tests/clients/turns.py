@@ -179,6 +179,16 @@ def models(client, _):
             yield {"id": None, "lane": None, "status": error.code, "text": error.message}
 
 
+def refused(client, session):
+    """Long bodies that are refused before they have come: for their token, and for their length."""
+    for options, size in (({"api_key": "sk-wrong"}, 2 << 20), ({}, 17 << 20)):
+        for _ in range(4):
+            try:
+                client.with_options(**options).responses.create(input=[said("x" * size)], **asking(session))
+            except APIStatusError as error:
+                yield {"id": None, "lane": None, "status": error.code, "text": str(error.status_code)}
+
+
 SCENES = {
     scene.__name__: scene
     for scene in (
@@ -192,6 +202,7 @@ SCENES = {
         stored,
         in_the_background,
         models,
+        refused,
     )
 }
 

@@ -67,6 +67,7 @@ class World:
 secret = "{secrets.token_hex(32)}"
 drain_delay = "1s"
 drain = "6s"
+max_body = "16MiB"
 [store]
 url = "{store}"
 [ledger]
@@ -86,6 +87,10 @@ token = "{self.token}"
         own = {"WARMKEY__SERVER__LISTEN": self._address[replica], "WARMKEY__SERVER__ADMIN_LISTEN": self.admin[replica]}
         command = [self._warmkey, "serve", "--config", self._configuration]
         self.parts.start(self.called(replica), command, os.environ | {"RUST_BACKTRACE": "1"} | own)
+
+    def address(self, replica):
+        """Where a replica listens for clients."""
+        return self._address[replica]
 
     def signal(self, part, number):
         self.parts.signal(self.called(part), number)

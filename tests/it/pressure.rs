@@ -1,5 +1,6 @@
 //! Under pressure: nothing that one client, one disk or one version does takes a replica down.
 
+mod answers;
 mod cores;
 mod descriptors;
 mod disk;
@@ -8,6 +9,7 @@ mod idle;
 mod leaving;
 mod log;
 mod memory;
+mod paced;
 mod pages;
 mod refusals;
 mod secrets;

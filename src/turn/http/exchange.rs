@@ -33,8 +33,8 @@ use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::issued::writer;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
-use crate::turn::http::replay::{self, LIGHT, Replay, Replayed, Text};
-use crate::turn::memory::MemoryPlace;
+use crate::turn::http::replay::{self, Replay, Replayed, Text};
+use crate::turn::memory::{LIGHT, MemoryPlace};
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, hide_models_version, returned};
 use crate::upstream::request::{AskedModel, Content, Request as Asked};
@@ -296,7 +296,8 @@ impl HttpTurns {
         let form = match &chat {
             Some((chat, _)) if !upstream.speaks_chat => {
                 let wish = chat.translated(upstream.derives_cache_key)?.wish;
-                form::prepare_answer(&mut answer, wish, upstream.idle_timeout).await?
+                let work = self.answer_work(&client.id);
+                form::prepare_answer(&mut answer, wish, &binding.key, work).await?
             }
             _ => Form::Native(endpoint.dialect()),
         };
@@ -308,7 +309,10 @@ impl HttpTurns {
     /// Makes a gate that delays the answer's ids until their owner is recorded.
     fn gate(&self, answer: &Answer, client: &Client, binding: &Binding, budget: Budget) -> IdGate {
         let owner = Owner::of(binding);
-        IdGate::new(&answer.headers, writer(&self.gateway, &client.id, owner, budget))
+        IdGate::new(
+            &answer.headers,
+            writer((&self.gateway, &self.heavy), &client.id, owner, budget),
+        )
     }
 
     /// Scans the body's text, and keeps it only if the turn needs it decoded. `None`: the text is

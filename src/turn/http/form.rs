@@ -10,7 +10,10 @@ use crate::chat::answer;
 use crate::chat::request::Wish;
 use crate::chat::stream::Stream;
 use crate::error::{Error, ErrorKind};
+use crate::key::Key;
 use crate::outcome::Answer;
+use crate::turn::http::translation::{AnswerWork, COPIES, Counted, Translation};
+use crate::turn::memory::{BodyMemory, MemoryPlace};
 use crate::usage::tap::Tap;
 use crate::wire::decoder::Coding;
 use crate::wire::endpoint::Dialect;
@@ -24,9 +27,18 @@ pub enum Form {
     /// Its own bytes, in this dialect.
     Native(Dialect),
     /// A stream of Responses events, as chat chunks.
-    Stream(Box<Stream>),
-    /// A whole response, and its translation.
-    Document(Vec<u8>),
+    Stream(Box<Translation>),
+    /// A whole response, translated.
+    Document(Box<Document>),
+}
+
+/// The translation of a whole response, and what was learned from the response.
+pub struct Document {
+    /// Counts in the memory until the client has it.
+    pub text: Bytes,
+    pub tap: Tap,
+    /// The response repeats the secret of its key.
+    pub has_leaked: bool,
 }
 
 impl Form {
@@ -44,7 +56,8 @@ impl Form {
 pub async fn prepare_answer(
     answer: &mut Answer,
     wish: Wish,
-    idle_timeout: Duration,
+    key: &Key,
+    work: AnswerWork,
 ) -> Result<Form, Error> {
     if !answer.status.is_success() {
         return Ok(Form::Native(Dialect::Responses));
@@ -54,20 +67,38 @@ pub async fn prepare_answer(
     }
     answer.headers.remove(CONTENT_LENGTH);
     if is_stream(&answer.headers) {
-        return Ok(Form::Stream(Box::new(Stream::new(wish.include_usage))));
+        let stream = Stream::new(wish.include_usage);
+        return Ok(Form::Stream(Box::new(Translation::new(stream, work))));
     }
     // Only the whole document tells whether the response failed.
-    collect(answer, idle_timeout).await?;
-    let document = answer::translate(&answer.head).unwrap_or_else(|failure| {
+    let mut place = MemoryPlace::default();
+    collect(answer, key.upstream.idle_timeout, (&work.memory, &mut place)).await?;
+    let whole = std::mem::take(&mut answer.head);
+    let length = whole.len();
+    work.memory.await_answer(&mut place, length * COPIES).await?;
+    let (mut tap, mut leak_scan) = (Tap::new(&answer.headers), key.leak.scan());
+    let translate = move || {
+        tap.observe(&whole);
+        (answer::translate(&whole), tap, leak_scan.finds(&whole))
+    };
+    let (translated, tap, has_leaked) = work.run(length, translate).await?;
+    let bytes = translated.unwrap_or_else(|failure| {
         answer.status = failure.status;
         failure.body
     });
-    answer.headers.insert(CONTENT_LENGTH, document.len().into());
-    Ok(Form::Document(document))
+    answer.headers.insert(CONTENT_LENGTH, bytes.len().into());
+    // Less than before always fits.
+    let _ = work.memory.follow_answer(&mut place, bytes.capacity());
+    let text = Counted { bytes, place }.into();
+    Ok(Form::Document(Box::new(Document { text, tap, has_leaked })))
 }
 
-/// Reads the rest of an answer into its head.
-async fn collect(answer: &mut Answer, idle_timeout: Duration) -> Result<(), Error> {
+/// Reads the rest of an answer into its head, which counts in the memory.
+async fn collect(
+    answer: &mut Answer,
+    idle_timeout: Duration,
+    (memory, place): (&BodyMemory, &mut MemoryPlace),
+) -> Result<(), Error> {
     let Some(mut rest) = answer.rest.take() else { return Ok(()) };
     let mut whole = BytesMut::from(&answer.head[..]);
     loop {
@@ -80,7 +111,10 @@ async fn collect(answer: &mut Answer, idle_timeout: Duration) -> Result<(), Erro
             Ok(Ok(Some(data))) if whole.len() + data.len() > LONGEST => {
                 return Err(lost("The upstream's answer is too long to be translated."));
             }
-            Ok(Ok(Some(data))) => whole.extend_from_slice(&data),
+            Ok(Ok(Some(data))) => {
+                memory.await_answer(place, whole.len() + data.len()).await?;
+                whole.extend_from_slice(&data);
+            }
             Ok(Ok(None)) => break,
         }
     }

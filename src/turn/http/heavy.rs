@@ -14,8 +14,9 @@ use crate::error::{Error, ErrorKind};
 use crate::session::identify::Identity;
 use crate::store::StoredValue;
 use crate::turn::http::exchange::{Asking, Glance, HttpTurns};
-use crate::turn::http::replay::{LIGHT, Replayed};
-use crate::turn::memory::MemoryPlace;
+use crate::turn::http::replay::Replayed;
+use crate::turn::http::translation::AnswerWork;
+use crate::turn::memory::{LIGHT, MemoryPlace};
 
 impl HttpTurns {
     /// Scans the body's text: a short text here, a long one on another thread, so that no other
@@ -78,6 +79,12 @@ impl HttpTurns {
             chat
         };
         Ok((self.heavy.run(client, render).await?, reserved))
+    }
+
+    /// What the work on an answer to `client` may use.
+    pub(super) fn answer_work(&self, client: &ClientId) -> AnswerWork {
+        let (heavy, memory) = (Arc::clone(&self.heavy), self.replay.memory.clone());
+        AnswerWork { heavy, memory, client: client.clone() }
     }
 }
 

@@ -18,6 +18,10 @@ pub const HEAVY: usize = 2;
 /// Longest wait for a place.
 const HEAVY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Longest wait of an answer for a place. It is billed already, so that it waits as long as for its
+/// upstream.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// `Retry-After` of a turn that gets no place.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -40,16 +44,35 @@ impl HeavyPlaces {
     }
 
     /// Does `work` for `client` on another thread, as soon as one of the places is free.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the places bound the threads, `max_body` the time"
-    )]
     pub async fn run<T: Send + 'static>(
         &self,
         client: &ClientId,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let Some(place) = self.take(client).await else {
+        self.run_within(client, HEAVY_TIMEOUT, work).await
+    }
+
+    /// As [`Self::run`], for work on an answer to `client`.
+    pub async fn finish<T: Send + 'static>(
+        &self,
+        client: &ClientId,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        self.run_within(client, ANSWER_TIMEOUT, work).await
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the places bound the threads, the limits of bodies and answers the time"
+    )]
+    async fn run_within<T: Send + 'static>(
+        &self,
+        client: &ClientId,
+        timeout: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let taken = tokio::time::timeout(timeout, self.take(client)).await;
+        let Some(place) = taken.ok().flatten() else {
             let error = Error::new(ErrorKind::NoKeyAvailable, "Too many long bodies come at once.");
             return Err(error.retry_after(SOON));
         };
@@ -61,15 +84,11 @@ impl HeavyPlaces {
         working.await.map_err(failed)
     }
 
-    /// Waits for a place for `client`. `None`: none was free in time.
+    /// Waits for a place for `client`.
     async fn take(&self, client: &ClientId) -> Option<HeavyPlace> {
-        let own = self.of(client);
-        let both = async {
-            let own = own.acquire_owned().await.ok()?;
-            let shared = Arc::clone(&self.all).acquire_owned().await.ok()?;
-            Some(HeavyPlace { _shared: shared, _own: own })
-        };
-        tokio::time::timeout(HEAVY_TIMEOUT, both).await.ok()?
+        let own = self.of(client).acquire_owned().await.ok()?;
+        let shared = Arc::clone(&self.all).acquire_owned().await.ok()?;
+        Some(HeavyPlace { _shared: shared, _own: own })
     }
 
     /// The place of `client`. Those of clients that need none are dropped.

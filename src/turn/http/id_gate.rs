@@ -20,6 +20,8 @@ type WriteDown = Box<dyn FnMut(Issued) -> Writing + Send>;
 pub struct Issued {
     pub response: Option<String>,
     pub items: Vec<String>,
+    /// A long document whose items are to be read on another thread.
+    pub document: Option<Vec<u8>>,
 }
 
 /// Lets an answer's bytes pass, and delays its ids until their owner is recorded.
@@ -77,6 +79,7 @@ impl IdGate {
         }
         if let Some(finder) = &mut self.items {
             issued.items = finder.search(&data);
+            issued.document = finder.take_document();
             if finder.is_over() {
                 self.items = None;
             }

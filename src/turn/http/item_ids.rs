@@ -7,6 +7,7 @@ use std::io::Write;
 
 use http::HeaderMap;
 
+use crate::turn::memory::LIGHT;
 use crate::wire::decoder::Decoder;
 use crate::wire::event::{field, is_stream, line_length};
 use crate::wire::items::{MOST, added, listed};
@@ -33,6 +34,7 @@ impl ItemFinder {
                 kept: Vec::new(),
                 found: 0,
                 is_over: false,
+                long: None,
                 outline: Outline::default(),
             },
         ))
@@ -42,6 +44,12 @@ impl ItemFinder {
     pub fn search(&mut self, chunk: &[u8]) -> Vec<String> {
         self.0.observe(chunk);
         self.0.reader_mut().map(Text::take).unwrap_or_default()
+    }
+
+    /// A whole document that is too long to be read here, for [`listed`]. The client may not read
+    /// its last bytes before.
+    pub fn take_document(&mut self) -> Option<Vec<u8>> {
+        self.0.reader_mut()?.long.take()
     }
 
     /// Whether no more ids will be found.
@@ -64,6 +72,8 @@ struct Text {
     kept: Vec<u8>,
     found: usize,
     is_over: bool,
+    /// A whole document that takes long to read.
+    long: Option<Vec<u8>>,
     outline: Outline,
 }
 
@@ -119,9 +129,13 @@ impl Text {
     fn take(&mut self) -> Vec<String> {
         let mut ids = Vec::new();
         if self.kind == Kind::Document {
-            if self.outline.is_whole {
-                ids = listed(&self.kept).unwrap_or_default();
-                (self.is_over, self.kept) = (true, Vec::new());
+            if self.outline.is_whole && !self.is_over {
+                let document = std::mem::take(&mut self.kept);
+                match document.len() > LIGHT {
+                    true => self.long = Some(document),
+                    false => ids = listed(&document).unwrap_or_default(),
+                }
+                self.is_over = true;
             } else if self.kept.len() > DOCUMENT {
                 tracing::warn!(
                     "the items of a long answer are not read: no turn can refer to them"
@@ -259,6 +273,21 @@ mod tests {
         let long = format!(r#"{{"output":[{}{{}}]}}"#, r#"{"id":"a"},"#.repeat(DOCUMENT / 8));
         assert!(long.as_bytes().chunks(LINE).all(|chunk| finder.search(chunk).is_empty()));
         assert!(finder.is_over() && finder.0.reader().unwrap().kept.is_empty());
+    }
+
+    #[test]
+    fn long_document_is_left_to_another_thread() {
+        let items = r#"{"id":"a"},"#.repeat(LIGHT / 8);
+        let long = format!(r#"{{"output":[{items}{{"id":"b"}}]}}"#);
+        let mut finder = ItemFinder::new(&headers(JSON, None));
+        for chunk in long.as_bytes().chunks(10_000) {
+            assert!(finder.take_document().is_none() && finder.search(chunk).is_empty());
+        }
+        let document = finder.take_document().expect("it is whole");
+        assert!(finder.is_over() && finder.search(b"{}").is_empty());
+        assert!(finder.take_document().is_none(), "once");
+        let ids = listed(&document).unwrap();
+        assert_eq!((ids.len(), ids[0].as_str()), (MOST, "a"));
     }
 
     #[test]

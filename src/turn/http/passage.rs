@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::chat::stream::Stream;
 use crate::health::registry::Registry;
 use crate::key::Key;
 use crate::key::leak::LeakScan;
@@ -21,6 +20,7 @@ use crate::turn::Gateway;
 use crate::turn::account::Account;
 use crate::turn::http::form::Form;
 use crate::turn::http::id_gate::IdGate;
+use crate::turn::http::translation::Translation;
 use crate::turn::idle::Idle;
 use crate::usage::tap::{Reading, Tap};
 use crate::wire::endpoint::Dialect;
@@ -30,6 +30,8 @@ use crate::wire::endpoint::Dialect;
 const COMPANY: Duration = Duration::from_millis(1);
 /// A frame of this size gains nothing from being copied.
 const LARGE: usize = 8 * 1024;
+/// The largest piece that the client's connection takes at once, because it may copy it.
+const PIECE: usize = 64 * 1024;
 /// Bytes that wait for a slow client before the gateway stops reading from the upstream.
 const AHEAD: usize = 64 * 1024;
 
@@ -41,6 +43,8 @@ pub enum Broken {
     Cut,
     #[error("the upstream's answer stalled")]
     Stalled,
+    #[error("the gateway's memory for answers is full")]
+    Full,
 }
 
 /// A turn whose answer passes, and the key whose health the answer's end may affect.
@@ -99,7 +103,7 @@ pub struct Passage {
     length: usize,
     is_flushed: bool,
     /// Translates a stream. `None`: its bytes pass unchanged.
-    translation: Option<Box<Stream>>,
+    translation: Option<Box<Translation>>,
     /// `None`: the turn has ended.
     turn: Option<Box<Course>>,
 }
@@ -122,25 +126,31 @@ impl Passage {
         let mut tap = form.tap(&answer.headers);
         tap.observe(&answer.head);
         let mut leak_scan = key.leak.scan();
-        if leak_scan.finds(&answer.head) {
-            turn.account.note_leak();
-        }
-        let has_begun = !answer.head.is_empty();
+        let mut has_leaked = leak_scan.finds(&answer.head);
+        let has_begun = !answer.head.is_empty() || matches!(form, Form::Document(_));
         if has_begun {
             turn.account.note_first_byte();
         }
         let (head, translation) = match form {
             Form::Native(_) => (answer.head, None),
-            Form::Document(document) => (document.into(), None),
-            Form::Stream(mut stream) => (stream.push(&answer.head).into(), Some(stream)),
+            Form::Document(document) => {
+                (tap, has_leaked) = (document.tap, document.has_leaked);
+                (document.text, None)
+            }
+            Form::Stream(mut stream) => {
+                (stream.push(&answer.head).unwrap_or_default(), Some(stream))
+            }
         };
+        if has_leaked {
+            turn.account.note_leak();
+        }
         let mut passage = Self {
             has_begun,
             // A client that knows the length leaves with the last byte, so a known length of zero
             // is an end, too. The same holds below.
             upstream: answer.rest.filter(|upstream| !upstream.is_complete()),
             gate: gate.map(Box::new),
-            joined: BytesMut::from(&head[..]),
+            joined: BytesMut::new(),
             translation,
             idle: Idle::new(key.upstream.idle_timeout),
             tap,
@@ -155,6 +165,7 @@ impl Passage {
             reader: None,
             writer: None,
         };
+        passage.join(head);
         // A client that knows the length may leave before the pump has found the end.
         if passage.upstream.is_none() {
             passage.end(None);
@@ -175,36 +186,53 @@ impl Passage {
     }
 
     fn poll_seen(&mut self, context: &mut Context<'_>) -> Poll<Next> {
-        let data = match ready!(self.poll_data(context)) {
-            Ok(Some(data)) => data,
-            Ok(None) => return Poll::Ready(Next::End(None)),
-            Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
-        };
+        loop {
+            if let Some(translation) = &mut self.translation
+                && translation.is_working()
+            {
+                return Poll::Ready(match ready!(translation.poll_work(context)) {
+                    Ok(data) => self.next(data, Duration::ZERO),
+                    Err(_) => Next::End(Some(Broken::Full)),
+                });
+            }
+            let data = match ready!(self.poll_data(context)) {
+                Ok(Some(data)) => data,
+                Ok(None) => return Poll::Ready(Next::End(None)),
+                Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
+            };
+            if !std::mem::replace(&mut self.has_begun, true)
+                && let Some(turn) = &mut self.turn
+            {
+                turn.account.note_first_byte();
+            }
+            self.tap.observe(&data);
+            if self.leak_scan.finds(&data)
+                && let Some(turn) = &mut self.turn
+            {
+                turn.account.note_leak();
+            }
+            let since = self.idle.note_arrival();
+            let data = match &mut self.translation {
+                Some(translation) => translation.push(&data),
+                None => Some(data),
+            };
+            if let Some(data) = data {
+                return Poll::Ready(self.next(data, since));
+            }
+        }
+    }
+
+    /// How `data` goes to the client, so long after the data before.
+    fn next(&self, data: Bytes, since: Duration) -> Next {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(AnswerBody::is_complete);
-        if !std::mem::replace(&mut self.has_begun, true)
-            && let Some(turn) = &mut self.turn
-        {
-            turn.account.note_first_byte();
-        }
-        self.tap.observe(&data);
-        if self.leak_scan.finds(&data)
-            && let Some(turn) = &mut self.turn
-        {
-            turn.account.note_leak();
-        }
-        let data = match &mut self.translation {
-            Some(stream) => stream.push(&data).into(),
-            None => data,
-        };
-        let since = self.idle.note_arrival();
-        Poll::Ready(match () {
+        match () {
             () if is_last => Next::Last(data),
             () if !self.joined.is_empty() => Next::InCompany(data),
             () if since > COMPANY => Next::Alone(data),
             () if data.len() >= LARGE => Next::Large(data),
             () => Next::InCompany(data),
-        })
+        }
     }
 
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, CutAnswer>> {
@@ -230,10 +258,32 @@ impl Passage {
         }
     }
 
-    pub fn push(&mut self, data: Bytes) {
+    pub fn push(&mut self, mut data: Bytes) {
         self.length += data.len();
+        while data.len() > PIECE {
+            self.ready.push_back(data.split_to(PIECE));
+        }
         self.ready.push_back(data);
         wake(&mut self.reader);
+    }
+
+    /// The first piece of `data`. The others are ready.
+    pub fn first(&mut self, mut data: Bytes) -> Bytes {
+        if data.len() > PIECE {
+            let rest = data.split_off(PIECE);
+            self.push(rest);
+        }
+        data
+    }
+
+    /// Joins `data` with the bytes before. A long one is not copied.
+    pub fn join(&mut self, data: Bytes) {
+        if data.len() <= PIECE {
+            self.joined.extend_from_slice(&data);
+            return;
+        }
+        self.flush();
+        self.push(data);
     }
 
     /// Makes the joined bytes ready to send.
@@ -265,14 +315,14 @@ impl Passage {
             return;
         }
         let ending = broken.map(|broken| match broken {
-            Broken::Cut => Ending::Cut,
+            Broken::Cut | Broken::Full => Ending::Cut,
             Broken::Stalled => Ending::TimedOut,
         });
         if let Some(turn) = self.turn.take() {
             turn.end(self.tap.finish(broken.is_none()), ending);
         }
-        if let Some(mut stream) = self.translation.take() {
-            self.joined.extend_from_slice(&stream.end());
+        if let Some(translation) = self.translation.take() {
+            self.joined.extend_from_slice(&translation.end());
         }
         self.flush();
         self.upstream = None;
@@ -336,35 +386,4 @@ pub fn wake(waker: &mut Option<Waker>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use http::HeaderMap;
-
-    use super::*;
-    use crate::client::Client;
-    use crate::metrics::Transport;
-    use crate::turn::tests::{bound, gateway};
-    use crate::wire::error_body::ErrorBody;
-    use crate::wire::terminal::Terminal;
-
-    #[tokio::test]
-    async fn failure_inside_an_answer_counts_for_the_requested_model() {
-        let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
-        let (_, binding, _) = bound(&gateway, &client).await;
-        let mut account =
-            Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
-        account.note_model("m");
-        account.note_attempt(&binding, false, &gateway.registry.loads);
-        let course = Course {
-            account,
-            registry: Arc::clone(&gateway.registry),
-            key: Arc::clone(&binding.key),
-            form: Form::Native(Dialect::Responses),
-        };
-        let failure =
-            Some(ErrorBody { code: Some("rate_limit_exceeded".into()), ..ErrorBody::default() });
-        course
-            .end(Reading { terminal: Some(Terminal::Failed), failure, ..Reading::default() }, None);
-        let is_ready = |model| gateway.registry.is_ready(&binding.key, model);
-        assert!(!is_ready("m") && is_ready("n") && is_ready(""));
-    }
-}
+mod tests;

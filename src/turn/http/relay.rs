@@ -89,7 +89,7 @@ impl Pump {
                     passage.end(Some(Broken::Stalled));
                 }
                 Poll::Ready(Next::InCompany(data)) => {
-                    passage.joined.extend_from_slice(&data);
+                    passage.join(data);
                     context.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -99,7 +99,7 @@ impl Pump {
                 }
                 Poll::Ready(Next::Large(data)) => passage.push(data),
                 Poll::Ready(Next::Last(data)) => {
-                    passage.joined.extend_from_slice(&data);
+                    passage.join(data);
                     passage.end(None);
                 }
                 Poll::Ready(Next::End(broken)) => passage.end(broken),
@@ -139,16 +139,20 @@ impl Body for Relay {
             match passage.poll_next(context) {
                 Poll::Pending => {}
                 Poll::Ready(Next::Alone(data) | Next::Large(data)) => {
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                    return Poll::Ready(Some(Ok(Frame::data(passage.first(data)))));
                 }
                 Poll::Ready(Next::Last(data)) => {
+                    let data = passage.first(data);
                     passage.end(None);
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Poll::Ready(Next::InCompany(data)) => {
                     passage.is_paced = false;
-                    passage.joined.extend_from_slice(&data);
+                    passage.join(data);
                     wake(&mut passage.writer);
+                    if let Some(data) = passage.pop() {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
                 }
                 Poll::Ready(Next::End(broken)) => passage.end(broken),
             }

@@ -26,7 +26,7 @@ const STEP: usize = 64 * 1024;
 /// The memory for bodies of one replica.
 pub struct Replay {
     max_body: usize,
-    memory: BodyMemory,
+    pub memory: BodyMemory,
 }
 
 /// A body and its permit for the memory.
@@ -47,8 +47,6 @@ pub enum Text<'b> {
     TooLong,
 }
 
-/// The longest text that is decoded and scanned on the thread of turns: less than a millisecond.
-pub const LIGHT: usize = 256 * 1024;
 /// A text is at most so many times as long as its encoded form. Real ones reach thirty times.
 const RATIO: usize = 200;
 /// Length up to which a text may have any ratio: longer than the longest history of a session,

@@ -95,7 +95,7 @@ impl HttpTurns {
         // what the client has sent, also ids of its choice: none of them becomes its own.
         let shows_items = matches!(call, StoredCall::Retrieve);
         let gate = (shows_items && answer.status.is_success()).then(|| {
-            let write_down = writer(&self.gateway, &client.id, owner, budget);
+            let write_down = writer((&self.gateway, &self.heavy), &client.id, owner, budget);
             IdGate::of_items(&answer.headers, write_down)
         });
         Ok((binding.key, answer, gate))

@@ -36,6 +36,7 @@ pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
             };
             let to_client = match lost {
                 Lost::Closed(frame) => carried(frame.as_ref()),
+                Lost::Full => say(CloseCode::Again, ""),
                 _ if in_flight => say(CloseCode::Error, ""),
                 _ => away(),
             };

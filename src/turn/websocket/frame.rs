@@ -4,13 +4,15 @@
 use http::{HeaderMap, StatusCode};
 
 use crate::session::purpose::TurnKind;
+use crate::turn::memory::LIGHT;
+use crate::usage::tap::Reading;
 use crate::wire::error_body::{self, ErrorBody};
 use crate::wire::event::first_type;
 use crate::wire::imprint::{Imprint, Parts, SETTINGS};
 use crate::wire::items::{added, referred};
 use crate::wire::peek::{Field, asks_for_warm_cache, fields, find_fields, inner, read_id};
 use crate::wire::references::References;
-use crate::wire::scan::NotJson;
+use crate::wire::scan::{NotJson, Scanner};
 use crate::wire::terminal::Terminal;
 
 /// A client's message, as far as the gateway reads it.
@@ -93,6 +95,23 @@ impl ClientMessage {
     }
 }
 
+/// The lane of a message that cannot be read as a whole, if its beginning names one.
+pub fn early_lane(text: &[u8]) -> Option<String> {
+    let mut scanner = Scanner::new(&text[..text.len().min(LIGHT)]);
+    if !scanner.take(b'{') {
+        return None;
+    }
+    loop {
+        let name = scanner.string().ok()?;
+        scanner.expect(b':').ok()?;
+        let value = scanner.value().ok()?;
+        if name == br#""stream_id""# {
+            return read_name(Some(value));
+        }
+        scanner.expect(b',').ok()?;
+    }
+}
+
 /// An upstream's message that changes the socket's state.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Event {
@@ -108,7 +127,7 @@ pub enum Stage {
     Created,
     /// An item with this id begins.
     Added(String),
-    Ended(Terminal),
+    Ended(Box<Reading>),
     /// An `error` frame, with its headers.
     Refused(StatusCode, Box<ErrorBody>, HeaderMap),
 }
@@ -136,7 +155,7 @@ impl Event {
                     headers,
                 )
             }
-            name => Stage::Ended(Terminal::of_event(name)?),
+            name => Stage::Ended(Box::new(Reading::of_event(Terminal::of_event(name)?, text))),
         };
         let [lane, response] = fields(text, ["stream_id", "response"]).ok()?;
         let [id, store] = response
@@ -243,6 +262,22 @@ mod tests {
     }
 
     #[test]
+    fn lane_is_found_at_the_beginning_of_a_message_that_cannot_be_read() {
+        let long = format!(r#"{{"input":"{}","stream_id":"a"}}"#, "x".repeat(LIGHT));
+        for (text, lane) in [
+            (r#"{"type":"t","stream_id":"a","input":[1,"#, Some("a")),
+            (r#"{"type":"t","stream_id":"a"}"#, Some("a")),
+            (r#"{"input":{"stream_id":"b"},"type":"#, None),
+            (r#"{"stream_id":7}"#, None),
+            ("[]", None),
+            ("", None),
+            (&long, None),
+        ] {
+            assert_eq!(early_lane(text.as_bytes()).as_deref(), lane, "{}", text.len());
+        }
+    }
+
+    #[test]
     fn events_are_read_only_if_they_change_a_turn() {
         assert_eq!(
             event(r#"{"type":"response.output_text.delta","delta":"response.completed"}"#),
@@ -256,7 +291,8 @@ mod tests {
             r#" { "type" : "response.completed", "stream_id": "a", "response":{"id":"r"}}"#,
         ] {
             let (lane, response_id) = (Some("a".into()), Some("r".into()));
-            let stage = Stage::Ended(Terminal::Completed);
+            let terminal = Some(Terminal::Completed);
+            let stage = Stage::Ended(Box::new(Reading { terminal, ..Reading::default() }));
             assert_eq!(
                 event(text),
                 Some(Event { lane, response_id, is_unstored: false, stage }),

@@ -1,5 +1,8 @@
 //! Reads and writes the messages of one connection, and gives the memory of large ones back.
 //!
+//! A long message goes to a client in several frames. The library copies a frame that it writes,
+//! and moves all that is left of it after each write, which takes long for many megabytes.
+//!
 //! The WebSocket library keeps the buffers of the largest message for as long as the connection
 //! lives. An idle socket would therefore hold a whole history. Between two messages, with nothing
 //! to send, the library's buffers are empty, and new ones replace them.
@@ -7,9 +10,12 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
+use bytes::Bytes;
 use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
@@ -17,6 +23,9 @@ use crate::turn::websocket::meter::{Meter, Metered};
 
 /// Largest message whose buffers are kept. Smaller ones are not worth the change.
 const KEPT: usize = 16 * 1024;
+/// Longest message that goes in one frame, and the frames of a longer one.
+const LONG: usize = 1024 * 1024;
+const FRAME: usize = 64 * 1024;
 
 /// The messages of one connection, in both directions.
 pub struct Frames<I> {
@@ -33,6 +42,9 @@ pub struct Frames<I> {
     is_closing: bool,
     /// The reader, which waits for a message although the buffers are large.
     reader: Option<Waker>,
+    /// The part of a long message that is not framed yet, and its first byte.
+    rest: Bytes,
+    is_first: bool,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Frames<I> {
@@ -40,7 +52,32 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Frames<I> {
     pub fn new(connection: I, role: Role, config: WebSocketConfig, meter: Meter) -> Self {
         let stream = Some(over(Metered::new(connection, meter.clone()), role, config));
         let (is_large, is_unsent, is_closing) = (false, false, false);
-        Self { stream, meter, role, config, is_large, is_unsent, is_closing, reader: None }
+        let (reader, rest, is_first) = (None, Bytes::new(), false);
+        Self {
+            stream,
+            meter,
+            role,
+            config,
+            is_large,
+            is_unsent,
+            is_closing,
+            reader,
+            rest,
+            is_first,
+        }
+    }
+
+    /// Ready when all frames of a long message are with the library.
+    fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        while !self.rest.is_empty() {
+            ready!(self.stream().poll_ready_unpin(context))?;
+            let piece = self.rest.split_to(self.rest.len().min(FRAME));
+            let is_first = std::mem::take(&mut self.is_first);
+            let kind = OpCode::Data(if is_first { Data::Text } else { Data::Continue });
+            let frame = Frame::message(piece, kind, self.rest.is_empty());
+            self.stream().start_send_unpin(Message::Frame(frame))?;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Returns the connection below the frames.
@@ -114,16 +151,25 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Sink<Message> for Frames<I> {
     type Error = Error;
 
     fn poll_ready(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        ready!(self.poll_rest(context))?;
         self.stream().poll_ready_unpin(context)
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), Error> {
         self.note(&message);
         self.is_unsent = true;
+        if self.role == Role::Server
+            && message.len() > LONG
+            && let Message::Text(text) = message
+        {
+            (self.rest, self.is_first) = (text.into(), true);
+            return Ok(());
+        }
         self.stream().start_send_unpin(message)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        ready!(self.poll_rest(context))?;
         let flushed = ready!(self.stream().poll_flush_unpin(context));
         if flushed.is_ok() {
             self.is_unsent = false;
@@ -137,6 +183,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Sink<Message> for Frames<I> {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        ready!(self.poll_rest(context))?;
         self.is_closing = true;
         self.stream().poll_close_unpin(context)
     }
@@ -213,6 +260,26 @@ mod tests {
             assert!(!ours.is_large, "after a message that was sent");
             assert_eq!(theirs.next().await.unwrap().unwrap(), text(200_000));
         }
+    }
+
+    #[tokio::test]
+    async fn long_message_goes_to_a_client_in_frames_and_stays_one_message() {
+        let (mut ours, theirs) = pair(Role::Server, 30_000).await;
+        let long = format!("{}\u{e9}{}", "x".repeat(FRAME - 1), "y".repeat(8 << 20));
+        let (mut to, mut got) = theirs.split();
+        let sent = Message::text(long.clone());
+        let sending = async {
+            ours.send(sent).await.unwrap();
+            ours.send(text(5)).await.unwrap();
+        };
+        let receiving = async {
+            to.send(Message::Ping("p".into())).await.unwrap();
+            let first = got.next().await.unwrap().unwrap();
+            (first, got.next().await.unwrap().unwrap())
+        };
+        let ((), (first, second)) = tokio::join!(sending, receiving);
+        assert!(first == Message::text(long) && second == text(5));
+        assert!(ours.rest.is_empty());
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ const UNDERWAY: u64 = 8 * 1024 * 1024;
 pub enum Source {
     /// The message is refused.
     Client,
-    /// The message is counted and still taken, because a running answer is not cut for memory.
+    /// The message is part of a running answer, which may take more memory than clients may.
     Upstream,
 }
 
@@ -109,12 +109,13 @@ impl State {
             self.began = Instant::now();
         }
         self.outline.read(bytes);
-        let fits = self.memory.follow(&mut self.place, self.outline.held).is_ok();
-        if fits || self.source == Source::Upstream {
-            return Ok(());
-        }
-        self.is_full = true;
-        Err(io::ErrorKind::OutOfMemory.into())
+        let (place, held) = (&mut self.place, self.outline.held);
+        let counted = match self.source {
+            Source::Client => self.memory.follow(place, held),
+            Source::Upstream => self.memory.follow_answer(place, held),
+        };
+        self.is_full = counted.is_err();
+        counted.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
     fn count_sent(&mut self, bytes: usize) {
@@ -344,8 +345,11 @@ mod tests {
 
         for source in [Source::Client, Source::Upstream] {
             let meter = Meter::new(source, memory.clone());
-            let came = meter.lock().count_received(&frame(0x01, 2 << 20));
+            let more = (1 << 20) + (100 << 10);
+            let came = meter.lock().count_received(&frame(0x01, more));
             assert_eq!((came.is_err(), meter.is_full()), (source == Source::Client, came.is_err()));
+            let came = meter.lock().count_received(&frame(0x00, 2 << 20));
+            assert_eq!((came.is_err(), meter.is_full()), (source == Source::Upstream, true));
             assert!(
                 meter.lock().count_received(&frame(0x00, 2 << 20)).is_ok(),
                 "the rest is discarded"

@@ -22,9 +22,8 @@ use crate::error::{Error, ErrorKind};
 use crate::session::lineage::Lineage;
 use crate::turn::Gateway;
 use crate::turn::account::{Account, Arrival, Caller};
-use crate::turn::memory::{MemoryPlace, full};
+use crate::turn::memory::{LIGHT, MemoryPlace, full};
 use crate::turn::websocket::closing::{End, farewells};
-use crate::turn::websocket::frame::Event;
 use crate::turn::websocket::meter::Meter;
 use crate::turn::websocket::peer::{Incoming, Lost, PeerFrames, Sink, leave};
 use crate::turn::websocket::sockets::WebSocketTurns;
@@ -154,14 +153,20 @@ impl Socket {
                 }
             };
             let event = match &message {
-                Message::Text(text) => Event::read(text.as_bytes()),
+                Message::Text(text) => match self.read_event(text).await {
+                    Ok(event) => event,
+                    Err(_) => return End::Upstream(Lost::Full),
+                },
                 _ => None,
             };
+            let is_long = message.len() > LIGHT;
             let message = match (event, message) {
                 (Some(event), Message::Text(text)) => Message::Text(self.note(event, text).await),
                 (_, message) => message,
             };
-            if self.to_client.lock().await.feed(message).await.is_err() {
+            let fed = self.to_client.lock().await.feed(message).await;
+            // A long message counts in the memory until it has gone.
+            if fed.is_err() || is_long && self.flush().await.is_err() {
                 return std::future::pending().await;
             }
         }
@@ -266,7 +271,7 @@ impl Socket {
 /// Returns the error that a client receives for each turn in flight, if it can still receive one.
 fn error_for_client(end: &End) -> Option<Error> {
     match end {
-        End::Client(Lost::Full) => Some(full()),
+        End::Client(Lost::Full) | End::Upstream(Lost::Full) => Some(full()),
         End::Client(Lost::Slow) => {
             Some(Error::new(ErrorKind::RequestTimeout, "The message arrived too slowly."))
         }

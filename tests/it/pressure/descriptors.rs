@@ -8,8 +8,9 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::Instant;
 
+use crate::world::certificates::Certificates;
 use crate::world::cluster::{ALICE, Cluster};
-use crate::world::process::WARMKEY;
+use crate::world::process::{Folder, WARMKEY};
 use crate::world::recorder::{COMPLETED, Recorder, Step, chunk, stream_head};
 use crate::world::waiting::{SOON, eventually, within};
 use crate::world::wire::{Connection, Request, ask};
@@ -104,6 +105,64 @@ async fn silent_stranger_gives_way_to_a_client() {
     }
     drop(strangers);
     cluster.replica().shows(r#"warmkey_connections{listener="clients"}"#, 2.0).await;
+}
+
+/// The first part of a ClientHello, whose rest never comes: a record of 512 bytes is announced.
+const HELLO: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+
+/// The same with TLS: strangers who never begin the handshake, or never end it.
+#[tokio::test]
+async fn silent_stranger_before_tls_gives_way_to_a_client() {
+    let upstream = holding().await;
+    let folder = Folder::new();
+    let made = Certificates::make(folder.path(), "one").await;
+    let files = format!(
+        "{{ cert_file = {:?}, key_file = {:?} }}",
+        made.path("server.pem"),
+        made.path("server.key")
+    );
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .server("tls", &files)
+        .server("header_timeout", "\"60s\"")
+        .shell("ulimit -n 128")
+        .start()
+        .await;
+    let clients = r#"warmkey_connections{listener="clients"}"#;
+    let most = cluster.replica().metrics().await.get("warmkey_connections_limit") as usize;
+    let mut strangers = Vec::new();
+    for number in 0..most {
+        let mut stranger = TcpStream::connect(cluster.address()).await.expect("it is accepted");
+        if number % 2 == 0 {
+            stranger.write_all(HELLO).await.expect("it is taken");
+        }
+        cluster.replica().shows(clients, (number + 1) as f64).await;
+        strangers.push(stranger);
+    }
+    let authority = std::fs::read(made.authority()).expect("the authority is there");
+    let authority = reqwest::Certificate::from_pem(&authority).expect("the authority is PEM");
+    let url = format!("https://{}/v1/responses", cluster.address());
+    // Streams that run on are not silent.
+    let mut running = Vec::new();
+    for (turn, stranger) in strangers.iter_mut().take(2).enumerate() {
+        let began = Instant::now();
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([authority.clone()]);
+        let client = client.build().expect("a client");
+        let request = client.post(&url).bearer_auth(ALICE).body(BODY);
+        let answer = within(SOON, "an answer", request.send()).await.expect("it is served");
+        assert_eq!(answer.status(), 200);
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        // The longest silent one is gone: first one that had begun, then one that had not.
+        let _ = within(SOON, "a stranger's end", stranger.read_to_end(&mut Vec::new())).await;
+        let metrics = cluster.replica().metrics().await;
+        assert_eq!(metrics.get(&format!("{REFUSED}{{reason=\"silent\"}}")), (turn + 1) as f64);
+        running.push(answer);
+    }
+    for stranger in &mut strangers[2..] {
+        let read = tokio::time::timeout(Duration::ZERO, stranger.read(&mut [0; 1])).await;
+        assert!(read.is_err(), "nobody else is ended");
+    }
+    upstream.release(2);
 }
 
 /// Over HTTP/2, a stranger may grant no window for the refusal that he receives.

@@ -1,16 +1,12 @@
 //! Long bodies, compressed ones among them, do not hold up the turns of others.
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-
+use super::paced::{holds_up_nobody, on_one_thread};
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::recorder::{Recorder, Step, answer, completed};
-use crate::world::waiting::{SOON, eventually, found, ms};
-use crate::world::wire::{Connection, Request, ask};
+use crate::world::waiting::{SOON, eventually, ms};
+use crate::world::wire::{Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"hello"}"#;
 
@@ -49,29 +45,6 @@ async fn body_that_unfolds_too_far_is_refused() {
     }
     let grown = cluster.replica().process().peak().saturating_sub(before);
     assert!(grown < 64 << 20, "{grown} bytes more");
-}
-
-/// How long short requests take, one after the other, until `is_over`. The slowest tenth's median.
-pub async fn slowest(address: std::net::SocketAddr, is_over: &AtomicBool) -> Duration {
-    slowest_of(address, &Request::new("GET", "/models").bearer(ALICE), is_over).await
-}
-
-/// As [`slowest`], for this request.
-pub async fn slowest_of(
-    address: std::net::SocketAddr,
-    request: &Request,
-    is_over: &AtomicBool,
-) -> Duration {
-    let (mut laps, mut connection) = (Vec::new(), Connection::open(address).await);
-    while !is_over.load(Ordering::Relaxed) {
-        let began = Instant::now();
-        let mut answer = connection.ask(request).await.expect("an answer");
-        connection.finish(&mut answer).await;
-        laps.push(began.elapsed());
-        sleep(ms(2)).await;
-    }
-    laps.sort();
-    laps[laps.len() - laps.len() / 20 - 1]
 }
 
 /// An answer that decodes to gigabytes passes as it is, and is not read.
@@ -120,33 +93,15 @@ async fn heavy_chat_body_holds_up_nobody() {
     hold_up_nobody(text.into_bytes(), chat, "speaks = [\"responses\"]").await;
 }
 
-/// Checks that no other client waits for the thread of turns while folded bodies of this `text`
-/// are served.
+/// Checks that the events of another client come meanwhile, while folded bodies of this `text` are
+/// served.
 async fn hold_up_nobody(text: Vec<u8>, request: impl Fn(Vec<u8>) -> Request, options: &str) {
-    let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new()
-        .recorded_by(&upstream)
-        .upstream(options)
-        .shell("export TOKIO_WORKER_THREADS=1")
-        .start()
-        .await;
-    let address = cluster.address();
+    let (_upstream, cluster) = on_one_thread(completed(), options).await;
     let folded = zstd::encode_all(&text[..], 3).expect("memory is enough");
     assert!(folded.len() > text.len() / 190, "{} of {}", folded.len(), text.len());
-    // A machine that compiles meanwhile has slow moments of its own.
-    found("a run in which nobody waits", async || {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let others = tokio::spawn({
-            let is_over = Arc::clone(&is_over);
-            async move { slowest(address, &is_over).await }
-        });
-        for _ in 0..6 {
-            let request = request(folded.clone()).header("content-encoding", "zstd");
-            assert_eq!(ask(address, &request).await.status, 200);
-        }
-        is_over.store(true, Ordering::Relaxed);
-        let slowest = others.await.expect("the client runs");
-        (slowest < ms(50)).then_some(())
+    holds_up_nobody(&cluster, async || {
+        let request = request(folded.clone()).header("content-encoding", "zstd");
+        assert_eq!(ask(cluster.address(), &request).await.status, 200);
     })
     .await;
 }

@@ -38,7 +38,7 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new()
         .upstream_at(&upstream.url())
-        .server("replay_total", "\"16MiB\"")
+        .server("replay_total", "\"20MiB\"")
         .server("max_body", "\"1MiB\"")
         .start()
         .await;
@@ -120,4 +120,21 @@ async fn long_name_of_a_lane_is_refused() {
     assert_eq!(client.json().await["error"]["code"], "invalid_request");
     client.send(&named(512)).await;
     assert_eq!(within(SOON, "the request", there.text()).await, named(512));
+}
+
+/// A message that cannot be read is refused on its lane.
+#[tokio::test]
+async fn refusal_of_an_unreadable_message_names_its_lane() {
+    let upstream = Upstream::start().await;
+    let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
+    let (mut client, _there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    for (text, lane) in [
+        (r#"{"type":"response.create","stream_id":"lane","input":[}"#, json!("lane")),
+        (r#"{"type":"response.create","input":[}"#, json!(null)),
+    ] {
+        client.send(text).await;
+        let error = client.json().await;
+        assert_eq!((&error["error"]["code"], &error["stream_id"]), (&json!("invalid_json"), &lane));
+    }
 }

@@ -49,3 +49,21 @@ async fn refusal_reaches_a_client_that_writes_first() {
     }
     assert!(upstream.seen().is_empty());
 }
+
+/// The rest is read on for 64 MiB, and no further.
+#[tokio::test]
+async fn refused_body_is_read_within_a_bound() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let mut connection = Connection::open(cluster.address()).await;
+    let head = "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-wrong\r\ncontent-length: 1000000000\r\n\r\n";
+    connection.send_raw(head.as_bytes()).await.expect("the head is taken");
+    let (part, mut taken) = (vec![b' '; 64 << 10], 0);
+    while within(ANSWER, "the body is taken, or not", connection.send_raw(&part)).await.is_ok() {
+        taken += part.len();
+        assert!(taken < 100 << 20, "it has no end");
+    }
+    // Some bytes are in the systems' buffers.
+    assert!((64 << 20..88 << 20).contains(&taken), "{} MiB", taken >> 20);
+    cluster.replica().shows(r#"warmkey_connections{listener="clients"}"#, 0.0).await;
+}

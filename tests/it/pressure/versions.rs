@@ -1,8 +1,13 @@
 //! A newer version beside this one: what it writes into the shared state is passed over, and stays.
 
+use serde_json::json;
+
 use crate::world::admin::TOKEN;
+use crate::world::chain::{Chain, id_of, keys, made, project_of};
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::codex::Codex;
+use crate::world::redis::Redis;
+use crate::world::sessions::begin;
 use crate::world::simulator::siblings;
 use crate::world::waiting::{SOON, eventually};
 
@@ -84,4 +89,91 @@ async fn newer_version_beside_it_is_passed_over() {
         let faults = r#"warmkey_store_failures_total{reason="other"}"#;
         assert_eq!(replica.metrics().await.get(faults), 0.0);
     }
+}
+
+/// Appends a newer version's words to `count` values of this kind, once they are there.
+async fn add_words(redis: &Redis, kind: &str, count: usize) {
+    let pattern = format!("warmkey:*.{kind}");
+    let names = eventually(SOON, "the values are written", async || {
+        let names: Vec<String> = redis.ask(&["KEYS", &pattern]).await;
+        (names.len() >= count).then_some(names)
+    })
+    .await;
+    for name in &names {
+        let value: String = redis.ask(&["GET", name]).await;
+        let newer = format!("{value} v2=7 later");
+        redis.run(&["SET", name, &newer, "KEEPTTL"]).await;
+    }
+}
+
+/// The owners of responses and items.
+#[tokio::test]
+async fn newer_words_behind_an_owner_are_passed_over() {
+    let mut cluster = Cluster::new().keys(keys(0)).replicas(2).redis().start().await;
+    cluster.change(|cluster| cluster.keys(keys(1)));
+    cluster.replace(1).await;
+    let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
+    // Without a session, and with one.
+    for session in [None, Some("with a session")] {
+        let chain = |address| Chain { session: session.map(str::to_owned), ..Chain::new(address) };
+        let first = chain(here).asks(json!({})).await;
+        let (id, items) = (id_of(&first), first.json()["output"].clone());
+        let items: Vec<_> = items.as_array().expect("items").iter().map(|one| &one["id"]).collect();
+        for kind in ["response", "item"] {
+            add_words(cluster.redis(), kind, 1).await;
+        }
+        let references: Vec<_> =
+            items.iter().map(|id| json!({ "type": "item_reference", "id": id })).collect();
+        let question = json!({ "type": "message", "role": "user", "content": "and on" });
+        let input: Vec<_> = references.into_iter().chain([question]).collect();
+        let alone = Chain::new(there);
+        for next in [
+            alone.clone().after(&id).asks(json!({})).await,
+            alone.asks(json!({ "input": input })).await,
+        ] {
+            assert_eq!(next.status, 200, "{}", next.text());
+            let turns = cluster.turns().await;
+            let [next, first] = [&id_of(&next), &id].map(|id| project_of(&made(&turns, id).key));
+            assert_eq!(next, first, "where it is stored");
+        }
+    }
+}
+
+/// The session of a thread, from which a fork of a sub-agent begins.
+#[tokio::test]
+async fn newer_words_behind_a_thread_are_passed_over() {
+    let even = [siblings("org-a", 2), siblings("org-b", 2)].concat();
+    let mut lopsided = even.clone();
+    lopsided[0].weight = 100;
+    let mut cluster = Cluster::new().keys(lopsided).replicas(2).redis().start().await;
+    let sessions = begin(&cluster, 6).await;
+    cluster.change(|cluster| cluster.keys(even));
+    for number in 0..2 {
+        cluster.replace(number).await;
+    }
+    let mut agents = Vec::new();
+    for codex in &sessions {
+        let mut agent = codex.spawn().at(cluster.replicas[0].address());
+        agent.turn("look into it").await.served();
+        agents.push(agent);
+    }
+    add_words(cluster.redis(), "thread", agents.len()).await;
+    for agent in &agents {
+        let mut fork = agent.fork().at(cluster.replicas[1].address());
+        fork.turn("another way").await.served();
+    }
+    cluster.shows(r#"warmkey_bindings_total{result="inherited"}"#, agents.len() as f64).await;
+}
+
+/// What a turn has left in the cache: the next one is still compared with it.
+#[tokio::test]
+async fn newer_words_behind_a_promise_are_passed_over() {
+    let mut cluster = Cluster::new().keys(siblings("org-a", 1)).replicas(2).redis().start().await;
+    let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
+    codex.turn("first").await.served();
+    add_words(cluster.redis(), "last", 1).await;
+    codex.moves_to(cluster.replicas[1].address());
+    codex.changes_tools();
+    codex.turn("second").await.served();
+    cluster.replicas[1].shows(r#"warmkey_cold_turns_total{reason="prefix_changed"}"#, 1.0).await;
 }

@@ -47,6 +47,13 @@ impl Lateness {
         self.since(from).into_iter().max().unwrap_or_default() * HOPS
     }
 
+    /// The median of the worst tenth of the waits since `from`.
+    pub fn worst_tenth(&self, from: Instant) -> Duration {
+        let mut late = self.since(from);
+        late.sort();
+        late.len().checked_sub(late.len() / 20 + 1).map_or(Duration::ZERO, |place| late[place])
+    }
+
     /// How many waits for a core were long enough to look like another process's delay.
     pub fn count(&self, from: Instant) -> f64 {
         self.since(from).iter().filter(|late| **late > TOLD).count() as f64

@@ -110,6 +110,13 @@ impl Replica {
         let is_shown = async || (self.metrics().await.get(series) - expected).abs() < f64::EPSILON;
         eventually(SOON, &what, async || is_shown().await.then_some(())).await;
     }
+
+    /// Waits until this series has at least this value.
+    pub async fn shows_at_least(&self, series: &str, least: f64) {
+        let what = format!("{series} reaches {least}");
+        eventually(SOON, &what, async || (self.metrics().await.get(series) >= least).then_some(()))
+            .await;
+    }
 }
 
 async fn run(

@@ -11,9 +11,11 @@ use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
 use crate::clock::time_of_day;
+use crate::error::Error;
 use crate::health::diagnose::{Concern, Judgement, Met, ModelUse, judge};
 use crate::telemetry::TurnId;
 use crate::turn::account::Arrival;
+use crate::turn::memory::LIGHT;
 use crate::turn::websocket::frame::{Event, Stage};
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::replace_error::{Refused, Replacement};
@@ -24,6 +26,15 @@ use crate::wire::terminal::Terminal;
 use super::Socket;
 
 impl Socket {
+    /// Reads an event: a short one here, a long one on another thread, so that no other turn waits.
+    pub(super) async fn read_event(&self, text: &Utf8Bytes) -> Result<Option<Event>, Error> {
+        if text.len() <= LIGHT {
+            return Ok(Event::read(text.as_bytes()));
+        }
+        let own = text.clone();
+        self.turns.heavy.finish(&self.client.id, move || Event::read(own.as_bytes())).await
+    }
+
     /// Notes an event before the client receives it. Returns the client's message.
     pub(super) async fn note(&self, event: Event, text: Utf8Bytes) -> Utf8Bytes {
         let Event { lane, response_id, is_unstored, stage } = event;
@@ -34,9 +45,7 @@ impl Socket {
                 self.added(lane, item).await;
                 return text;
             }
-            Stage::Ended(terminal) => {
-                self.handle_end(&mut self.state_of(id), lane, terminal, text.as_bytes())
-            }
+            Stage::Ended(reading) => self.handle_end(&mut self.state_of(id), lane, *reading),
             Stage::Refused(status, error, headers) => {
                 let failed = self.state_of(id).end_refused_turn(lane, status);
                 if self.binding.key.upstream.host.is_gateway() {
@@ -121,15 +130,13 @@ impl Socket {
         &self,
         state: &mut SocketState,
         lane: Option<&str>,
-        terminal: Terminal,
-        text: &[u8],
+        reading: Reading,
     ) -> DueWrites {
         let is_new = state.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
-        let is_begin = is_new && terminal != Terminal::Failed;
+        let is_begin = is_new && reading.terminal != Some(Terminal::Failed);
         let due = if is_begin { self.created(state, lane) } else { DueWrites::default() };
         if let Some(mut turn) = state.lanes.end_turn(lane) {
             turn.account.note_status(StatusCode::OK);
-            let reading = Reading::of_event(terminal, text);
             if let Some(failure) = &reading.failure {
                 let asked = turn.account.asked_model();
                 self.gateway().registry.observe_failure(&self.binding.key, asked, failure);

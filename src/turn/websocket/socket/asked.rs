@@ -12,9 +12,8 @@ use crate::key::host::UpstreamHost;
 use crate::telemetry::TurnId;
 use crate::turn::account::{Account, Arrival};
 use crate::turn::entry::may_ask_for;
-use crate::turn::http::replay::LIGHT;
-use crate::turn::memory::MemoryPlace;
-use crate::turn::websocket::frame::ClientMessage;
+use crate::turn::memory::{LIGHT, MemoryPlace};
+use crate::turn::websocket::frame::{ClientMessage, early_lane};
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::reach::{Served, may_reach};
 use crate::turn::websocket::state::SocketState;
@@ -59,7 +58,9 @@ impl Socket {
         let seen = match self.read(&text).await {
             Ok(seen) => seen,
             Err(error) => {
-                return Err(self.refuse(&error, None, Arrival { began, id: TurnId::random() }));
+                let lane = early_lane(text.as_bytes()).filter(|lane| lane.len() <= LONGEST_NAME);
+                let arrival = Arrival { began, id: TurnId::random() };
+                return Err(self.refuse(&error, lane.as_deref(), arrival));
             }
         };
         let Seen { mut message, is_sealed, renamed } = seen;
@@ -72,8 +73,10 @@ impl Socket {
         }
         let accepted = async {
             let mut place = MemoryPlace::default();
+            // A long message is copied once more on its way out.
             let made = renamed.as_ref().map_or(0, |text| text.len());
-            self.turns.memory.extend(&mut place, made)?;
+            let copied = if text.len() > LIGHT { made.max(text.len()) } else { 0 };
+            self.turns.memory.extend(&mut place, made + copied)?;
             let needs_project = self.permit(&message).await?;
             if message.is_create {
                 let open = |state: &mut SocketState| {

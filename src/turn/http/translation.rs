@@ -1,0 +1,221 @@
+//! Translates a streamed answer for a chat client: usual events at once, long ones on another
+//! thread.
+//!
+//! The last event repeats the whole answer, so that an event may have many megabytes. What is held
+//! of it counts in the replica's memory.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+use crate::chat::stream::Stream;
+use crate::client::ClientId;
+use crate::error::Error;
+use crate::turn::http::heavy_places::HeavyPlaces;
+use crate::turn::memory::{BodyMemory, LIGHT, MemoryPlace};
+use crate::wire::event::line_length;
+
+/// The memory that a translation takes at the most: its text, the parts, and what is made of them.
+pub const COPIES: usize = 3;
+
+/// What the gateway's own work on an answer of one client may use.
+#[derive(Clone)]
+pub struct AnswerWork {
+    pub heavy: Arc<HeavyPlaces>,
+    pub memory: BodyMemory,
+    pub client: ClientId,
+}
+
+impl AnswerWork {
+    /// Does `work` on `length` bytes: on another thread if they are many.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        length: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        match length > LIGHT {
+            true => self.heavy.finish(&self.client, work).await,
+            false => Ok(work()),
+        }
+    }
+}
+
+/// Bytes that count in the memory until they have gone.
+pub struct Counted {
+    pub bytes: Vec<u8>,
+    pub place: MemoryPlace,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl From<Counted> for Bytes {
+    fn from(counted: Counted) -> Self {
+        Self::from_owner(counted)
+    }
+}
+
+type Working = Pin<Box<dyn Future<Output = Result<(Box<Stream>, Vec<u8>), Error>> + Send>>;
+
+enum State {
+    Ready(Box<Stream>),
+    /// An event is translated on another thread.
+    Working(Working),
+    /// There is no memory for an event, or no thread.
+    Lost,
+}
+
+/// The translation of one answer.
+pub struct Translation {
+    state: State,
+    work: AnswerWork,
+    place: MemoryPlace,
+}
+
+/// An event could not be translated for lack of memory or of a thread.
+#[derive(Debug)]
+pub struct NoPlace;
+
+impl Translation {
+    pub fn new(stream: Stream, work: AnswerWork) -> Self {
+        Self { state: State::Ready(Box::new(stream)), work, place: MemoryPlace::default() }
+    }
+
+    /// Takes the next bytes of the upstream's stream. Returns the chunks that they complete.
+    /// `None`: they follow from [`Self::poll_work`].
+    pub fn push(&mut self, data: &Bytes) -> Option<Bytes> {
+        let State::Ready(mut stream) = std::mem::replace(&mut self.state, State::Lost) else {
+            return None;
+        };
+        let length = stream.held() + data.len();
+        let is_heavy = length > LIGHT && line_length(data).is_some();
+        let copies = if is_heavy { COPIES } else { 1 };
+        self.work.memory.follow_answer(&mut self.place, length * copies).ok()?;
+        if is_heavy {
+            let (work, data) = (self.work.clone(), data.clone());
+            let translate = move || {
+                let out = stream.push(&data);
+                (stream, out)
+            };
+            self.state = State::Working(Box::pin(async move { work.run(length, translate).await }));
+            return None;
+        }
+        let out = stream.push(data);
+        self.hold(stream);
+        Some(out.into())
+    }
+
+    /// Whether an event is on its way through another thread, or lost.
+    pub const fn is_working(&self) -> bool {
+        !matches!(self.state, State::Ready(_))
+    }
+
+    /// The chunks of the event on another thread.
+    pub fn poll_work(&mut self, context: &mut Context<'_>) -> Poll<Result<Bytes, NoPlace>> {
+        let done = match &mut self.state {
+            State::Working(working) => ready!(working.as_mut().poll(context)),
+            State::Ready(_) => return Poll::Ready(Ok(Bytes::new())),
+            State::Lost => return Poll::Ready(Err(NoPlace)),
+        };
+        let Ok((stream, bytes)) = done else {
+            self.state = State::Lost;
+            return Poll::Ready(Err(NoPlace));
+        };
+        // The chunks take over the place, which has room for them.
+        let mut place = std::mem::take(&mut self.place);
+        let _ = self.work.memory.follow_answer(&mut place, bytes.capacity());
+        self.hold(stream);
+        Poll::Ready(Ok(Counted { bytes, place }.into()))
+    }
+
+    /// Keeps the stream, and counts what it holds.
+    fn hold(&mut self, stream: Box<Stream>) {
+        let held = stream.held();
+        let counted = self.work.memory.follow_answer(&mut self.place, held);
+        self.state = counted.map_or(State::Lost, |()| State::Ready(stream));
+    }
+
+    /// Ends the stream. Returns an error if the upstream has not ended it.
+    pub fn end(self) -> Vec<u8> {
+        match self.state {
+            State::Ready(mut stream) => stream.end(),
+            State::Working(_) | State::Lost => Stream::new(false).end(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::setting::Size;
+
+    const MIB: usize = 1 << 20;
+
+    fn work(memory: &BodyMemory) -> AnswerWork {
+        AnswerWork {
+            heavy: Arc::new(HeavyPlaces::new(1)),
+            memory: memory.clone(),
+            client: ClientId::new("alice"),
+        }
+    }
+
+    /// An event that tells a text of this length.
+    fn event(length: usize) -> Vec<u8> {
+        let text = "x".repeat(length);
+        format!(
+            "data: {{\"type\":\"response.output_text.delta\",\"output_index\":0,\"content_index\":0,\"delta\":\"{text}\"}}\n\n"
+        )
+        .into_bytes()
+    }
+
+    #[tokio::test]
+    async fn long_event_is_translated_on_another_thread_and_counted() {
+        let memory = BodyMemory::new(Size(64 * MIB as u64));
+        let mut translation = Translation::new(Stream::new(false), work(&memory));
+        let short = translation.push(&event(20).into()).expect("a short event is translated here");
+        assert!(!short.is_empty() && memory.used() == 0);
+        let (long, mut most, mut told) = (event(10 * MIB), 0, Vec::new());
+        for part in long.chunks(100_000) {
+            match translation.push(&Bytes::copy_from_slice(part)) {
+                Some(data) => told.push(data),
+                None => {
+                    let chunk = poll_fn(|context| translation.poll_work(context)).await;
+                    told.push(chunk.expect("memory and a thread are there"));
+                }
+            }
+            most = most.max(memory.used());
+        }
+        assert!((10 * MIB..32 * MIB).contains(&most), "{most}");
+        let chunks: Vec<_> = told.iter().filter(|data| !data.is_empty()).collect();
+        assert!(chunks.len() == 1 && chunks[0].len() > 10 * MIB);
+        assert!(memory.used() > 10 * MIB, "until the client has it");
+        drop(told);
+        assert_eq!(memory.used(), 0);
+        let mut straight = Stream::new(false);
+        straight.push(&event(20));
+        assert!(!straight.push(&long).is_empty());
+    }
+
+    #[tokio::test]
+    async fn event_without_memory_ends_the_stream() {
+        let memory = BodyMemory::new(Size(MIB as u64));
+        let mut translation = Translation::new(Stream::new(false), work(&memory));
+        let parts = event(4 * MIB);
+        let pushed = parts
+            .chunks(100_000)
+            .take_while(|part| translation.push(&Bytes::copy_from_slice(part)).is_some());
+        let count = pushed.count();
+        assert!((10..14).contains(&count), "{count}: a quarter more than the limit");
+        assert!(poll_fn(|context| translation.poll_work(context)).await.is_err());
+        let said = String::from_utf8(translation.end()).unwrap();
+        assert!(said.contains("upstream_interrupted"), "{said}");
+        assert_eq!(memory.used(), 0);
+    }
+}

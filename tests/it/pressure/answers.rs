@@ -1,0 +1,221 @@
+//! Long answers and long messages of upstreams do not hold up the turns of others, and what the
+//! gateway holds of them is counted.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+use super::paced::{RUNS, holds_up_nobody, on_one_thread, worst};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::recorder::{Recorder, Step, answer, chunk, stream_head};
+use crate::world::socket::{Upstream, create, created, session};
+use crate::world::waiting::{ANSWER, SOON, ms, within};
+use crate::world::wire::{Request, ask};
+
+const MIB: usize = 1 << 20;
+const MEMORY: &str = "warmkey_body_memory_bytes";
+const CHAT: &str = r#"{"model":"gpt-5.4","messages":[{"role":"user","content":"hello"}]}"#;
+
+/// A response of about this size, of which a client learns little. It takes long to read.
+fn dense(size: usize) -> String {
+    let part = r#"{"type":"summary_text","text":"a"},"#;
+    let parts = part.repeat(size / part.len());
+    format!(
+        r#"{{"id":"resp_1","object":"response","created_at":1,"model":"gpt-5.4","status":"completed","error":null,"output":[{{"type":"reasoning","id":"rs_1","summary":[{}]}},{{"type":"message","role":"assistant","content":[{{"type":"output_text","text":"hi","annotations":[]}}]}}],"usage":{{"input_tokens":10,"output_tokens":1,"total_tokens":11}}}}"#,
+        parts.trim_end_matches(',')
+    )
+}
+
+fn chat(more: &str) -> Request {
+    let body = CHAT.replace("\"messages\"", &format!("{more}\"messages\""));
+    Request::turn(ALICE, body).target("/chat/completions")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_answer_to_a_chat_client_holds_up_nobody() {
+    let document = dense(40 * MIB);
+    let json = "content-type: application/json\r\n";
+    let steps = vec![Step::Send(answer("200 OK", json, document.as_bytes()))];
+    let (_upstream, cluster) = on_one_thread(steps, "speaks = [\"responses\"]").await;
+    holds_up_nobody(&cluster, async || {
+        let told = ask(cluster.address(), &chat("")).await;
+        assert_eq!(told.status, 200, "{}", told.text());
+        assert_eq!(told.json()["choices"][0]["message"]["content"], "hi");
+        assert_eq!(told.json()["usage"]["prompt_tokens"], 10);
+    })
+    .await;
+    cluster.replica().shows(MEMORY, 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_event_of_a_chat_stream_holds_up_nobody() {
+    let event = format!(
+        "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{}}}\n\n",
+        dense(40 * MIB)
+    );
+    let mut steps = vec![Step::Send(stream_head(""))];
+    steps.extend(event.as_bytes().chunks(MIB).map(|part| Step::Send(chunk(part))));
+    steps.push(Step::Send(b"0\r\n\r\n".to_vec()));
+    let (_upstream, cluster) = on_one_thread(steps, "speaks = [\"responses\"]").await;
+    holds_up_nobody(&cluster, async || {
+        let told = ask(cluster.address(), &chat("\"stream\":true,")).await;
+        let text = told.text();
+        assert!(told.whole && text.ends_with("data: [DONE]\n\n"), "{text}");
+        assert!(text.contains(r#""content":"hi""#), "{text}");
+    })
+    .await;
+    cluster.replica().shows(MEMORY, 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_message_of_an_upstream_holds_up_nobody() {
+    let upstream = Upstream::start().await;
+    let cluster = Cluster::new()
+        .upstream_at(&upstream.url())
+        .shell("export TOKIO_WORKER_THREADS=1")
+        .start()
+        .await;
+    let accepted =
+        async |name: &str| tokio::join!(session(cluster.address(), ALICE, name), upstream.accept());
+    let (mut heavy, mut there) = accepted("heavy").await;
+    let (mut other, mut paced) = accepted("paced").await;
+    let message = format!(r#"{{"type":"response.completed","response":{}}}"#, dense(30 * MIB));
+    for run in 1.. {
+        let is_over = AtomicBool::new(false);
+        let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
+        let others = async {
+            let (mut last, mut late) = (Instant::now(), Vec::new());
+            while !is_over.load(Ordering::Relaxed) {
+                tokio::time::sleep(ms(20)).await;
+                let sent = Instant::now();
+                paced.send(delta).await;
+                assert_eq!(other.text().await, delta);
+                late.push(last.max(sent).elapsed());
+                last = Instant::now();
+            }
+            worst(&late)
+        };
+        let work = async {
+            let mut took = Duration::MAX;
+            for _ in 0..3 {
+                let began = Instant::now();
+                heavy.send(&create(None)).await;
+                there.text().await;
+                there.send(&created("resp_1")).await;
+                heavy.text().await;
+                let (came, ()) = tokio::join!(heavy.text(), there.send(&message));
+                assert!(came == message, "unchanged");
+                took = took.min(began.elapsed());
+            }
+            is_over.store(true, Ordering::Relaxed);
+            took
+        };
+        let (late, took) = tokio::join!(others, work);
+        if late < took / 8 {
+            break;
+        }
+        assert!(run < RUNS, "{took:?} of work, {late:?} late");
+    }
+    cluster.replica().shows(MEMORY, 0.0).await;
+}
+
+/// An answer that is translated as a whole counts while it comes, and waits for its place.
+#[tokio::test]
+async fn collected_answer_counts_in_the_memory_for_bodies() {
+    let document = dense(6 * MIB);
+    let (first, rest) = document.split_at(3 * MIB);
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{first}",
+        document.len()
+    );
+    let steps = vec![Step::Send(head.into_bytes()), Step::Hold, Step::Send(rest.into())];
+    let upstream = Recorder::answering(steps).await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .upstream("speaks = [\"responses\"]")
+        .server("replay_total", "\"20MiB\"")
+        .start()
+        .await;
+    let address = cluster.address();
+    let one = tokio::spawn(async move { ask(address, &chat("")).await });
+    cluster.replica().shows_at_least(MEMORY, (3 * MIB) as f64).await;
+    let two = tokio::spawn(async move { ask(address, &chat("")).await });
+    cluster.replica().shows_at_least(MEMORY, (6 * MIB) as f64).await;
+    // Together with what is made of it, the first one has room. The second one has it then.
+    upstream.release(2);
+    for told in [one, two] {
+        let told = within(ANSWER, "an answer", told).await.expect("the client runs");
+        assert_eq!(told.status, 200, "{}", told.text());
+    }
+    cluster.replica().shows(MEMORY, 0.0).await;
+    let peak = cluster.replica().process().peak() >> 20;
+    assert!(peak < 120, "{peak} MiB");
+}
+
+/// An answer without a place is refused in time, with what its client has to do.
+#[tokio::test]
+async fn collected_answer_without_memory_is_refused() {
+    let document = dense(6 * MIB);
+    let json = "content-type: application/json\r\n";
+    let steps = vec![Step::Send(answer("200 OK", json, document.as_bytes()))];
+    let upstream = Recorder::answering(steps).await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .upstream("speaks = [\"responses\"]")
+        .server("replay_total", "\"4MiB\"")
+        .server("max_body", "\"1MiB\"")
+        .start()
+        .await;
+    let began = Instant::now();
+    let told = ask(cluster.address(), &chat("")).await;
+    assert_eq!((told.status, told.code().as_str()), (503, "no_key_available"));
+    assert!(told.retry_after() >= 1 && told.text().contains("memory"), "{}", told.text());
+    assert!((29..45).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    cluster.replica().shows(MEMORY, 0.0).await;
+    assert_eq!(upstream.seen().len(), 1, "it is billed once");
+}
+
+/// A frame of a server with this first byte, of which only `payload` comes.
+fn begun(first: u8, length: usize, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first, 127];
+    frame.extend((length as u64).to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// An unfinished message of an upstream counts. Beyond what answers may take, its turn ends.
+#[tokio::test]
+async fn unfinished_message_of_an_upstream_counts_in_the_memory_for_bodies() {
+    let upstream = Upstream::start().await;
+    let cluster = Cluster::new()
+        .upstream_at(&upstream.url())
+        .server("replay_total", "\"16MiB\"")
+        .server("max_body", "\"1MiB\"")
+        .start()
+        .await;
+    let before = cluster.replica().process().resident();
+    let (mut client, mut there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    let turn = create(None).replace("\"model\"", "\"stream_id\":\"lane\",\"model\"");
+    client.send(&turn).await;
+    there.text().await;
+    let part = begun(0x01, 64 * MIB, &vec![b'x'; 15 * MIB]);
+    there.0.get_mut().write_all(&part).await.expect("it is taken");
+    cluster.replica().shows(MEMORY, (15 * MIB) as f64).await;
+    // Beyond the limit, a body finds no memory, and the running answer still does.
+    there.0.get_mut().write_all(&vec![b'x'; 3 * MIB]).await.expect("it is taken");
+    cluster.replica().shows(MEMORY, (18 * MIB) as f64).await;
+    assert_eq!(ask(cluster.address(), &Request::turn(ALICE, "{}")).await.status, 503);
+    let _ = there.0.get_mut().write_all(&vec![b'x'; 8 * MIB]).await;
+    let error = within(SOON, "an error", client.json()).await;
+    assert_eq!(
+        (&error["status"], &error["error"]["code"], &error["stream_id"]),
+        (&503.into(), &"no_key_available".into(), &"lane".into())
+    );
+    assert_eq!(client.closed().await, 1013);
+    cluster.replica().shows(MEMORY, 0.0).await;
+    let grown = cluster.replica().process().peak().saturating_sub(before) >> 20;
+    assert!(grown < 40, "{grown} MiB more");
+}

@@ -1,0 +1,107 @@
+//! A client that reads a paced stream, and measures how late each event comes, also while the
+//! replica has heavy work.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::recorder::{Recorder, Seen, Step, chunk, stream_head};
+use crate::world::waiting::ms;
+use crate::world::wire::{Connection, Piece, Request};
+
+/// Time between two events of a paced stream.
+pub const PACE: Duration = ms(20);
+
+const PACED: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"paced","stream":true,"input":"x"}"#;
+
+/// Runs of which one must show that nobody waits.
+pub const RUNS: usize = 12;
+
+/// The answer of a [`Recorder`](crate::world::recorder::Recorder) that paces its events for ever.
+fn paced() -> Vec<Step> {
+    let event =
+        b"event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\"}\n\n";
+    vec![Step::Send(stream_head("")), Step::Drip(chunk(event), PACE)]
+}
+
+/// Asks for paced streams, one after the other, until `is_over`. How late each event came after
+/// the one before.
+pub async fn events(address: SocketAddr, request: &Request, is_over: &AtomicBool) -> Vec<Duration> {
+    let mut late = Vec::new();
+    while !is_over.load(Ordering::Relaxed) {
+        let mut connection = Connection::open(address).await;
+        let answer = connection.ask(request).await.expect("an answer");
+        assert_eq!(answer.status, 200, "a paced stream");
+        let mut last = None;
+        while let Piece::Bytes(_) = connection.piece().await {
+            let now = Instant::now();
+            late.extend(last.map(|last: Instant| (now - last).saturating_sub(PACE)));
+            last = Some(now);
+            if is_over.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    }
+    late
+}
+
+/// The median of the worst tenth.
+pub fn worst_tenth(mut late: Vec<Duration>) -> Duration {
+    late.sort();
+    assert!(late.len() >= 20, "{} events", late.len());
+    late[late.len() - late.len() / 20 - 1]
+}
+
+/// The worst of all.
+pub fn worst(late: &[Duration]) -> Duration {
+    late.iter().max().copied().unwrap_or_default()
+}
+
+fn is_paced(seen: &Seen) -> bool {
+    String::from_utf8_lossy(&seen.body).contains("paced")
+}
+
+/// A replica with one thread for turns, before an upstream that paces one stream, and answers
+/// everything else with `steps`.
+pub async fn on_one_thread(steps: Vec<Step>, options: &str) -> (Recorder, Running) {
+    let script = move |seen: &Seen| if is_paced(seen) { paced() } else { steps.clone() };
+    let upstream = Recorder::start(script).await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .upstream(options)
+        .shell("export TOKIO_WORKER_THREADS=1")
+        .start()
+        .await;
+    (upstream, cluster)
+}
+
+/// Checks that the events of another client come meanwhile, while `work` is done: none is later
+/// than a part of the time that the work takes.
+pub async fn holds_up_nobody(cluster: &Running, mut work: impl AsyncFnMut()) {
+    let (address, mut last) = (cluster.address(), (Duration::ZERO, Duration::ZERO));
+    // A machine that compiles meanwhile has slow moments of its own.
+    for _ in 0..RUNS {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let others = tokio::spawn({
+            let is_over = Arc::clone(&is_over);
+            async move { events(address, &Request::turn(ALICE, PACED), &is_over).await }
+        });
+        let mut took = Duration::MAX;
+        for _ in 0..3 {
+            let began = Instant::now();
+            work().await;
+            took = took.min(began.elapsed());
+        }
+        is_over.store(true, Ordering::Relaxed);
+        let late = worst(&others.await.expect("the client runs"));
+        if late < took / 8 {
+            return;
+        }
+        last = (took, late);
+    }
+    panic!("{last:?} of work and late, in each of {RUNS} runs");
+}
