@@ -388,8 +388,12 @@ fn without_types(message: &str) -> String {
 
 /// Whether two listeners cannot have these addresses at once.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && one.port() != 0 && (is_any || one.ip() == other.ip())
+    // `[::]` has the addresses of both families.
+    let covers = |any: SocketAddr, own: SocketAddr| {
+        any.ip().is_unspecified() && (any.is_ipv6() || own.is_ipv4())
+    };
+    let is_same = one.ip() == other.ip() || covers(one, other) || covers(other, one);
+    one.port() == other.port() && one.port() != 0 && is_same
 }
 
 #[cfg(test)]

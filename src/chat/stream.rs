@@ -100,6 +100,15 @@ impl Stream {
         std::mem::take(&mut self.out)
     }
 
+    /// The end of a stream of which the gateway could not translate an event.
+    pub fn untranslated() -> Vec<u8> {
+        let mut stream = Self::new(false);
+        stream.fail(
+            br#"{"code":"upstream_interrupted","message":"The gateway has no memory or thread to translate this answer."}"#,
+        );
+        stream.out
+    }
+
     fn end_line(&mut self, line: &[u8]) {
         if line.is_empty() {
             let data = std::mem::take(&mut self.data);

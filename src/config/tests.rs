@@ -213,6 +213,11 @@ fn option_out_of_bounds_is_refused_by_name() {
         ),
         (
             "server",
+            "listen = \"[::]:9090\"",
+            "server.admin_listen: 127.0.0.1:9090 is server.listen's own address".into(),
+        ),
+        (
+            "server",
             "listen = \"127.0.0.1:9090\"",
             "server.admin_listen: 127.0.0.1:9090 is server.listen's own address".into(),
         ),

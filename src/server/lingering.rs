@@ -8,6 +8,7 @@
 //! This connection also puts in the gateway's own answer to a request whose head cannot be read,
 //! because no service sees such a request.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -45,8 +46,16 @@ struct Own {
 struct Rest {
     until: Instant,
     timer: Pin<Box<Sleep>>,
+    silence: Duration,
     bytes: usize,
     buffer: Vec<u8>,
+}
+
+/// Reads the rest of a request from `io` and discards it, within the same bounds, but for a silence
+/// of this length at the most.
+pub async fn discard(io: &mut (impl AsyncRead + Unpin), silence: Duration) {
+    let mut rest = Rest::new(silence);
+    poll_fn(|context| rest.poll_end(io, context)).await;
 }
 
 impl<I> Lingering<I> {
@@ -56,9 +65,9 @@ impl<I> Lingering<I> {
 }
 
 impl Rest {
-    fn new() -> Self {
-        let (until, timer) = (Instant::now() + LONGEST, Box::pin(sleep(SILENCE)));
-        Self { until, timer, bytes: 0, buffer: vec![0; BUFFER] }
+    fn new(silence: Duration) -> Self {
+        let (until, timer) = (Instant::now() + LONGEST, Box::pin(sleep(silence)));
+        Self { until, timer, silence, bytes: 0, buffer: vec![0; BUFFER] }
     }
 
     /// Ready when nothing more needs to be read.
@@ -81,7 +90,7 @@ impl Rest {
             if self.bytes >= MOST || now >= self.until {
                 return Poll::Ready(());
             }
-            self.timer.as_mut().reset(self.until.min(now + SILENCE));
+            self.timer.as_mut().reset(self.until.min(now + self.silence));
         }
         context.waker().wake_by_ref();
         Poll::Pending
@@ -133,18 +142,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<I> {
                 return Poll::Ready(closed);
             }
         }
-        rest.get_or_insert_with(|| Box::new(Rest::new())).poll_end(io, context).map(Ok)
+        rest.get_or_insert_with(|| Box::new(Rest::new(SILENCE))).poll_end(io, context).map(Ok)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use super::*;
     use crate::server::connections::Connections;
 
-    /// A peer that sends so many bytes at once, or after each pause, and never ends.
+    /// A peer that sends `bytes` at once, or after each pause, and never ends.
     struct Sender {
         bytes: usize,
         pause: Option<(Duration, Pin<Box<Sleep>>)>,

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use rustix::io::Errno;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::process::lacks_descriptors;
+use crate::server::lingering::discard;
 use crate::task::Tasks;
 
 /// Pause after a connection could not be accepted: spinning would only burn the core that the other
@@ -26,13 +27,11 @@ use crate::task::Tasks;
 pub const PAUSE: Duration = Duration::from_millis(50);
 /// Attempts to open a spare file before another connection gives way.
 const REFILLS: usize = 20;
-/// Time for one client to take its answer.
+/// Time for one client to take its answer, and the longest silence of one that still sends.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Refused clients that get an answer at the same time. Further ones only see their connection
 /// closed.
 const AT_ONCE: usize = 64;
-/// Most bytes of a request that are read and discarded.
-const DISCARDED: usize = 1024 * 1024;
 
 /// The parts that a listener needs to refuse connections.
 pub struct Overflow {
@@ -117,12 +116,12 @@ fn spare() -> Option<File> {
 async fn tell(mut stream: TcpStream, message: &str) {
     let telling = async {
         stream.write_all(answer(message).as_bytes()).await?;
-        stream.shutdown().await?;
-        let mut rest = stream.take(DISCARDED as u64);
-        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+        stream.shutdown().await
     };
     // A client that does not read in time misses the answer.
-    let _ = tokio::time::timeout(TIMEOUT, telling).await;
+    if let Ok(Ok(())) = tokio::time::timeout(TIMEOUT, telling).await {
+        discard(&mut stream, TIMEOUT).await;
+    }
 }
 
 fn answer(message: &str) -> String {
@@ -139,6 +138,8 @@ fn answer(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     #[tokio::test]
@@ -147,7 +148,7 @@ mod tests {
         let mut client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let (stream, _) = socket.accept().await.unwrap();
         let sending = async {
-            client.write_all(&vec![b'x'; DISCARDED / 2]).await.unwrap();
+            client.write_all(&vec![b'x'; 12 << 20]).await.unwrap();
             client.shutdown().await.unwrap();
             let mut text = String::new();
             client.read_to_string(&mut text).await.unwrap();

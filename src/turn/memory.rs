@@ -1,8 +1,8 @@
 //! Limits the memory for bodies, messages and answers, by one count for the whole replica. A body
 //! or message must also come at a minimum average rate.
 //!
-//! What clients send may take the memory up to its limit. An answer that the gateway must hold is
-//! already billed, so that answers may take a quarter more.
+//! Clients may fill the memory up to its limit. An answer that the gateway must hold is already
+//! billed, so answers may take a quarter more, and short ones always find memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -80,15 +80,21 @@ impl BodyMemory {
         self.grow(place, length / UNIT, self.0.units)
     }
 
-    /// As [`Self::follow`], for an answer.
+    /// As [`Self::follow`], for an answer. A short one counts, and is never refused: long answers
+    /// of others do not end it.
     pub fn follow_answer(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
         place.shrink(length / UNIT);
-        self.grow(place, length / UNIT, self.most())
+        let most = if length <= LIGHT { usize::MAX } else { self.most() };
+        self.grow(place, length / UNIT, most)
     }
 
-    /// Makes `place` cover `length` bytes of an answer whose head has not gone, and waits for them
-    /// for a while.
+    /// Makes `place` cover `length` bytes of an answer, and waits for them for a while. An answer
+    /// that never fits is refused at once, and its client is not asked to come again.
     pub async fn await_answer(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
+        if length.div_ceil(UNIT) > self.most() {
+            let message = "The upstream's answer needs more memory than server.replay_total has.";
+            return Err(Error::new(ErrorKind::UpstreamInterrupted, message));
+        }
         let until = Instant::now() + ANSWER_WAIT;
         loop {
             let freed = self.0.freed.notified();
@@ -146,7 +152,7 @@ impl Drop for MemoryPlace {
 
 /// The error of a turn that finds no memory.
 pub fn full() -> Error {
-    Error::new(ErrorKind::NoKeyAvailable, "The gateway's memory for request bodies is full.")
+    Error::new(ErrorKind::NoKeyAvailable, "The gateway's memory for bodies and answers is full.")
         .retry_after(SOON)
 }
 
@@ -179,7 +185,7 @@ mod tests {
         memory.extend(body, 15 * UNIT).unwrap();
         memory.follow_answer(running, 4 * UNIT).unwrap();
         assert_eq!(memory.used(), 19 * UNIT, "beyond the limit");
-        assert!(memory.extend(late, 1).is_err() && memory.follow_answer(late, 2 * UNIT).is_err());
+        assert!(memory.extend(late, 1).is_err());
         memory.await_answer(whole, UNIT).await.unwrap();
         let began = Instant::now();
         assert!(memory.await_answer(whole, 2 * UNIT).await.is_err());
@@ -190,7 +196,22 @@ mod tests {
         };
         let (waited, ()) = tokio::join!(memory.await_answer(whole, 5 * UNIT), freeing);
         assert!(waited.is_ok() && began.elapsed() == ANSWER_WAIT + Duration::from_secs(7));
+        let began = Instant::now();
+        let never = memory.await_answer(late, 21 * UNIT).await.err().expect("it never fits");
+        assert!(never.code() == "upstream_interrupted" && began.elapsed().is_zero());
         drop(places);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn short_answer_finds_memory_beside_long_ones() {
+        let memory = BodyMemory::new(Size(8 * LIGHT as u64));
+        let (mut long, mut short) = (MemoryPlace::default(), MemoryPlace::default());
+        memory.follow_answer(&mut long, 10 * LIGHT).unwrap();
+        assert!(memory.follow_answer(&mut short, LIGHT + UNIT).is_err());
+        memory.follow_answer(&mut short, LIGHT).unwrap();
+        assert_eq!(memory.used(), 11 * LIGHT, "it counts");
+        drop((long, short));
         assert_eq!(memory.used(), 0);
     }
 }

@@ -12,7 +12,7 @@ use crate::chat::stream::Stream;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::outcome::Answer;
-use crate::turn::http::translation::{AnswerWork, COPIES, Counted, Translation};
+use crate::turn::http::translation::{AnswerWork, Counted, Translation};
 use crate::turn::memory::{BodyMemory, MemoryPlace};
 use crate::usage::tap::Tap;
 use crate::wire::decoder::Coding;
@@ -75,13 +75,12 @@ pub async fn prepare_answer(
     collect(answer, key.upstream.idle_timeout, (&work.memory, &mut place)).await?;
     let whole = std::mem::take(&mut answer.head);
     let length = whole.len();
-    work.memory.await_answer(&mut place, length * COPIES).await?;
     let (mut tap, mut leak_scan) = (Tap::new(&answer.headers), key.leak.scan());
     let translate = move || {
         tap.observe(&whole);
         (answer::translate(&whole), tap, leak_scan.finds(&whole))
     };
-    let (translated, tap, has_leaked) = work.run(length, translate).await?;
+    let (translated, tap, has_leaked) = work.translate(length, &mut place, translate).await?;
     let bytes = translated.unwrap_or_else(|failure| {
         answer.status = failure.status;
         failure.body

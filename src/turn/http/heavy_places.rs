@@ -18,7 +18,7 @@ pub const HEAVY: usize = 2;
 /// Longest wait for a place.
 const HEAVY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Longest wait of an answer for a place. It is billed already, so that it waits as long as for its
+/// Longest wait of an answer for a place. It is billed already, so it waits as long as for its
 /// upstream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -33,7 +33,7 @@ pub struct HeavyPlaces {
 }
 
 /// A place, until it is dropped.
-struct HeavyPlace {
+pub struct HeavyPlace {
     _shared: OwnedSemaphorePermit,
     _own: OwnedSemaphorePermit,
 }
@@ -49,7 +49,7 @@ impl HeavyPlaces {
         client: &ClientId,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        self.run_within(client, HEAVY_TIMEOUT, work).await
+        self.take_within(client, HEAVY_TIMEOUT).await?.run(work).await
     }
 
     /// As [`Self::run`], for work on an answer to `client`.
@@ -58,30 +58,20 @@ impl HeavyPlaces {
         client: &ClientId,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        self.run_within(client, ANSWER_TIMEOUT, work).await
+        self.take_for_answer(client).await?.run(work).await
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the places bound the threads, the limits of bodies and answers the time"
-    )]
-    async fn run_within<T: Send + 'static>(
-        &self,
-        client: &ClientId,
-        timeout: Duration,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Error> {
-        let taken = tokio::time::timeout(timeout, self.take(client)).await;
-        let Some(place) = taken.ok().flatten() else {
-            let error = Error::new(ErrorKind::NoKeyAvailable, "Too many long bodies come at once.");
-            return Err(error.retry_after(SOON));
-        };
-        let working = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            work()
-        });
-        let failed = |_| Error::new(ErrorKind::Internal, "The gateway failed on this turn.");
-        working.await.map_err(failed)
+    /// Waits for a place for work on an answer to `client`.
+    pub async fn take_for_answer(&self, client: &ClientId) -> Result<HeavyPlace, Error> {
+        self.take_within(client, ANSWER_TIMEOUT).await
+    }
+
+    async fn take_within(&self, client: &ClientId, limit: Duration) -> Result<HeavyPlace, Error> {
+        let taken = tokio::time::timeout(limit, self.take(client)).await;
+        taken.ok().flatten().ok_or_else(|| {
+            Error::new(ErrorKind::NoKeyAvailable, "Too many long bodies come at once.")
+                .retry_after(SOON)
+        })
     }
 
     /// Waits for a place for `client`.
@@ -101,6 +91,25 @@ impl HeavyPlaces {
         let place = Arc::new(Semaphore::new(1));
         own.insert(client.clone(), Arc::downgrade(&place));
         place
+    }
+}
+
+impl HeavyPlace {
+    /// Does `work` on another thread.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the places bound the threads, the limits of bodies and answers the time"
+    )]
+    pub async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let working = tokio::task::spawn_blocking(move || {
+            let _place = self;
+            work()
+        });
+        let failed = |_| Error::new(ErrorKind::Internal, "The gateway failed on this turn.");
+        working.await.map_err(failed)
     }
 }
 

@@ -31,7 +31,13 @@ pub fn writer(
         async move {
             if let Some(document) = document {
                 let read = move || listed(&document).unwrap_or_default();
-                items = heavy.finish(&client, read).await.unwrap_or_default();
+                items = heavy.finish(&client, read).await.unwrap_or_else(|error| {
+                    tracing::warn!(
+                        cause = %error,
+                        "the items of a stored response could not be read, so no turn can refer to them"
+                    );
+                    Vec::new()
+                });
             }
             let mut budget = budget.lock().await;
             if let Some(id) = response {

@@ -43,7 +43,7 @@ pub enum Broken {
     Cut,
     #[error("the upstream's answer stalled")]
     Stalled,
-    #[error("the gateway's memory for answers is full")]
+    #[error("the gateway has no memory or thread for the answer")]
     Full,
 }
 
@@ -190,7 +190,9 @@ impl Passage {
             if let Some(translation) = &mut self.translation
                 && translation.is_working()
             {
-                return Poll::Ready(match ready!(translation.poll_work(context)) {
+                let done = ready!(translation.poll_work(context));
+                self.idle.note_arrival();
+                return Poll::Ready(match done {
                     Ok(data) => self.next(data, Duration::ZERO),
                     Err(_) => Next::End(Some(Broken::Full)),
                 });
@@ -222,7 +224,14 @@ impl Passage {
         }
     }
 
-    /// How `data` goes to the client, so long after the data before.
+    /// Whether the next bytes are the upstream's to send. Otherwise they wait for the gateway's own
+    /// work, which has bounds of its own.
+    pub fn awaits_upstream(&self) -> bool {
+        let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
+        !keeps_some && self.translation.as_ref().is_none_or(|one| !one.is_working())
+    }
+
+    /// Decides how `data` goes to the client. `since`: how long after the bytes before it came.
     fn next(&self, data: Bytes, since: Duration) -> Next {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(AnswerBody::is_complete);
@@ -243,6 +252,7 @@ impl Passage {
                     self.gate = None;
                 }
                 if kept.is_some() {
+                    self.idle.note_arrival();
                     return Poll::Ready(Ok(kept));
                 }
             }

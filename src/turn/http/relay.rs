@@ -85,6 +85,9 @@ impl Pump {
             match passage.poll_next(context) {
                 Poll::Pending => {
                     passage.flush();
+                    if !passage.awaits_upstream() {
+                        return Poll::Pending;
+                    }
                     ready!(passage.idle.poll_over(context));
                     passage.end(Some(Broken::Stalled));
                 }

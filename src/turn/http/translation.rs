@@ -1,8 +1,8 @@
 //! Translates a streamed answer for a chat client: usual events at once, long ones on another
 //! thread.
 //!
-//! The last event repeats the whole answer, so that an event may have many megabytes. What is held
-//! of it counts in the replica's memory.
+//! The last event repeats the whole answer, so an event may have many megabytes. The bytes that the
+//! gateway holds of an event count in the replica's memory.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::turn::http::heavy_places::HeavyPlaces;
 use crate::turn::memory::{BodyMemory, LIGHT, MemoryPlace};
 use crate::wire::event::line_length;
 
-/// The memory that a translation takes at the most: its text, the parts, and what is made of them.
-pub const COPIES: usize = 3;
+/// The memory of a translation in lengths of its text: the text, its parts, and the chunks.
+const COPIES: usize = 3;
 
 /// What the gateway's own work on an answer of one client may use.
 #[derive(Clone)]
@@ -29,16 +29,20 @@ pub struct AnswerWork {
 }
 
 impl AnswerWork {
-    /// Does `work` on `length` bytes: on another thread if they are many.
-    pub async fn run<T: Send + 'static>(
+    /// Translates `length` bytes by `work`: on another thread if they are many. `place` then covers
+    /// the copies, but not while the work waits for its thread.
+    pub async fn translate<T: Send + 'static>(
         &self,
         length: usize,
+        place: &mut MemoryPlace,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        match length > LIGHT {
-            true => self.heavy.finish(&self.client, work).await,
-            false => Ok(work()),
+        if length <= LIGHT {
+            return Ok(work());
         }
+        let heavy = self.heavy.take_for_answer(&self.client).await?;
+        self.memory.await_answer(place, length * COPIES).await?;
+        heavy.run(work).await
     }
 }
 
@@ -60,7 +64,8 @@ impl From<Counted> for Bytes {
     }
 }
 
-type Working = Pin<Box<dyn Future<Output = Result<(Box<Stream>, Vec<u8>), Error>> + Send>>;
+type Translated = (Box<Stream>, Vec<u8>, MemoryPlace);
+type Working = Pin<Box<dyn Future<Output = Result<Translated, Error>> + Send>>;
 
 enum State {
     Ready(Box<Stream>),
@@ -93,16 +98,17 @@ impl Translation {
             return None;
         };
         let length = stream.held() + data.len();
-        let is_heavy = length > LIGHT && line_length(data).is_some();
-        let copies = if is_heavy { COPIES } else { 1 };
-        self.work.memory.follow_answer(&mut self.place, length * copies).ok()?;
-        if is_heavy {
+        if length > LIGHT && line_length(data).is_some() {
             let (work, data) = (self.work.clone(), data.clone());
+            let mut place = std::mem::take(&mut self.place);
             let translate = move || {
                 let out = stream.push(&data);
                 (stream, out)
             };
-            self.state = State::Working(Box::pin(async move { work.run(length, translate).await }));
+            self.state = State::Working(Box::pin(async move {
+                let (stream, out) = work.translate(length, &mut place, translate).await?;
+                Ok((stream, out, place))
+            }));
             return None;
         }
         let out = stream.push(data);
@@ -122,12 +128,15 @@ impl Translation {
             State::Ready(_) => return Poll::Ready(Ok(Bytes::new())),
             State::Lost => return Poll::Ready(Err(NoPlace)),
         };
-        let Ok((stream, bytes)) = done else {
-            self.state = State::Lost;
-            return Poll::Ready(Err(NoPlace));
+        let (stream, bytes, mut place) = match done {
+            Ok(translated) => translated,
+            Err(error) => {
+                tracing::warn!(cause = %error, "an answer's event could not be translated");
+                self.state = State::Lost;
+                return Poll::Ready(Err(NoPlace));
+            }
         };
         // The chunks take over the place, which has room for them.
-        let mut place = std::mem::take(&mut self.place);
         let _ = self.work.memory.follow_answer(&mut place, bytes.capacity());
         self.hold(stream);
         Poll::Ready(Ok(Counted { bytes, place }.into()))
@@ -140,11 +149,12 @@ impl Translation {
         self.state = counted.map_or(State::Lost, |()| State::Ready(stream));
     }
 
-    /// Ends the stream. Returns an error if the upstream has not ended it.
+    /// Ends the stream. Returns an error if the upstream has not ended it, or if the gateway could
+    /// not translate an event.
     pub fn end(self) -> Vec<u8> {
         match self.state {
             State::Ready(mut stream) => stream.end(),
-            State::Working(_) | State::Lost => Stream::new(false).end(),
+            State::Working(_) | State::Lost => Stream::untranslated(),
         }
     }
 }
@@ -175,6 +185,12 @@ mod tests {
         .into_bytes()
     }
 
+    /// A chunk without its id and time.
+    fn choices(chunk: &[u8]) -> &[u8] {
+        let at = memchr::memmem::find(chunk, br#""choices""#).expect("a chunk");
+        &chunk[at..]
+    }
+
     #[tokio::test]
     async fn long_event_is_translated_on_another_thread_and_counted() {
         let memory = BodyMemory::new(Size(64 * MIB as u64));
@@ -196,11 +212,26 @@ mod tests {
         let chunks: Vec<_> = told.iter().filter(|data| !data.is_empty()).collect();
         assert!(chunks.len() == 1 && chunks[0].len() > 10 * MIB);
         assert!(memory.used() > 10 * MIB, "until the client has it");
-        drop(told);
-        assert_eq!(memory.used(), 0);
         let mut straight = Stream::new(false);
         straight.push(&event(20));
-        assert!(!straight.push(&long).is_empty());
+        let expected = straight.push(&long);
+        assert!(choices(&expected) == choices(chunks[0]), "the same chunk");
+        drop(told);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn copies_are_counted_only_once_there_is_a_thread() {
+        let memory = BodyMemory::new(Size(64 * MIB as u64));
+        let (work, mut place) = (work(&memory), MemoryPlace::default());
+        memory.follow_answer(&mut place, 10 * MIB).unwrap();
+        let held = work.heavy.take_for_answer(&ClientId::new("bob")).await.unwrap();
+        let mut translating = std::pin::pin!(work.translate(10 * MIB, &mut place, || ()));
+        assert!(futures_util::poll!(translating.as_mut()).is_pending());
+        assert_eq!(memory.used(), 10 * MIB, "while it waits");
+        drop(held);
+        translating.await.unwrap();
+        assert_eq!(memory.used(), COPIES * 10 * MIB);
     }
 
     #[tokio::test]
@@ -212,7 +243,7 @@ mod tests {
             .chunks(100_000)
             .take_while(|part| translation.push(&Bytes::copy_from_slice(part)).is_some());
         let count = pushed.count();
-        assert!((10..14).contains(&count), "{count}: a quarter more than the limit");
+        assert!((10..15).contains(&count), "{count}: a quarter more than the limit");
         assert!(poll_fn(|context| translation.poll_work(context)).await.is_err());
         let said = String::from_utf8(translation.end()).unwrap();
         assert!(said.contains("upstream_interrupted"), "{said}");

@@ -139,6 +139,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Stream for Frames<I> {
                 // The library answers a ping with its next bytes.
                 self.is_unsent |= message.is_ping();
                 self.note(message);
+                if message.is_close() {
+                    // The library takes no more frames, and answers the close with its next bytes.
+                    self.rest = Bytes::new();
+                }
             }
             Poll::Ready(_) => self.is_closing = true,
             Poll::Pending => self.reader = self.is_large.then(|| context.waker().clone()),

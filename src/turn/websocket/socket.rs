@@ -155,7 +155,10 @@ impl Socket {
             let event = match &message {
                 Message::Text(text) => match self.read_event(text).await {
                     Ok(event) => event,
-                    Err(_) => return End::Upstream(Lost::Full),
+                    Err(error) => {
+                        tracing::warn!(cause = %error, "an upstream's message could not be read");
+                        return End::Upstream(Lost::Full);
+                    }
                 },
                 _ => None,
             };

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::Instant;
 
+use super::refusals::written_first;
 use crate::world::certificates::Certificates;
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::process::{Folder, WARMKEY};
@@ -220,6 +221,8 @@ async fn connection_beyond_the_limit_is_told() {
     let refused = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "no_key_available"));
     assert_eq!(refused.retry_after(), 1);
+    let long = written_first(&cluster, "POST /responses", ALICE, 12 << 20).await;
+    assert_eq!(long, Some((503, "no_key_available".into())), "a client that writes first");
     assert_eq!(cluster.replica().probe("/livez").await.status, 200);
     streams.pop();
     eventually(SOON, "a place is free again", async || {

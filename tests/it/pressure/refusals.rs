@@ -1,13 +1,13 @@
 //! A refusal reaches a client that writes its whole request before it reads.
 
-use crate::world::cluster::{ALICE, Cluster};
+use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::recorder::{Recorder, completed};
 use crate::world::waiting::{ANSWER, within};
 use crate::world::wire::Connection;
 
 /// Writes a request of `size` bytes, and only then reads. Returns the status.
-async fn written_first(
-    cluster: &crate::world::cluster::Running,
+pub async fn written_first(
+    cluster: &Running,
     line: &str,
     token: &str,
     size: usize,

@@ -176,7 +176,7 @@ async fn client_that_leaves_ends_its_stream_alone() {
 async fn silent_upstream_is_left_in_time_before_the_head_and_after() {
     let begun = vec![Part::Head(200, STREAM, None), Part::Data(CREATED.to_vec()), Part::Hold];
     let upstream = Upstream::start(vec![vec![Part::Hold], begun, served()]).await;
-    let options = "idle_timeout = \"500ms\"\nfirst_byte_timeout = \"500ms\"\n";
+    let options = "idle_timeout = \"3s\"\nfirst_byte_timeout = \"3s\"\n";
     let cluster = over_http2(two(), &upstream, options).start().await;
     let silent = ask(cluster.address(), &turn(BODY)).await;
     assert_eq!((silent.status, silent.code().as_str()), (504, "upstream_timeout"));

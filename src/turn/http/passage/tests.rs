@@ -1,12 +1,15 @@
 //! Tests of how an answer passes from its upstream to its client.
 
 use http::HeaderMap;
+use http_body_util::BodyExt;
 
 use super::*;
 use crate::client::Client;
 use crate::metrics::Transport;
 use crate::setting::Size;
+use crate::task::Tasks;
 use crate::turn::http::form::Document;
+use crate::turn::http::relay::relay;
 use crate::turn::http::translation::Counted;
 use crate::turn::memory::{BodyMemory, MemoryPlace};
 use crate::turn::tests::{bound, gateway};
@@ -58,4 +61,27 @@ async fn long_document_goes_in_pieces_and_counts_until_the_last() {
         come.extend_from_slice(&piece);
     }
     assert!(come == whole && memory.used() == 0);
+}
+
+/// The idle timeout is the upstream's: it does not run while the gateway's own work is waited for.
+#[tokio::test(start_paused = true)]
+async fn answer_that_waits_for_the_gateway_is_no_silent_one() {
+    let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
+    let (_, binding, _) = bound(&gateway, &client).await;
+    let idle_timeout = binding.key.upstream.idle_timeout;
+    let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+    let course = Course::new(&gateway, binding.key, account);
+    let json = http::HeaderValue::from_static("application/json");
+    let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, json)]);
+    let gate = IdGate::new(&headers, move |_| tokio::time::sleep(idle_timeout * 2));
+    let body = r#"{"id":"resp_1","object":"response","status":"completed","output":[]}"#;
+    let rest = reqwest::Response::from(http::Response::new(body)).into();
+    let status = http::StatusCode::OK;
+    let answer = Answer { status, headers, head: Bytes::new(), rest: Some(rest), upgrade: None };
+    let (relay, pump) = relay(answer, Some(gate), course);
+    let tasks = Tasks::new();
+    let began = tokio::time::Instant::now();
+    pump.start(&tasks).await;
+    let come = relay.collect().await.expect("the answer is whole").to_bytes();
+    assert!(come == body && began.elapsed() >= idle_timeout * 2, "{:?}", began.elapsed());
 }
