@@ -97,6 +97,7 @@ async fn silent_stranger_gives_way_to_a_client() {
     let metrics = cluster.replica().metrics().await;
     assert!(metrics.get(&format!("{REFUSED}{{reason=\"silent\"}}")) > 300.0);
     assert!(metrics.get(r#"warmkey_connections{listener="clients"}"#) <= 97.0);
+    cluster.replica().says("connections are at their limit").await;
     let lines = cluster.logs().matches("connections are at their limit").count();
     assert_eq!(lines, 1, "the log says it once");
     upstream.release(2);

@@ -47,6 +47,7 @@ async fn collector_that_is_down_costs_traces_and_nothing_else() {
         (cluster.replica().metrics().await.get(DROPPED) >= TURNS as f64).then_some(())
     })
     .await;
+    cluster.replica().says("the collector did not take traces").await;
     assert_eq!(said(&cluster, "the collector did not take traces"), 1, "{}", cluster.logs());
 
     let collector = Collector::start_at(address).await;
