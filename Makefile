@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` need no other set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk test-chart test-compose test-k8s test-busy mutants lint format-check clippy chart-docs manifests doc msrv fuzz-check format audit ci
+.PHONY: help demo test test-long test-codex test-jaeger test-sdk test-chart test-compose test-k8s test-busy mutants lint format-check clippy chart-docs manifests doc msrv fuzz-check format audit ci
 
 # Debian installs the servers that the tests start in folders of root's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -71,6 +71,15 @@ test-codex: $(CODEX:%=%/package-lock.json) ## drive the real Codex CLI through t
 		echo "$$codex"; \
 		python3 -B tests/clients/readme.py --codex $$codex --warmkey $(WARMKEY); \
 		python3 -B tests/clients/codex.py --codex $$codex --warmkey $(WARMKEY); \
+	done
+
+# Jaeger 2 is one program: `make test-jaeger JAEGER=/path/to/jaeger`.
+test-jaeger: $(CODEX:%=%/package-lock.json) ## read the turns of the real Codex CLI back from a real Jaeger
+	@test -x "$(JAEGER)" || { echo "test-jaeger needs JAEGER=PATH: the program of Jaeger 2"; exit 1; }
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
+	cargo test --locked --no-run
+	set -e; for codex in $(CODEX); do \
+		python3 -B tests/clients/jaeger.py --jaeger $(JAEGER) --codex $$codex --warmkey $(WARMKEY); \
 	done
 
 target/codex-%/package-lock.json:
