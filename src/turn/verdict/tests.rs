@@ -6,8 +6,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
 
-const CASE: Case<'static> =
-    Case { met: Met::Turn, asked: ModelUse { model: "m", tier: None }, is_gateway: false };
+const CASE: Case<'static> = Case {
+    met: Met::Turn,
+    asked: ModelUse { model: "m", tier: None },
+    sent: None,
+    is_gateway: false,
+};
 
 fn answer(status: u16) -> Answer {
     let status = StatusCode::from_u16(status).unwrap();
