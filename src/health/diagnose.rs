@@ -283,8 +283,8 @@ fn is_about_access(status: StatusCode, code: &str) -> bool {
         || status == StatusCode::FORBIDDEN && is_place
 }
 
-/// Whether a denial is about the model that was asked for, and not about another part of the request
-/// or another model.
+/// Whether a denial is about the model that was asked for, and not about another model or another
+/// part of the request.
 fn is_about_model(asked: &str, error: &ErrorBody) -> bool {
     !asked.is_empty()
         && !names_another_part(error)

@@ -1,5 +1,5 @@
-//! Remembers which sessions were told to wait for a limited key, on a WebSocket or in the failure of
-//! an answer. There the client waits, so only its next turn shows that the wait was in vain.
+//! Remembers which sessions were told to wait for a limited key on a WebSocket. There the client
+//! waits, so only its next turn shows that the wait was in vain.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -58,5 +58,40 @@ impl ClientWaits {
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, (Subject, Instant)>> {
         // No code can panic while it has the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Client;
+    use crate::turn::tests::{bound, gateway};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn wait_is_in_vain_only_for_a_turn_after_its_end() {
+        let gateway = gateway(&[("a", "o", "p")]);
+        let (_, binding, _) = bound(&gateway, &Client::unrestricted("alice")).await;
+        let session = binding.session.clone().expect("the turn has a session");
+        let (waits, start) = (ClientWaits::default(), Instant::now());
+        let meets = |model: &'static str, began| {
+            waits.limited(&session, (&binding.key, model.into()), began, 2 * SECOND)
+        };
+        assert!(!meets("m", start), "the first");
+        tokio::time::advance(SECOND).await;
+        assert!(!meets("m", start + SECOND), "it did not wait");
+        tokio::time::advance(SECOND).await;
+        assert!(!meets("m", start), "it began before the limit was known");
+        assert!(meets("m", start + 2 * SECOND), "a turn that did not wait prolongs nothing");
+        tokio::time::advance(2 * SECOND).await;
+        assert!(meets("m", Instant::now()), "again and again");
+        tokio::time::advance(2 * SECOND).await;
+        assert!(!meets("n", Instant::now()), "another model");
+        waits.served(&session);
+        tokio::time::advance(2 * SECOND).await;
+        assert!(!meets("n", Instant::now()), "it has been served since");
+        tokio::time::advance(2 * SECOND + MEMORY).await;
+        assert!(!meets("n", Instant::now()), "too late to belong to that wait");
     }
 }
