@@ -246,6 +246,7 @@ fn judge_limit(
     let is_of_another = error.is_page
         || names_another_part(error)
         || error.limit.is_of_another(asked.model)
+        || names_another_model(asked.model, error)
         || error.limit.has_headroom(class, headers);
     match asked.tier {
         _ if code == "slow_down" => Judgement::Request(Concern::TooSteep(wait)),
@@ -286,9 +287,14 @@ fn is_about_access(status: StatusCode, code: &str) -> bool {
 /// Whether a denial is about the model that was asked for, and not about another model or another
 /// part of the request.
 fn is_about_model(asked: &str, error: &ErrorBody) -> bool {
-    !asked.is_empty()
-        && !names_another_part(error)
-        && error.model.as_deref().is_none_or(|named| limit::is_same_model(named, asked))
+    !asked.is_empty() && !names_another_part(error) && !names_another_model(asked, error)
+}
+
+/// Whether a message names another model as its subject. If the message says whose limit was
+/// reached, any other model in it is only advice.
+fn names_another_model(asked: &str, error: &ErrorBody) -> bool {
+    let named = error.limit.model.as_deref().or(error.model.as_deref());
+    named.is_some_and(|named| !limit::is_same_model(named, asked))
 }
 
 /// Whether an error names another part of the request than its model.

@@ -91,6 +91,14 @@ fn limit_is_that_of_a_projects_model_unless_something_names_another_subject() {
     {
         assert_eq!(limit(model, resource), BUSY, "{model} {resource}");
     }
+    for (message, expected) in [
+        ("You have reached the limit of the model `gpt-image-1`.", BUSY),
+        ("You have reached the limit of the model `gpt-5`.", LIMITED),
+        ("Rate limit reached for gpt-5 in organization o. Try the model gpt-5-mini.", LIMITED),
+    ] {
+        let text = body("rate_limit_exceeded", "tokens", message);
+        assert_eq!(on_body(Met::Turn, USUAL, 429, &text), expected, "{message}");
+    }
     let param = r#"{"error":{"code":"rate_limit_exceeded","param":"tools"}}"#;
     assert_eq!(on_body(Met::Turn, USUAL, 429, param), BUSY);
 }
