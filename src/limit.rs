@@ -11,7 +11,7 @@ use http::header::{DATE, RETRY_AFTER};
 
 mod named;
 
-pub use named::{NamedLimit, is_of_model};
+pub use named::{NamedLimit, is_of_model, is_same_model, named_model};
 
 /// Longest back-off that one statement of an upstream can cause. Most limits are per minute, the
 /// longest per day.

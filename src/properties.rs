@@ -315,29 +315,49 @@ fn lines(text: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// What the lines of a stream say about its end: the last terminal event counts. Only the first
-/// bytes of a line can name a type.
+/// bytes of a line can name a type. Data that is no JSON goes on in the event's next line of data.
 fn of_lines(text: &[u8]) -> Reading {
     let (mut announced, mut is_named, mut reading) = (None, false, Reading::default());
+    let mut open: Option<Vec<u8>> = None;
     for line in lines(text) {
         if line.is_empty() {
+            if let Some(data) = open.take()
+                && let Some(terminal) = announced.or(end_in(&kept(&data)))
+            {
+                reading = Reading::of_event(terminal, &kept(&data));
+            }
             (announced, is_named) = (None, false);
         } else if let Some(data) = field(&line, b"data:") {
+            if let Some(open) = &mut open {
+                open.push(b'\n');
+                open.extend(data);
+                continue;
+            }
             let start = field(&line[..line.len().min(START)], b"data:").unwrap_or_default();
             announced = announced.or(unnamed(start));
-            let mut sieve = Sieve::default();
-            sieve.pass(data);
-            let data = if data.len() > WHOLE { sieve.kept() } else { data };
-            let is_hidden = !is_named && hides_type(start);
-            let written = fields(data, ["type"]).ok().map(|[kind]| Field::of(kind));
-            let own = written
-                .filter(|_| is_hidden)
-                .and_then(|kind| kind.text().and_then(|kind| Terminal::of_event(kind.as_bytes())));
-            if let Some(terminal) = announced.or(own) {
-                reading = Reading::of_event(terminal, data);
+            let is_hidden = !is_named && hides_type(start, line.len() < START);
+            let whole = kept(data);
+            if fields(&whole, ["type"]).is_err() {
+                open = (announced.is_some() || is_hidden).then(|| data.to_owned());
+            } else if let Some(terminal) = announced.or(end_in(&whole).filter(|_| is_hidden)) {
+                reading = Reading::of_event(terminal, &whole);
             }
         } else if let Some(name) = field(&line, b"event:") {
             (announced, is_named) = (Terminal::of_event(name), true);
         }
     }
     reading
+}
+
+/// The part of an event's data that the tap keeps.
+fn kept(data: &[u8]) -> Vec<u8> {
+    let mut sieve = Sieve::default();
+    sieve.pass(data);
+    if data.len() > WHOLE { sieve.kept().to_owned() } else { data.to_owned() }
+}
+
+/// The end that the type of an event's data means.
+fn end_in(data: &[u8]) -> Option<Terminal> {
+    let [kind] = fields(data, ["type"]).ok()?;
+    Terminal::of_event(Field::of(kind).text()?.as_bytes())
 }

@@ -29,6 +29,7 @@ pub mod entry;
 pub mod ownership;
 pub mod corroboration;
 pub mod doubt;
+pub mod vain;
 pub mod failover;
 pub mod waiting;
 pub mod search;

@@ -189,7 +189,9 @@ pub fn judge(
         StatusCode::BAD_REQUEST if code == "invalid_encrypted_content" => {
             Judgement::Request(Concern::Foreign)
         }
-        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND if is_about_access(status, code) => {
+        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
+            if is_about_access(status, code) && is_about_model(asked.model, error) =>
+        {
             Judgement::Model(Shortage::Denied)
         }
         _ => Judgement::PASSED,
@@ -242,8 +244,9 @@ fn judge_limit(
             || class.is_empty()
             || limit::is_of_model(class));
     let is_of_another = error.is_page
-        || error.param.as_deref().is_some_and(|param| param != "model")
+        || names_another_part(error)
         || error.limit.is_of_another(asked.model)
+        || names_another_model(asked.model, error)
         || error.limit.has_headroom(class, headers);
     match asked.tier {
         _ if code == "slow_down" => Judgement::Request(Concern::TooSteep(wait)),
@@ -279,6 +282,24 @@ fn is_about_access(status: StatusCode, code: &str) -> bool {
     code.starts_with("model_")
         || code.contains("unsupported_model")
         || status == StatusCode::FORBIDDEN && is_place
+}
+
+/// Whether a denial is about the model that was asked for, and not about another model or another
+/// part of the request.
+fn is_about_model(asked: &str, error: &ErrorBody) -> bool {
+    !asked.is_empty() && !names_another_part(error) && !names_another_model(asked, error)
+}
+
+/// Whether a message names another model as its subject. If the message says whose limit was
+/// reached, any other model in it is only advice.
+fn names_another_model(asked: &str, error: &ErrorBody) -> bool {
+    let named = error.limit.model.as_deref().or(error.model.as_deref());
+    named.is_some_and(|named| !limit::is_same_model(named, asked))
+}
+
+/// Whether an error names another part of the request than its model.
+fn names_another_part(error: &ErrorBody) -> bool {
+    error.param.as_deref().is_some_and(|param| !matches!(param, "" | "model"))
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl NamedLimit {
         let is_model = self
             .model
             .as_deref()
-            .is_none_or(|named| asked.is_empty() || family(named) == family(asked));
+            .is_none_or(|named| asked.is_empty() || is_same_model(named, asked));
         !is_model || self.resource.as_deref().is_some_and(|resource| !is_of_model(resource))
     }
 
@@ -80,6 +80,34 @@ impl NamedLimit {
 pub fn is_of_model(resource: &str) -> bool {
     let (kind, last) = resource.rsplit_once([' ', '-', '_']).unwrap_or(("", resource));
     OF_MODEL.contains(&last) && matches!(kind, "" | "input" | "output" | "project" | "total")
+}
+
+/// The first model that a message names: `The model 'gpt-5' does not exist`. Without quotes, a name
+/// has a digit or a dash.
+pub fn named_model(message: &str) -> Option<String> {
+    const QUOTES: [char; 3] = ['`', '\'', '"'];
+    let lower = message.to_ascii_lowercase();
+    lower.match_indices("model ").find_map(|(at, word)| {
+        let rest = message[at + word.len()..].trim_start();
+        let found = match rest.chars().next().filter(|first| QUOTES.contains(first)) {
+            Some(quote) => rest[1..].split_once(quote)?.0,
+            None => rest
+                .split_whitespace()
+                .next()?
+                .trim_end_matches(['.', ',', ':', ';'])
+                .trim_matches(QUOTES),
+        };
+        let is_quoted = rest.starts_with(QUOTES);
+        let is_name = is_quoted
+            || found.contains(|c: char| c.is_ascii_digit())
+            || found.contains('-') && found.contains(|c: char| c.is_ascii_alphabetic());
+        (is_name && !found.is_empty() && found.len() <= 128).then(|| found.to_owned())
+    })
+}
+
+/// Whether two names are those of one model, perhaps of another of its snapshots.
+pub fn is_same_model(one: &str, other: &str) -> bool {
+    family(one) == family(other)
 }
 
 /// A model without the date of its snapshot: `gpt-5-2025-08-07` and `gpt-5` share their limits.

@@ -169,6 +169,11 @@ impl Account {
         self.by_chat = true;
     }
 
+    /// When the request came.
+    pub const fn began(&self) -> Instant {
+        self.timeline.began
+    }
+
     /// Returns the model that the client asked for, empty if it named none, and the tier.
     pub fn asked_model(&self) -> ModelUse<'_> {
         ModelUse::new(&self.model, self.tier.as_deref())

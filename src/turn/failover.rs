@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::limit::{Retries, chance};
 use crate::turn::corroboration::Corroboration;
 use crate::turn::doubt::Doubts;
+use crate::turn::vain::ClientWaits;
 use crate::turn::waiting::Waiters;
 
 /// Most attempts of a turn while the upstream fails.
@@ -38,6 +39,8 @@ pub struct Failover {
     pub options: FailoverOptions,
     /// The turns that wait for limited keys.
     pub waiters: Waiters,
+    /// The sessions that were told to wait for a limited key.
+    pub client_waits: ClientWaits,
     /// The clients that were denied a model.
     pub corroboration: Corroboration,
     /// The probes that decide whether a 401 is about its key.
@@ -49,8 +52,9 @@ pub struct Failover {
 impl Failover {
     pub fn new(options: FailoverOptions) -> Self {
         let (waiters, corroboration) = (Waiters::default(), Corroboration::default());
-        let doubts = Doubts::default();
-        Self { options, waiters, corroboration, doubts, retries: Mutex::default() }
+        let (doubts, client_waits) = (Doubts::default(), ClientWaits::default());
+        let retries = Mutex::default();
+        Self { options, waiters, client_waits, corroboration, doubts, retries }
     }
 
     /// Counts a turn: each turn adds a share of a retry.

@@ -32,6 +32,17 @@ pub struct Told {
     status: u16,
     body: String,
     headers: Vec<(&'static str, &'static str)>,
+    /// The error names another model or another part of the request, or is no error in OpenAI's
+    /// shape.
+    is_of_another: bool,
+}
+
+impl Told {
+    /// Whatever the table says, an answer that names another subject says nothing of a model.
+    fn check(&self, judgement: Judgement) {
+        let is_of_model = matches!(judgement, Judgement::Model(_) | Judgement::Tier(_));
+        assert!(!self.is_of_another || !is_of_model, "{judgement:?} of {self:?}");
+    }
 }
 
 fn told() -> impl Strategy<Value = Told> {
@@ -57,24 +68,34 @@ fn told() -> impl Strategy<Value = Told> {
     let message = prop::sample::select(vec![
         "",
         "Missing scopes: model.request",
+        "Rate limit reached for m in organization o on tokens per min.",
         "Rate limit reached for gpt-image-1 in organization o on tokens per min.",
+        "The model `m` does not exist or you do not have access to it.",
+        "The model 'gpt-image-9' does not exist",
         "Limit 9, Requested 10.",
     ]);
+    let param = prop::sample::select(vec!["", "", "model", "tools[0].model", "input"]);
     let headers = prop::sample::select(vec![
         vec![],
         vec![("retry-after", "1")],
         vec![("retry-after", "3600")],
         vec![("x-ratelimit-remaining-tokens", "9000")],
     ]);
-    let parts = (status, code, class, message, headers, 0..8_u8);
-    parts.prop_map(|(status, code, class, message, headers, shape)| {
-        let error = serde_json::json!({"code": code, "type": class, "message": message});
+    let parts = (status, code, class, message, param, headers, 0..10_u8);
+    parts.prop_map(|(status, code, class, message, param, headers, shape)| {
+        let error = serde_json::json!(
+            {"code": code, "type": class, "message": message, "param": param});
         let body = match shape {
             0 => "<html>an edge</html>".to_owned(),
             1 => String::new(),
+            2 => r#"{"error":"edge busy"}"#.to_owned(),
+            3 => r#"{"error":["edge busy"]}"#.to_owned(),
             _ => serde_json::json!({ "error": error }).to_string(),
         };
-        Told { status, body, headers }
+        let is_of_another = matches!(shape, 2 | 3)
+            || shape > 3
+                && (matches!(param, "tools[0].model" | "input") || message.contains("gpt-image"));
+        Told { status, body, headers, is_of_another }
     })
 }
 
@@ -91,12 +112,22 @@ pub enum How {
     Search,
     /// Error frames on an open WebSocket, the first or the second half before a response begins.
     Frame,
+    /// As `Frame`, for requests of a special service tier.
+    FlexFrame,
     /// The failures of answers that had begun.
     Failure,
 }
 
-const HOWS: [How; 7] =
-    [How::Turn, How::Flex, How::Handshake, How::Free, How::Search, How::Frame, How::Failure];
+const HOWS: [How; 8] = [
+    How::Turn,
+    How::Flex,
+    How::Handshake,
+    How::Free,
+    How::Search,
+    How::Frame,
+    How::FlexFrame,
+    How::Failure,
+];
 
 fn answer(status: u16, headers: HeaderMap) -> Answer {
     let status = StatusCode::from_u16(status).unwrap();

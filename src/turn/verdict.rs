@@ -70,13 +70,16 @@ impl Verdict {
 pub struct Case<'a> {
     met: Met,
     asked: ModelUse<'a>,
+    /// The upstream's own name of the model, if it has another one.
+    sent: Option<&'a str>,
     /// The upstream is another Warmkey: its answers are about the keys behind it.
     is_gateway: bool,
 }
 
 impl<'a> Case<'a> {
-    pub fn new(key: &Key, met: Met, asked: ModelUse<'a>) -> Self {
-        Self { met, asked, is_gateway: key.upstream.host.is_gateway() }
+    pub fn new(key: &'a Key, met: Met, asked: ModelUse<'a>) -> Self {
+        let host = &key.upstream.host;
+        Self { met, asked, sent: host.name_of(asked.model), is_gateway: host.is_gateway() }
     }
 }
 
@@ -88,7 +91,8 @@ pub fn decide(outcome: Outcome, case: Case<'_>, resends: bool, now: SystemTime) 
     };
     match outcome {
         Outcome::Answered(answer) => Verdict::Deliver(answer),
-        Outcome::Refused(Refusal { answer, error }) => {
+        Outcome::Refused(Refusal { answer, mut error }) => {
+            error.rename_model(case.asked.model, case.sent);
             match judge((case.met, case.asked), answer.status, &error, &answer.headers, now) {
                 Judgement::Request(concern) => of_request(concern, answer),
                 Judgement::Key => Verdict::Doubted(answer, Scope::Key),

@@ -6,16 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::binding::Binding;
 use crate::binding::demand::Tried;
 use crate::error::Error;
 use crate::health::conditions::Fitness;
+use crate::health::diagnose::ModelUse;
 use crate::key::{Key, Tag};
 use crate::limit::{chance, jittered};
 use crate::metrics::{Decision, Reason};
-use crate::turn::{Ask, Attempts};
+use crate::session::SessionId;
+use crate::turn::{Ask, Attempts, Gateway};
 
 /// Most turns that wait for one key on this replica.
 const WAITERS: usize = 64;
@@ -122,6 +124,23 @@ impl<A: Ask> Attempts<'_, A> {
         let placing = self.demand.with_tried(&spent, self.within);
         if self.limits > 1 && self.gateway.bindings.has_sibling(placing, binding) {
             self.tried = spent;
+        }
+    }
+}
+
+impl Gateway {
+    /// Handles a limit that a turn met which began at `began`, and for which the client waits. If
+    /// the session has already waited for it, free siblings of the same cache serve.
+    pub(super) fn limit_for_client(
+        &self,
+        (session, key): (Option<&SessionId>, &Key),
+        asked: ModelUse<'_>,
+        (began, wait): (Instant, Duration),
+    ) {
+        self.registry.limit(key, asked, wait);
+        let waits = &self.failover.client_waits;
+        if session.is_some_and(|session| waits.limited(session, (key, asked), began, wait)) {
+            self.registry.strain(key, asked);
         }
     }
 }

@@ -103,6 +103,9 @@ pub struct Reader {
     /// The current line's first bytes until its kind is known, the data of a terminal event, or a
     /// document.
     kept: Kept,
+    /// The data so far of an event whose first line of data is no JSON: more lines of it follow.
+    /// Rare, so that no usual stream pays for it.
+    open: Option<Box<Kept>>,
     /// An `event:` line has named the current event.
     is_named: bool,
     /// The last byte was `\r`: a `\n` that follows belongs to it.
@@ -148,7 +151,7 @@ impl Reader {
     fn read_part(&mut self, part: &[u8], is_whole: bool) {
         match self.line {
             Line::Skipped => {}
-            Line::Data => self.kept.keep(part),
+            Line::Data => self.data().keep(part),
             Line::Start => self.read_start(part, is_whole),
         }
     }
@@ -165,22 +168,34 @@ impl Reader {
             let line = self.kept.take();
             self.classify(&line, is_whole && rest.is_empty());
             if self.line == Line::Data {
-                self.kept.keep(rest);
+                self.data().keep(rest);
             }
         }
+    }
+
+    /// Where the data of the current line is kept.
+    fn data(&mut self) -> &mut Kept {
+        self.open.as_deref_mut().unwrap_or(&mut self.kept)
     }
 
     fn classify(&mut self, line: &[u8], is_whole: bool) {
         self.line = Line::Skipped;
         if is_whole && line.is_empty() {
+            self.end_event();
             (self.announced, self.is_named) = (None, false);
         } else if let Some(data) = field(line, b"data:") {
+            if let Some(open) = &mut self.open {
+                open.keep(b"\n");
+                open.keep(data);
+                self.line = Line::Data;
+                return;
+            }
             // The field's name is shorter than `START`.
             let early = START - (line.len() - data.len());
             let start = &data[..data.len().min(early)];
             self.announced = self.announced.or_else(|| unnamed(start));
             // The type of the data is known only at its end.
-            let is_unsure = !self.is_named && hides_type(start);
+            let is_unsure = !self.is_named && hides_type(start, line.len() < START);
             if self.announced.is_some() || is_unsure {
                 self.line = Line::Data;
                 self.kept.clear();
@@ -194,15 +209,35 @@ impl Reader {
     }
 
     fn end_line(&mut self) {
-        if self.line == Line::Data {
-            let written = || fields(self.kept.text(), ["type"]).ok().map(|[kind]| Field::of(kind));
-            let own = || Terminal::of_event(written()?.text()?.as_bytes());
-            if let Some(terminal) = self.announced.or_else(own) {
-                self.reading = Some(Box::new(Reading::of_event(terminal, self.kept.text())));
-            }
+        if self.line == Line::Data && self.open.is_none() && !self.read_data() {
+            self.open = Some(Box::new(std::mem::take(&mut self.kept)));
         }
         self.kept.clear();
         self.line = Line::Start;
+    }
+
+    /// Reads the kept data. Returns false if it is no JSON, and may go on in the next line.
+    fn read_data(&mut self) -> bool {
+        let Ok([kind]) = fields(self.kept.text(), ["type"]) else { return false };
+        let kind = Field::of(kind);
+        let own = || Terminal::of_event(kind.text()?.as_bytes());
+        if let Some(terminal) = self.announced.or_else(own) {
+            self.reading = Some(Box::new(Reading::of_event(terminal, self.kept.text())));
+        }
+        true
+    }
+
+    /// Reads the data of an event that has several lines of it.
+    fn end_event(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        self.kept = *open;
+        if !self.read_data()
+            && let Some(terminal) = self.announced
+        {
+            // The name says how the answer ended, and nothing else can be read.
+            self.reading = Some(Box::new(Reading::of_event(terminal, b"")));
+        }
+        self.kept.clear();
     }
 }
 

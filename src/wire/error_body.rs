@@ -3,13 +3,16 @@
 //!
 //! Reads with tolerance: if an error is unreadable, its status decides alone.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
 use crate::limit;
-use crate::limit::NamedLimit;
+use crate::limit::{NamedLimit, is_same_model, named_model};
 use crate::wire::peek::fields;
 
 /// The fields of an OpenAI error body that decisions use.
@@ -27,13 +30,16 @@ pub struct ErrorBody {
     pub param: Option<String>,
     /// The limit that the message names.
     pub limit: NamedLimit,
+    /// The model that the message names, if it is about a model: `The model 'x' does not exist`.
+    pub model: Option<String>,
     /// The body is not empty, and not in OpenAI's shape: a page, or another service's words.
     pub is_page: bool,
 }
 
 #[derive(Deserialize)]
-struct Envelope {
-    error: Fields,
+struct Envelope<'e> {
+    #[serde(borrow)]
+    error: &'e RawValue,
 }
 
 #[derive(Default, Deserialize)]
@@ -50,9 +56,34 @@ struct Fields {
 impl ErrorBody {
     /// Reads `{"error":{"code","type"}}`. Any other body gives an error without a code.
     pub fn parse(body: &[u8]) -> Self {
-        match serde_json::from_slice::<Envelope>(body) {
-            Ok(Envelope { error }) => Self::of(error),
+        match serde_json::from_slice::<Envelope<'_>>(body) {
+            Ok(Envelope { error }) => Self::of_object(error.get().as_bytes()),
             Err(_) => Self { is_page: !body.trim_ascii().is_empty(), ..Self::default() },
+        }
+    }
+
+    /// Reads an error object. Anything else is a page.
+    fn of_object(raw: &[u8]) -> Self {
+        let read = |raw: &[u8]| match raw {
+            [b'{', ..] => serde_json::from_slice::<Fields>(raw).ok(),
+            _ => None,
+        };
+        let nested = |outer: Fields| match outer.error {
+            Some(nested @ serde_json::Value::Object(_)) => serde_json::from_value(nested).ok(),
+            _ => Some(outer),
+        };
+        read(raw)
+            .and_then(nested)
+            .map_or_else(|| Self { is_page: true, ..Self::default() }, Self::of)
+    }
+
+    /// Gives the model that the upstream calls `sent` the name that the client calls it by.
+    pub fn rename_model(&mut self, asked: &str, sent: Option<&str>) {
+        let Some(sent) = sent else { return };
+        for named in [&mut self.model, &mut self.limit.model].into_iter().flatten() {
+            if is_same_model(named, sent) {
+                asked.clone_into(named);
+            }
         }
     }
 
@@ -69,28 +100,52 @@ impl ErrorBody {
             lacks_right: lacks_right(&message),
             param: text(error.param),
             limit: NamedLimit::read(&message),
+            model: named_model(&message),
             is_page: false,
         }
     }
 
-    /// Reads the error in a stream's `response.failed` or `error` event.
+    /// Reads the error in a stream's `response.failed` or `error` event, or in an `error` frame. An
+    /// unreadable error is a page, as over HTTP. `None`: the event is no JSON.
     pub fn of_event(data: &[u8]) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Event {
-            response: Option<Envelope>,
-            #[serde(flatten)]
-            own: Fields,
-        }
-        let event: Event = serde_json::from_slice(data).ok()?;
-        let is_bare = event.response.is_none();
-        let mut own = event.response.map_or(event.own, |response| response.error);
-        // The type of a bare event is no type of its error.
-        own.r#type = own.r#type.filter(|class| !is_bare || class != "error");
-        if let Some(nested) = own.error.take().filter(serde_json::Value::is_object) {
-            own = serde_json::from_value(nested).unwrap_or_default();
-        }
-        Some(Self::of(own))
+        let [response, own] = fields(data, ["response", "error"]).ok()?;
+        let inside = response.and_then(|raw| fields(raw, ["error"]).ok()).and_then(|[error]| error);
+        let mut stated = [inside, own].into_iter().flatten().filter(|raw| *raw != b"null");
+        Some(stated.next().map_or_else(|| Self::of_bare(data), Self::of_object))
     }
+
+    /// Reads an event that holds the fields of its error itself.
+    fn of_bare(data: &[u8]) -> Self {
+        let page = Self { is_page: true, ..Self::default() };
+        let Ok(mut own) = serde_json::from_slice::<Fields>(data) else { return page };
+        // The type of a bare event is no type of its error.
+        own.r#type = own.r#type.filter(|class| {
+            class.as_str().is_none_or(|class| class != "error" && !class.starts_with("response."))
+        });
+        let read = Self::of(own);
+        if read == Self::default() && has_other_words(data) { page } else { read }
+    }
+}
+
+/// Whether an event without an error says something in a service's own words, such as `detail`.
+fn has_other_words(event: &[u8]) -> bool {
+    const KNOWN: [&str; 13] = [
+        "type",
+        "code",
+        "message",
+        "param",
+        "error",
+        "response",
+        "status",
+        "status_code",
+        "headers",
+        "stream_id",
+        "sequence_number",
+        "event_id",
+        "response_id",
+    ];
+    serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(event)
+        .is_ok_and(|all| all.keys().any(|name| !KNOWN.contains(&&**name)))
 }
 
 /// Whether a message says that the credential is known, but lacks a right: `Missing scopes: ..`,
@@ -214,6 +269,50 @@ mod tests {
         }
         for page in ["<html>", "{}", r#"{"error":"text"}"#, r#"{"error":null}"#] {
             assert_eq!(read(page), ErrorBody { is_page: true, ..ErrorBody::default() }, "{page}");
+        }
+    }
+
+    /// An error means the same in a frame as over HTTP.
+    #[test]
+    fn unreadable_error_of_an_event_is_a_page() {
+        let read = |text: &str| ErrorBody::of_event(text.as_bytes()).unwrap();
+        let page = ErrorBody { is_page: true, ..ErrorBody::default() };
+        for error in [
+            r#""edge busy""#,
+            "7",
+            "[]",
+            "false",
+            r#"{"code":"rate_limit_exceeded","code":"rate_limit_exceeded"}"#,
+            r#"{"message":"a","message":"b"}"#,
+        ] {
+            assert_eq!(ErrorBody::parse(format!(r#"{{"error":{error}}}"#).as_bytes()), page);
+            let frame = format!(r#"{{"type":"error","status":429,"error":{error}}}"#);
+            assert_eq!(read(&frame), page, "{frame}");
+            let event = format!(r#"{{"type":"response.failed","response":{{"error":{error}}}}}"#);
+            assert_eq!(read(&event), page, "{event}");
+        }
+        for words in [
+            r#"{"type":"error","status":429,"detail":"Too many requests"}"#,
+            r#"{"type":"error","code":"a","code":"b"}"#,
+        ] {
+            assert_eq!(read(words), page, "{words}");
+        }
+        let found = ErrorBody { code: Some("c".into()), ..ErrorBody::default() };
+        for beside in [
+            r#"{"type":"error","response":{"id":"r"},"error":{"code":"c"}}"#,
+            r#"{"type":"error","response":null,"error":{"code":"c"}}"#,
+            r#"{"type":"error","response":"r","error":{"code":"c"}}"#,
+            r#"{"type":"error","response":{"error":null},"error":{"error":{"code":"c"}}}"#,
+            r#"{"type":"error","response":{"error":{"code":"c"}},"error":{"code":"d"}}"#,
+            r#"{"type":"error","code":"c","response":{"id":"r"}}"#,
+        ] {
+            assert_eq!(read(beside), found, "{beside}");
+        }
+        for nothing in [
+            r#"{"type":"error","status":429}"#,
+            r#"{"type":"error","status":429,"stream_id":"a","headers":{"a":"b"},"error":null}"#,
+        ] {
+            assert_eq!(read(nothing), ErrorBody::default(), "{nothing}");
         }
     }
 }

@@ -49,14 +49,14 @@ pub fn unnamed(data: &[u8]) -> Option<Terminal> {
     Terminal::of_event(written_type(data)?)
 }
 
-/// Whether the start of an event's data does not tell its type: the type is not the first field, or
-/// is written with an escape.
-pub fn hides_type(data: &[u8]) -> bool {
+/// Whether the start of an event's data does not tell its type: the type is not the first field, is
+/// written with an escape, or stands on a later line. `is_whole`: the line has no more data.
+pub fn hides_type(data: &[u8], is_whole: bool) -> bool {
     let Some(mut rest) = data.trim_ascii_start().strip_prefix(b"{") else { return false };
     for token in [&br#""type""#[..], b":", b"\""] {
         match rest.trim_ascii_start().strip_prefix(token) {
             Some(after) => rest = after,
-            None => return !rest.trim_ascii_start().is_empty(),
+            None => return is_whole || !rest.trim_ascii_start().is_empty(),
         }
     }
     let name = &rest[..memchr(b'"', rest).unwrap_or(rest.len())];

@@ -140,7 +140,7 @@ fn names_hosted_tools(output: &[u8]) -> bool {
 }
 
 /// The fields of details that may be absent. `None`: the details cannot be read.
-fn parts<'b, const N: usize>(
+pub(crate) fn parts<'b, const N: usize>(
     details: Option<&'b [u8]>,
     names: [&str; N],
 ) -> Option<[Option<&'b [u8]>; N]> {
@@ -152,7 +152,7 @@ fn parts<'b, const N: usize>(
 }
 
 /// A count that is zero if absent. `None`: the count cannot be read.
-fn part(raw: Option<&[u8]>) -> Option<u64> {
+pub(crate) fn part(raw: Option<&[u8]>) -> Option<u64> {
     match raw {
         None | Some(b"null") => Some(0),
         Some(raw) => count(raw),
@@ -160,7 +160,7 @@ fn part(raw: Option<&[u8]>) -> Option<u64> {
 }
 
 /// A count in any spelling of JSON: `9000`, `9000.0`, `9e3`.
-fn count(raw: &[u8]) -> Option<u64> {
+pub(crate) fn count(raw: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(raw).ok()?;
     if let Ok(count) = text.parse() {
         return Some(count);

@@ -14,6 +14,7 @@ use crate::world::waiting::Budget;
 use crate::world::wire::{Answer, Request, ask};
 
 mod strained;
+mod strained_socket;
 
 fn two() -> Cluster {
     Cluster::new().replicas(2).redis()

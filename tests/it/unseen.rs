@@ -176,6 +176,15 @@ async fn usage_is_found_or_missing() {
         (events(event(&long, false, false)), found),
         (events(event(&short, false, false)), found),
         (events(event(&odd, true, true)), missing),
+        // Several lines of data.
+        (
+            events(event(&long, true, true).replace(",\"response\":", ",\ndata: \"response\":")),
+            found,
+        ),
+        (
+            events(event(&short, false, false).replace(",\"response\":", ",\ndata: \"response\":")),
+            found,
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -206,21 +215,27 @@ async fn usage_of_a_long_chat_answer_is_found() {
     let completed = format!(
         "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{response}}}\n\n"
     );
+    // An escaped name, and a count that cannot be read.
+    let escaped = chunk.replace("\"usage\"", "\"\\u0075sage\"").replace(":9000", ":9.0e3");
+    let odd = chat.replace("\"prompt_tokens\":9000", "\"prompt_tokens\":\"many\"");
+    let odd_chunk = chunk.replace("\"prompt_tokens\":9000", "\"prompt_tokens\":\"many\"");
+    let (found, missing) = ([8_000.0, 9_000.0, 7.0, 0.0], [0.0, 0.0, 0.0, 1.0]);
+    let chunks =
+        |chunk: &str| stream(&[format!("data: {chunk}\n\n").as_bytes(), b"data: [DONE]\n\n"]);
     let document = |body: &str| {
         vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", body.as_bytes()))]
     };
     let asked = r#"{"model":"gpt-5.4","messages":[{"role":"user","content":"hello"}]}"#;
     let streamed =
         asked.replacen('{', r#"{"stream":true,"stream_options":{"include_usage":true},"#, 1);
-    for (speaks, body, steps) in [
-        ("\"chat\", \"responses\"", asked, document(&chat)),
-        (
-            "\"chat\", \"responses\"",
-            &streamed,
-            stream(&[format!("data: {chunk}\n\n").as_bytes(), b"data: [DONE]\n\n"]),
-        ),
-        ("\"responses\"", asked, document(&response)),
-        ("\"responses\"", &streamed, stream(&[completed.as_bytes()])),
+    for (speaks, body, steps, expected) in [
+        ("\"chat\", \"responses\"", asked, document(&chat), found),
+        ("\"chat\", \"responses\"", asked, document(&odd), missing),
+        ("\"chat\", \"responses\"", &streamed, chunks(&chunk), found),
+        ("\"chat\", \"responses\"", &streamed, chunks(&escaped), found),
+        ("\"chat\", \"responses\"", &streamed, chunks(&odd_chunk), missing),
+        ("\"responses\"", asked, document(&response), found),
+        ("\"responses\"", &streamed, stream(&[completed.as_bytes()]), found),
     ] {
         let upstream = Recorder::answering(steps).await;
         let speaks = format!("speaks = [{speaks}]\n");
@@ -228,7 +243,7 @@ async fn usage_of_a_long_chat_answer_is_found() {
         let told = ask(cluster.address(), &turn(body).target("/chat/completions")).await;
         assert!(told.whole && told.status == 200, "{speaks} {body}: {}", told.status);
         cluster.shows("warmkey_active_turns", 0.0).await;
-        assert_eq!(counted(&cluster).await, [8_000.0, 9_000.0, 7.0, 0.0], "{speaks} {body}");
+        assert_eq!(counted(&cluster).await, expected, "{speaks} {body}");
     }
 }
 

@@ -91,6 +91,14 @@ fn limit_is_that_of_a_projects_model_unless_something_names_another_subject() {
     {
         assert_eq!(limit(model, resource), BUSY, "{model} {resource}");
     }
+    for (message, expected) in [
+        ("You have reached the limit of the model `gpt-image-1`.", BUSY),
+        ("You have reached the limit of the model `gpt-5`.", LIMITED),
+        ("Rate limit reached for gpt-5 in organization o. Try the model gpt-5-mini.", LIMITED),
+    ] {
+        let text = body("rate_limit_exceeded", "tokens", message);
+        assert_eq!(on_body(Met::Turn, USUAL, 429, &text), expected, "{message}");
+    }
     let param = r#"{"error":{"code":"rate_limit_exceeded","param":"tools"}}"#;
     assert_eq!(on_body(Met::Turn, USUAL, 429, param), BUSY);
 }
@@ -289,4 +297,43 @@ fn limit_without_a_model_and_that_of_a_free_request_are_the_requests() {
     let error = ErrorBody::parse(text.as_bytes());
     assert_eq!(judge_failure(ModelUse::default(), &error), BUSY, "a failure without a model");
     assert_eq!(on_body(Met::Free, USUAL, 404, &body("model_not_found", "", "")), DENIED);
+}
+
+/// A denial that names another part of the request, or another model, is about the request.
+#[test]
+fn access_to_something_else_is_the_requests() {
+    let denied = |status, asked: &str, param: serde_json::Value, message: &str| {
+        let error = serde_json::json!({"error": {"code": "model_not_found", "param": param, "message": message}});
+        on_body(Met::Turn, asked.into(), status, &error.to_string())
+    };
+    let null = || serde_json::Value::Null;
+    let own = "The model `gpt-5` does not exist or you do not have access to it.";
+    for (param, message) in [
+        (null(), ""),
+        (null(), own),
+        ("model".into(), own),
+        (null(), "Project `proj_1` does not have access to model `gpt-5-2025-08-07`"),
+        (null(), "The requested model 'gpt-5' does not exist."),
+        (null(), "Your organization must be verified to use the model `gpt-5`."),
+        (null(), "The model does not exist, or you have no access to it."),
+        (null(), "You may not use this model - ask your administrator."),
+    ] {
+        for status in [403, 404] {
+            assert_eq!(denied(status, "gpt-5", param.clone(), message), DENIED, "{message}");
+        }
+    }
+    for (param, message) in [
+        ("tools[0].model".into(), "The model 'gpt-image-9' does not exist"),
+        ("tools[0].model".into(), ""),
+        (null(), "The model 'gpt-image-9' does not exist"),
+        (null(), "The model gpt-image-9 does not exist"),
+        (null(), "Model \"o9\" not found."),
+        (null(), "Project `proj_1` does not have access to model `gpt-5-mini`"),
+    ] {
+        for status in [403, 404] {
+            let found = denied(status, "gpt-5", param.clone(), message);
+            assert_eq!(found, Judgement::PASSED, "{message}");
+        }
+    }
+    assert_eq!(denied(404, "", null(), own), Judgement::PASSED, "no model was asked for");
 }

@@ -31,21 +31,32 @@ impl Registry {
         }
     }
 
-    /// Takes the failure of an answer that had begun well.
-    pub fn observe_failure(&self, key: &Key, asked: ModelUse<'_>, failure: &ErrorBody) {
+    /// Takes the failure of an answer that had begun well. If it limits the key, returns for how
+    /// long.
+    pub fn observe_failure(
+        &self,
+        key: &Key,
+        asked: ModelUse<'_>,
+        failure: &ErrorBody,
+    ) -> Option<Duration> {
         if key.upstream.host.is_gateway() {
             // The failure is that of a key behind the other gateway.
-            return;
+            return None;
         }
-        let judgement = judge_failure(asked, failure);
+        let mut failure = failure.clone();
+        failure.rename_model(asked.model, key.upstream.host.name_of(asked.model));
+        let judgement = judge_failure(asked, &failure);
         match judgement {
             Judgement::Model(Shortage::Limited(wait)) | Judgement::Tier(wait) => {
-                self.limit(key, asked, wait_or_usual(wait));
+                let wait = wait_or_usual(wait);
+                self.limit(key, asked, wait);
+                Some(wait)
             }
             _ => {
                 if let Some(ailment) = judgement.ailment() {
                     self.observe(key, ailment);
                 }
+                None
             }
         }
     }

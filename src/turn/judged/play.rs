@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderName, StatusCode};
+use tokio::time::Instant;
 
 use super::{How, Told, answer, subject};
 use crate::binding::Binding;
@@ -39,12 +40,14 @@ struct Script<'s> {
 impl Ask for Script<'_> {
     async fn ask(&self, binding: &Binding, _: bool) -> Outcome {
         let next = self.answers.borrow_mut().pop_front();
-        let Some(Told { status, body, headers }) = next.filter(|told| told.status != 200) else {
+        let Some(told) = next.filter(|told| told.status != 200) else {
             return Outcome::Answered(answer(200, HeaderMap::new()));
         };
+        let Told { status, body, headers, .. } = told.clone();
         let (headers, error) = (map(&headers), ErrorBody::parse(body.as_bytes()));
         let (code, now) = (StatusCode::from_u16(status).unwrap(), time_of_day());
         let judgement = judge(self.case, code, &error, &headers, now);
+        told.check(judgement);
         self.judged.borrow_mut().push((Arc::clone(&binding.key), judgement));
         Outcome::Refused(Refusal { answer: answer(status, headers), error })
     }
@@ -69,15 +72,15 @@ pub async fn play(
         let has_session = *how != How::Free;
         let demand = Demand {
             session: has_session.then(|| SessionId::parse(&format!("{number:022}"))).flatten(),
-            by_websocket: matches!(how, How::Handshake | How::Frame),
+            by_websocket: matches!(how, How::Handshake | How::Frame | How::FlexFrame),
             model: "m",
-            tier: (*how == How::Flex).then_some("flex"),
+            tier: matches!(how, How::Flex | How::FlexFrame).then_some("flex"),
             is_free: *how == How::Free,
             carries_sealed: Sealed::Known(*how == How::Search),
             ..Demand::of(client)
         };
         let judged = match how {
-            How::Frame => frames(gateway, &demand, answers).await,
+            How::Frame | How::FlexFrame => frames(gateway, &demand, answers).await,
             How::Failure => failures(gateway, &demand, answers).await,
             _ => attempts(gateway, &demand, answers, *how == How::Search).await,
         };
@@ -152,12 +155,18 @@ async fn frames(gateway: &Gateway, demand: &Demand<'_>, answers: &[Told]) -> Vec
             panic!("an error frame: {frame}")
         };
         let case = (Met::Turn, demand.model_use());
+        if body.is_object() {
+            let over_http = ErrorBody::parse(told.body.as_bytes());
+            assert_eq!(*error, over_http, "a frame says the same: {frame}");
+        }
         let judgement = judge(case, status, &error, &headers, time_of_day());
+        told.check(judgement);
         judged.push((Arc::clone(&binding.key), judgement));
         let refused = Refused {
             judgement,
             frame: &frame,
             headers: &headers,
+            began: Instant::now(),
             has_begun: number % 2 == 1,
             is_provisional: false,
             is_announced: number % 3 == 0,
@@ -173,8 +182,11 @@ async fn failures(gateway: &Gateway, demand: &Demand<'_>, answers: &[Told]) -> V
     let Some(binding) = bound(gateway, demand).await else { return Vec::new() };
     let failure = |told: &Told| {
         let error = ErrorBody::parse(told.body.as_bytes());
-        gateway.registry.observe_failure(&binding.key, demand.model_use(), &error);
-        (Arc::clone(&binding.key), judge_failure(demand.model_use(), &error))
+        let asked = demand.model_use();
+        gateway.registry.observe_failure(&binding.key, asked, &error);
+        let judgement = judge_failure(asked, &error);
+        told.check(judgement);
+        (Arc::clone(&binding.key), judgement)
     };
     answers.iter().map(failure).collect()
 }

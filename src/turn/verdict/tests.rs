@@ -6,8 +6,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
 
-const CASE: Case<'static> =
-    Case { met: Met::Turn, asked: ModelUse { model: "m", tier: None }, is_gateway: false };
+const CASE: Case<'static> = Case {
+    met: Met::Turn,
+    asked: ModelUse { model: "m", tier: None },
+    sent: None,
+    is_gateway: false,
+};
 
 fn answer(status: u16) -> Answer {
     let status = StatusCode::from_u16(status).unwrap();
@@ -170,5 +174,24 @@ proptest! {
             _ => false,
         };
         prop_assert!(expected, "{status} {code:?}");
+    }
+}
+
+/// An upstream that has its own name of a model names the model so in its errors.
+#[test]
+fn upstreams_own_name_of_a_model_is_the_models() {
+    let case = Case { sent: Some("deployed"), ..CASE };
+    let judged = |status, code: &str, message: &str| {
+        let body = serde_json::json!({"error": {"code": code, "message": message}}).to_string();
+        let (answer, error) = (answer(status), ErrorBody::parse(body.as_bytes()));
+        let outcome = Outcome::Refused(Refusal { answer, error });
+        decide(outcome, case, false, SystemTime::UNIX_EPOCH)
+    };
+    for (name, is_own) in [("m", true), ("deployed", true), ("gpt-image-9", false)] {
+        let denied = judged(404, "model_not_found", &format!("The model `{name}` does not exist"));
+        assert_eq!(matches!(denied, Verdict::Denied(_)), is_own, "{name}");
+        let message = format!("Rate limit reached for {name} in organization o on tokens per min.");
+        let limited = judged(429, "rate_limit_exceeded", &message);
+        assert_eq!(matches!(limited, Verdict::Limited(_)), is_own, "{name}");
     }
 }

@@ -149,11 +149,7 @@ impl Event {
             b"error" => {
                 let (status, headers) =
                     (error_body::frame_status(text), error_body::frame_headers(text));
-                Stage::Refused(
-                    status,
-                    Box::new(ErrorBody::of_event(text).unwrap_or_default()),
-                    headers,
-                )
+                Stage::Refused(status, Box::new(ErrorBody::of_event(text)?), headers)
             }
             name => Stage::Ended(Box::new(Reading::of_event(Terminal::of_event(name)?, text))),
         };

@@ -3,6 +3,7 @@
 
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
 
 use crate::binding::Binding;
 use crate::binding::demand::{Demand, Tried};
@@ -34,6 +35,8 @@ pub struct Refused<'r> {
     /// The upstream's frame.
     pub frame: &'r str,
     pub headers: &'r HeaderMap,
+    /// When the client's request had come.
+    pub began: Instant,
     /// The client has received part of the response.
     pub has_begun: bool,
     /// The session's organization is provisional and has not answered yet.
@@ -166,7 +169,11 @@ impl Replacement {
             }
             Judgement::Model(Shortage::Limited(wait)) | Judgement::Tier(wait) => {
                 let wait = wait_or_usual(wait);
-                gateway.registry.limit(key, demand.model_use(), wait);
+                gateway.limit_for_client(
+                    (demand.session.as_ref(), key),
+                    demand.model_use(),
+                    (refused.began, wait),
+                );
                 let error = Error::limited(
                     "The upstream is limiting the rate of this model at the moment.",
                     wait,

@@ -315,3 +315,47 @@ fn answer_that_did_not_end_yields_nothing() {
     let twice = [twice, zstd::encode_all(text.as_bytes(), 1).unwrap()].concat();
     assert_eq!(read(&headers("text/event-stream", Some("zstd")), &[&twice]).usage, usage());
 }
+
+/// A stream's event joins its `data:` lines with line ends.
+#[test]
+fn event_of_several_data_lines_is_read_as_one() {
+    let response = format!(r#"{{"usage":{USAGE}}}"#);
+    let own = "event: response.completed\n";
+    let parts = [
+        vec![r#"{"type":"response.completed","#.to_owned(), format!(r#""response":{response}}}"#)],
+        vec![
+            "{".into(),
+            r#""type":"#.into(),
+            r#""response.completed","#.into(),
+            format!(r#""response":{response}"#),
+            "}".into(),
+        ],
+        vec![
+            r#"{"sequence_number":9,"#.into(),
+            format!(r#""response":{response},"#),
+            r#""type":"response.completed"}"#.into(),
+        ],
+        vec![
+            String::new(),
+            r#"{"type":"response.completed","#.into(),
+            format!(r#""response":{response}}}"#),
+        ],
+    ];
+    for (number, lines) in parts.iter().enumerate() {
+        for name in ["", own] {
+            let data: String = lines.iter().map(|line| format!("data: {line}\n")).collect();
+            let text = format!("data: {{\"type\":\"response.created\"}}\n\n{name}{data}\n");
+            for text in [text.clone(), text.replace('\n', "\r\n"), text.replace('\n', "\r")] {
+                for size in [1, 7, text.len()] {
+                    let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
+                    let reading = read(&headers("text/event-stream", None), &chunks);
+                    let terminal = Some(Terminal::Completed);
+                    let expected = Reading { terminal, usage: usage(), failure: None };
+                    assert_eq!(reading, expected, "{number} in pieces of {size}: {text}");
+                }
+            }
+        }
+    }
+    let other = "data: {\"type\":\ndata: \"response.created\"}\n\ndata: {\"type\":\"response.output_text.delta\",\ndata: \"delta\":\"x\"}\n\n";
+    assert_eq!(read(&headers("text/event-stream", None), &[other.as_bytes()]), Reading::default());
+}

@@ -61,8 +61,9 @@ async fn replaced(
     }
     let Case { has_begun, is_provisional, is_announced, .. } = case;
     let frame = r#"{"type":"error","status":429}"#;
+    let (headers, began) = (&headers, Instant::now());
     let refused =
-        Refused { judgement, frame, headers: &headers, has_begun, is_provisional, is_announced };
+        Refused { judgement, frame, headers, began, has_begun, is_provisional, is_announced };
     let reason = refused.reason().map(Reason::name);
     let instead = Replacement::of(
         &gateway,
@@ -207,6 +208,7 @@ async fn limit_of_the_transport_is_no_limit_of_the_key() {
         judgement: limited,
         frame: "{}",
         headers: &headers,
+        began: Instant::now(),
         has_begun: false,
         is_provisional: false,
         is_announced: true,
@@ -235,6 +237,7 @@ async fn model_that_two_clients_are_denied_is_denied_to_the_project() {
             judgement: DENIED,
             frame: "{}",
             headers: &headers,
+            began: Instant::now(),
             has_begun: false,
             is_provisional: false,
             is_announced: true,
@@ -266,6 +269,7 @@ async fn undecided_401_is_one_clients_until_a_second_meets_it() {
             judgement: REJECTED,
             frame: "{}",
             headers: &headers,
+            began: Instant::now(),
             has_begun: false,
             is_provisional: false,
             is_announced: true,
@@ -276,5 +280,45 @@ async fn undecided_401_is_one_clients_until_a_second_meets_it() {
         assert!(error.code() == "no_key_available" && error.retry_after.is_some(), "{name}");
         let known = gateway.registry.conditions.of(&binding.key);
         assert_eq!(!known.is_empty(), is_suspected, "{name}: {known:?}");
+    }
+}
+
+/// Meets a short limit on a connection of the session, for a turn that begins now.
+async fn limited_again(gateway: &Gateway, client: &Client) -> (Replacement, Binding) {
+    let (turn, binding, _) = bound(gateway, client).await;
+    let headers = HeaderMap::from_iter([(RETRY_AFTER, "2".parse().unwrap())]);
+    let refused = Refused {
+        judgement: Judgement::Model(Shortage::Limited(Some(2 * SECOND))),
+        frame: "{}",
+        headers: &headers,
+        began: Instant::now(),
+        has_begun: false,
+        is_provisional: false,
+        is_announced: true,
+    };
+    let case = (&turn.demand, turn.tried.clone(), turn.within);
+    (Replacement::of(gateway, &binding, case, refused).await, binding)
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_limited_again_after_the_clients_wait_is_relieved_by_a_sibling() {
+    let client = Client::unrestricted("alice");
+    for (pause, in_vain) in [(SECOND, false), (2 * SECOND, true), (300 * SECOND, false)] {
+        let gateway = gateway(&[("a-1", "o", "one"), ("a-2", "o", "two")]);
+        let (first, binding) = limited_again(&gateway, &client).await;
+        assert!(matches!(first, Replacement::Nothing), "the client is told to wait");
+        tokio::time::sleep(pause).await;
+        let (second, _) = limited_again(&gateway, &client).await;
+        assert_eq!(matches!(second, Replacement::Reconnect), in_vain, "{pause:?}");
+        assert_eq!(gateway.registry.is_strained(&binding.key, "m"), in_vain, "{pause:?}");
+        let (_, next, _) = bound(&gateway, &client).await;
+        assert_eq!(next.key.tag != binding.key.tag, in_vain, "a sibling serves");
+        assert_eq!(decided(&gateway, "move", "limited"), 0, "the binding stays");
+    }
+    let alone = gateway(&[("a-1", "o", "one")]);
+    for _ in 0..3 {
+        let (told, _) = limited_again(&alone, &client).await;
+        assert!(matches!(told, Replacement::Nothing), "no sibling can serve");
+        tokio::time::sleep(2 * SECOND).await;
     }
 }

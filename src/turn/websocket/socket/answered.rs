@@ -46,7 +46,7 @@ impl Socket {
                 return text;
             }
             Stage::Ended(reading) => self.handle_end(&mut self.state_of(id), lane, *reading),
-            Stage::Refused(status, error, headers) => {
+            Stage::Refused(status, mut error, headers) => {
                 let failed = self.state_of(id).end_refused_turn(lane, status);
                 if self.binding.key.upstream.host.is_gateway() {
                     // Another Warmkey has already replaced what its client must not act on.
@@ -54,6 +54,8 @@ impl Socket {
                 }
                 let asked = ModelUse::new(&failed.model, failed.tier.as_deref());
                 let case = (Met::Turn, asked);
+                error
+                    .rename_model(asked.model, self.binding.key.upstream.host.name_of(asked.model));
                 let judgement = judge(case, status, &error, &headers, time_of_day());
                 return self
                     .replace_error(lane, &failed, judgement, (&text, &headers))
@@ -137,9 +139,14 @@ impl Socket {
         let due = if is_begin { self.created(state, lane) } else { DueWrites::default() };
         if let Some(mut turn) = state.lanes.end_turn(lane) {
             turn.account.note_status(StatusCode::OK);
+            let (session, began) = (self.binding.session.as_ref(), turn.account.began());
             if let Some(failure) = &reading.failure {
-                let asked = turn.account.asked_model();
-                self.gateway().registry.observe_failure(&self.binding.key, asked, failure);
+                let (asked, key) = (turn.account.asked_model(), &self.binding.key);
+                if let Some(wait) = self.gateway().registry.observe_failure(key, asked, failure) {
+                    self.gateway().limit_for_client((session, key), asked, (began, wait));
+                }
+            } else if let Some(session) = session.filter(|_| !turn.is_warm_up) {
+                self.gateway().failover.client_waits.served(session);
             }
             turn.account.note_end(reading, None);
         }
@@ -154,12 +161,12 @@ impl Socket {
         judgement: Judgement,
         (frame, headers): (&str, &HeaderMap),
     ) -> Option<String> {
-        let Failed { has_begun, model, tier, is_sealed, needs_project } = failed;
+        let Failed { began, has_begun, model, tier, is_sealed, needs_project } = failed;
         let is_provisional = self.binding.is_provisional && !self.state().is_confirmed;
         let is_announced = self.announced == *model;
-        let has_begun = *has_begun;
+        let (began, has_begun) = (*began, *has_begun);
         let refused =
-            Refused { judgement, frame, headers, has_begun, is_provisional, is_announced };
+            Refused { judgement, frame, headers, began, has_begun, is_provisional, is_announced };
         let is_foreign = judgement == Judgement::Request(Concern::Foreign);
         let demand = Demand {
             session: self.binding.session.clone(),
