@@ -321,7 +321,7 @@ impl Store {
     }
 
     /// Appends `lines` to a session's trail and renews its life to `ttl`. The trail keeps its
-    /// newest [`trail::LONGEST`] lines.
+    /// newest `trail::LONGEST` lines.
     pub async fn append(
         &self,
         session: &str,

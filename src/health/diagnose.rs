@@ -239,7 +239,11 @@ fn judge_limit(
     let is_usual =
         matches!(
             code,
-            "" | "rate_limit_exceeded" | "rate_limit_error" | "too_many_requests" | "429"
+            "" | "rate_limit_exceeded"
+                | "rate_limit_error"
+                | "too_many_requests"
+                | "RateLimitReached"
+                | "429"
         ) && (matches!(class, "rate_limit_error" | "rate_limit_exceeded" | "too_many_requests")
             || class.is_empty()
             || limit::is_of_model(class));

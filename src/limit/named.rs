@@ -18,16 +18,21 @@ pub struct NamedLimit {
     pub requested: Option<u64>,
 }
 
+/// The quotes around a name.
+const QUOTES: [char; 3] = ['`', '\'', '"'];
+/// Words that stand where a model's name may stand.
+const NO_MODELS: [&str; 9] =
+    ["requests", "tokens", "images", "organization", "project", "user", "this", "your", "the"];
+
 impl NamedLimit {
     pub fn read(message: &str) -> Self {
-        let between = |start: &str, end: &str| {
-            let (_, rest) = message.split_once(start)?;
-            let (found, _) = rest.split_once(end)?;
-            let found = found.trim().trim_matches(|c| matches!(c, '`' | '\'' | '"'));
-            (!found.is_empty() && found.len() <= 128).then(|| found.to_owned())
-        };
-        let model = between("ate limit reached for ", " ")
-            .map(|model| model.trim_end_matches(['.', ',', ':']).to_owned());
+        let model = message.split_once("ate limit reached for ").and_then(|(_, rest)| {
+            // Groq writes "for model `llama`", others "for requests" or "for organization org-x".
+            let (found, _) = rest.strip_prefix("model ").unwrap_or(rest).split_once(' ')?;
+            let found = found.trim_end_matches(['.', ',', ':']).trim_matches(QUOTES);
+            let is_name = !found.is_empty() && found.len() <= 128 && !NO_MODELS.contains(&found);
+            is_name.then(|| found.to_owned())
+        });
         let resource = message
             .split(" on ")
             .skip(1)
@@ -83,24 +88,20 @@ pub fn is_of_model(resource: &str) -> bool {
 }
 
 /// The first model that a message names: `The model 'gpt-5' does not exist`. Without quotes, a name
-/// has a digit or a dash.
+/// has a letter and a digit: `Model rate-limit exceeded` names none.
 pub fn named_model(message: &str) -> Option<String> {
-    const QUOTES: [char; 3] = ['`', '\'', '"'];
     let lower = message.to_ascii_lowercase();
     lower.match_indices("model ").find_map(|(at, word)| {
         let rest = message[at + word.len()..].trim_start();
         let found = match rest.chars().next().filter(|first| QUOTES.contains(first)) {
             Some(quote) => rest[1..].split_once(quote)?.0,
-            None => rest
-                .split_whitespace()
-                .next()?
-                .trim_end_matches(['.', ',', ':', ';'])
-                .trim_matches(QUOTES),
+            None => {
+                rest.split_whitespace().next()?.trim_matches(|c: char| !c.is_ascii_alphanumeric())
+            }
         };
-        let is_quoted = rest.starts_with(QUOTES);
-        let is_name = is_quoted
+        let is_name = rest.starts_with(QUOTES)
             || found.contains(|c: char| c.is_ascii_digit())
-            || found.contains('-') && found.contains(|c: char| c.is_ascii_alphabetic());
+                && found.contains(|c: char| c.is_ascii_alphabetic());
         (is_name && !found.is_empty() && found.len() <= 128).then(|| found.to_owned())
     })
 }
@@ -170,6 +171,31 @@ mod tests {
         ] {
             let found = limit(model, resource).is_of_another(asked);
             assert_eq!(found, is_another, "{model} {resource} {asked}");
+        }
+    }
+
+    /// The texts of other services, each as its own documents and logs have it.
+    #[test]
+    fn name_in_another_services_words_is_read() {
+        for (message, expected) in [
+            (
+                "Rate limit reached for model `openai/gpt-oss-120b` in organization `o`",
+                Some("openai/gpt-oss-120b"),
+            ),
+            ("Rate limit reached for requests. Limit: 3 / min.", None),
+            ("Rate limit reached for organization org-x on tokens per min.", None),
+        ] {
+            assert_eq!(NamedLimit::read(message).model.as_deref(), expected, "{message}");
+        }
+        for (message, expected) in [
+            ("The model `gpt-5.4` does not exist", Some("gpt-5.4")),
+            ("The model codex-mini-2 is busy.", Some("codex-mini-2")),
+            ("Busy (model gpt-5.4).", Some("gpt-5.4")),
+            ("Model rate-limit exceeded.", None),
+            ("This model per-minute limit is 3.", None),
+            ("For this model 3 requests per minute are allowed.", None),
+        ] {
+            assert_eq!(named_model(message).as_deref(), expected, "{message}");
         }
     }
 

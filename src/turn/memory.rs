@@ -197,7 +197,7 @@ mod tests {
         let (waited, ()) = tokio::join!(memory.await_answer(whole, 5 * UNIT), freeing);
         assert!(waited.is_ok() && began.elapsed() == ANSWER_WAIT + Duration::from_secs(7));
         let began = Instant::now();
-        let never = memory.await_answer(late, 21 * UNIT).await.err().expect("it never fits");
+        let never = memory.await_answer(late, 21 * UNIT).await.expect_err("it never fits");
         assert!(never.code() == "upstream_interrupted" && began.elapsed().is_zero());
         drop(places);
         assert_eq!(memory.used(), 0);

@@ -122,8 +122,10 @@ impl ErrorBody {
         own.r#type = own.r#type.filter(|class| {
             class.as_str().is_none_or(|class| class != "error" && !class.starts_with("response."))
         });
+        let is_stated =
+            [&own.code, &own.message].into_iter().flatten().any(serde_json::Value::is_string);
         let read = Self::of(own);
-        if read == Self::default() && has_other_words(data) { page } else { read }
+        if !is_stated && read == Self::default() && has_other_words(data) { page } else { read }
     }
 }
 
@@ -297,6 +299,9 @@ mod tests {
         ] {
             assert_eq!(read(words), page, "{words}");
         }
+        let told =
+            r#"{"type":"error","status":429,"message":"Too many requests","request_id":"r"}"#;
+        assert!(!read(told).is_page, "it says so in the usual words");
         let found = ErrorBody { code: Some("c".into()), ..ErrorBody::default() };
         for beside in [
             r#"{"type":"error","response":{"id":"r"},"error":{"code":"c"}}"#,
