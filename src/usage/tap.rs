@@ -1,6 +1,6 @@
 //! Watches an answer pass and keeps the part that states its cost.
 //!
-//! The tap sees every chunk before it is passed on, changes none, and holds at most `WHOLE` bytes
+//! The tap sees every chunk before it is passed on, and changes none. It holds at most `WHOLE` bytes
 //! of one event or document. It looks closely only at possible terminal events, and steps over most
 //! of a stream line by line.
 
@@ -103,8 +103,8 @@ pub struct Reader {
     /// The current line's first bytes until its kind is known, the data of a terminal event, or a
     /// document.
     kept: Kept,
-    /// The data so far of an event whose first line of data is no JSON: more lines of it follow.
-    /// Rare, so that no usual stream pays for it.
+    /// The data so far of an event whose first line of data is no JSON, because more lines follow.
+    /// It is boxed, because few streams have such events.
     open: Option<Box<Kept>>,
     /// An `event:` line has named the current event.
     is_named: bool,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{BODY, turn, two};
+use super::{BODY, turn, two, understands_encoded_error};
 use crate::world::chat::Chat;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::Codex;
@@ -13,7 +13,7 @@ use crate::world::http2::{
     AT_ONCE, CANCEL, DOCUMENT, INTERNAL_ERROR, NO_ERROR, Part, REFUSED_STREAM, Upstream, served,
 };
 use crate::world::recorder::COMPLETED;
-use crate::world::simulator::{Fault, siblings};
+use crate::world::simulator::siblings;
 use crate::world::waiting::{ANSWER, Budget, within};
 use crate::world::wire::{Connection, Request, ask};
 
@@ -191,18 +191,7 @@ async fn silent_upstream_is_left_in_time_before_the_head_and_after() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encoded_error_is_understood() {
     for coding in ["gzip", "zstd"] {
-        let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
-        let cluster = two().keys(keys).upstream("http2 = true\n").start().await;
-        let exhausted = Fault::exhausted().organization("org-a").encoded(coding);
-        cluster.upstream().fails_with(exhausted).await;
-        for number in 0..20 {
-            let request = Request::turn(ALICE, BODY)
-                .header("session-id", &format!("s-{number}"))
-                .header("accept-encoding", "gzip, deflate, br, zstd");
-            let replica = &cluster.replicas[number % 2];
-            assert_eq!(ask(replica.address(), &request).await.status, 200, "{coding}");
-        }
-        cluster.all_have("org-a-1", "disabled").await;
+        understands_encoded_error(two().upstream("http2 = true\n"), coding).await;
     }
 }
 
