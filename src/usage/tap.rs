@@ -1,8 +1,8 @@
 //! Watches an answer pass and keeps the part that states its cost.
 //!
-//! The tap sees every chunk before it is passed on, and changes none. It holds at most `WHOLE` bytes
-//! of one event or document. It looks closely only at possible terminal events, and steps over most
-//! of a stream line by line.
+//! The tap sees every chunk before it is passed on, and changes none. It holds at most `WHOLE`
+//! bytes of one event or document. It looks closely only at possible terminal events, and steps
+//! over most of a stream line by line.
 
 use std::io::Write;
 
