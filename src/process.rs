@@ -18,7 +18,7 @@ const RESERVE: usize = 256;
 /// The descriptors of this process, and how many each kind of connection gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
-    /// What the process may open.
+    /// The number of descriptors that the process may open.
     pub limit: usize,
     /// The limit before it was raised.
     pub before: usize,

@@ -107,7 +107,7 @@ impl BindingRecord {
             match part.strip_prefix('~').map(Tag::parse) {
                 Some(tag) => record.stale_state = Some(tag?),
                 None if part == "s" => record.sealed = true,
-                // What this version writes never ends in a space.
+                // This version never writes a space at the end.
                 None if part.is_empty() => return None,
                 None => others.extend([" ", part]),
             }

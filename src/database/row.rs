@@ -19,7 +19,7 @@ pub struct TurnRow {
     pub binding: Option<String>,
     pub attempts: Option<i64>,
     pub tokens: Option<Tokens>,
-    /// Of the response.
+    /// The service tier that the response names.
     pub tier: Option<String>,
     pub cost_nano: Option<i64>,
     pub price_id: Option<String>,

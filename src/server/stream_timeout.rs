@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::server::send_timeout::TIMEOUT;
 
 tokio::task_local! {
-    /// What the stream that runs in this task has been given.
+    /// The account of the stream that runs in this task.
     static GIVEN: Arc<Given>;
 }
 
@@ -31,7 +31,7 @@ pub struct Given {
 }
 
 impl Given {
-    /// That of the stream that this task runs, if it runs one.
+    /// The account of this task's stream, if the task runs one.
     pub fn of_this_task() -> Option<Arc<Self>> {
         GIVEN.try_with(Arc::clone).ok()
     }

@@ -14,7 +14,7 @@ pub use item::{Item, Text, quoted};
 
 mod item;
 
-/// What the input of a turn cost.
+/// Tokens of a turn's input, by their price.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub input: u64,

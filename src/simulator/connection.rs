@@ -37,7 +37,7 @@ const STEER: &str = "response.steer";
 /// Closes a socket whose time has ended regularly.
 pub const NORMAL: u16 = 1000;
 
-/// What goes out.
+/// Outgoing messages.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Out {
     Text(String),
@@ -54,12 +54,12 @@ pub struct Arrived {
     entry: Entry,
 }
 
-/// What all turns of one socket share.
+/// State that all turns of one socket share.
 pub struct Connection {
     pub world: Arc<World>,
     pub key: Arc<Key>,
     pub line: Arc<Line>,
-    /// What the record of each turn begins with.
+    /// The record of each turn begins as a copy of this one.
     pub opening: Turn,
     /// The client reads `response.metadata`, as Codex does.
     pub reads_metadata: bool,

@@ -14,7 +14,7 @@ use super::request::Ask;
 /// Requests remembered for comparison.
 const MOST_TRACES: usize = 20_000;
 
-/// What the diagnosis keeps of a request, to compare a later one with.
+/// The parts of a request that the diagnosis keeps, to compare a later request with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
     model: String,

@@ -1,6 +1,6 @@
 //! The forms of a request that reads a history, and the parameters that each form knows.
 
-/// What the answer to a history is.
+/// The kind of the answer to a history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Form {
     /// `POST /responses`, or a frame.

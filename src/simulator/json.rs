@@ -45,7 +45,7 @@ pub struct Value<'d> {
     index: usize,
 }
 
-/// What the grammar allows next, between values.
+/// Tokens that the grammar allows next, between values.
 enum Expect {
     Value,
     ValueOrEnd,

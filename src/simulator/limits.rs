@@ -15,7 +15,7 @@ use super::settings::Config;
 /// Places in memory. Places that are full again are forgotten first.
 const MOST_PLACES: usize = 10_000;
 
-/// What is left of one minute's allowance, refilled steadily.
+/// The rest of one minute's allowance, refilled steadily.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     left: f64,
@@ -35,7 +35,7 @@ impl Bucket {
     }
 }
 
-/// What one minute allows.
+/// The allowance of one minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
     pub requests: u64,
@@ -51,7 +51,7 @@ pub enum Limited {
     TooLarge,
 }
 
-/// What is left for a place after a request.
+/// The allowance that a request leaves to a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     pub limit: Allowance,

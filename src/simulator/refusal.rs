@@ -27,7 +27,7 @@ pub struct Refusal {
     pub close: Option<u16>,
 }
 
-/// What a refusal sends beside its error, or instead of it.
+/// Parts of a refusal beside its error, or in its place.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Besides {
     /// Each header replaces another header of its name.

@@ -51,7 +51,7 @@ pub struct Cut {
     pub close: Option<u16>,
 }
 
-/// What goes over the wire next.
+/// The bytes that go over the wire next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
     Event(Event),

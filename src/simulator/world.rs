@@ -28,7 +28,7 @@ use super::settings::Config;
 use super::sockets::Sockets;
 use super::stored::Stored;
 
-/// What turns leave behind for later turns.
+/// State that turns leave behind for later turns.
 pub struct Memory {
     pub faults: Faults,
     pub limits: Limits,
@@ -44,7 +44,7 @@ pub struct Memory {
     ideal: Cache,
 }
 
-/// What the caches made of one turn.
+/// Cache hits and writes of one turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     pub served: Served,

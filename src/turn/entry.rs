@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use ::http::Uri;
 use ::http::request::Parts;
+use ::http::{HeaderMap, Uri};
 use serde::Deserialize;
 
 use crate::binding::ownership::Owners;
@@ -56,11 +56,22 @@ impl Entry {
         account: &mut Account,
         head: &Parts,
     ) -> Result<(Arc<Client>, Identity), Error> {
-        let client = self.clients.get().authenticate(&head.headers)?;
-        account.note_client(&client.id);
+        let client = self.authenticate(account, &head.headers)?;
         refuse_credentials(&head.uri)?;
         let identity = self.identifier.by_headers(&client.id, &head.headers);
         Ok((client, identity))
+    }
+
+    /// Authenticates the client of a request, and notes the client in the account. A request that is
+    /// refused for its form gets no further.
+    pub fn authenticate(
+        &self,
+        account: &mut Account,
+        headers: &HeaderMap,
+    ) -> Result<Arc<Client>, Error> {
+        let client = self.clients.get().authenticate(headers)?;
+        account.note_client(&client.id);
+        Ok(client)
     }
 
     /// Authenticates the client of an open connection again, because its rights may have changed

@@ -65,7 +65,7 @@ impl Verdict {
     }
 }
 
-/// What a verdict depends on beside the outcome.
+/// Inputs of a verdict beside the outcome.
 #[derive(Clone, Copy)]
 pub struct Case<'a> {
     met: Met,

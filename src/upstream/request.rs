@@ -48,7 +48,7 @@ struct Propagated {
     attempts: AtomicU64,
 }
 
-/// What a request asks of its upstream.
+/// The request's needs beside its bytes.
 #[derive(Clone, Copy)]
 pub enum Content<'t> {
     /// The answer to this body.

@@ -16,6 +16,7 @@ use crate::world::store::Real;
 use crate::world::waiting::SOON;
 
 mod board;
+mod earlier;
 
 const TTL: Duration = Duration::from_secs(600);
 /// On both sides of one digit and of two: an epoch is a number, not a text.

@@ -183,7 +183,7 @@ async fn turn_is_restricted_to_the_project_of_its_session() {
     assert!(error.message.contains("cannot be told at the moment"), "{}", error.message);
 }
 
-/// Of the stored and the remembered binding, the newest counts.
+/// The newest of the stored and the remembered binding counts.
 #[tokio::test(start_paused = true)]
 async fn turn_is_restricted_by_the_newest_binding_of_its_session() {
     let replica = one();

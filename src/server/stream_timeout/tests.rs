@@ -51,7 +51,7 @@ async fn stream_whose_client_takes_nothing_is_reset_alone() {
         let mut stalled = ask(&mut client).await;
         let began = Instant::now();
         let error = loop {
-            // What came within the window is not given back.
+            // The bytes within the window are not given back.
             match stalled.data().await.expect("a reset") {
                 Ok(_) => {}
                 Err(error) => break error,

@@ -137,7 +137,7 @@ async fn faults_strike_as_scripted() {
     assert_eq!(upstream.post("a-1", &body).await.status, 200);
 }
 
-/// What a fault names, with a key and a model that it does not concern.
+/// A fault's subject, with a key and a model that it does not concern.
 fn scopes() -> [(Value, &'static str, &'static str); 4] {
     [
         (json!({"key": "a-1"}), "a-2", "gpt-5.4"),

@@ -86,9 +86,8 @@ pub async fn catch_panic(
 /// Answers and records a turn that is refused before it is read.
 pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
     let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, request.headers());
-    if let Ok(client) = gateway.entry.clients.get().authenticate(request.headers()) {
-        account.note_client(&client.id);
-    }
+    // An unknown client hears of the request's fault, too.
+    let _ = gateway.entry.authenticate(&mut account, request.headers());
     account.note_error(error);
     add_turn_id(error.to_response(), account.id)
 }

@@ -27,7 +27,7 @@ use crate::turn::websocket::replace_error::{Refused, Replacement};
 use crate::turn::{Ask, Attempts, Gateway};
 use crate::wire::error_body::ErrorBody;
 
-/// What the table said of an answer, and the key that answered.
+/// The table's judgement of an answer, and the key that answered.
 type Judged = (Arc<Key>, Judgement);
 
 /// An upstream that gives these answers, and then serves. It notes what the table says of each.

@@ -190,7 +190,7 @@ impl Incoming {
     }
 }
 
-/// What a wait for a message has found.
+/// The result of a wait for a message.
 enum Received {
     Item(Option<Result<Message, Error>>),
     /// An unfinished message is overdue.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use warmkey::store::board::{Board, BoardReport, Note};
 
 use super::*;
+use crate::world::redis::Redis;
 use crate::world::waiting::eventually;
 
 const REPLICAS: [&str; 3] = ["one", "two", "three"];
@@ -13,7 +14,7 @@ const LONG: Duration = Duration::from_secs(3_600);
 
 /// A report of a replica.
 #[derive(Clone, Debug)]
-struct Said {
+pub struct Said {
     replica: usize,
     leaves: bool,
     /// The replica has read the board up to now.
@@ -30,7 +31,7 @@ struct Noted {
     again: Option<i64>,
 }
 
-fn said() -> impl Strategy<Value = Said> {
+pub fn said() -> impl Strategy<Value = Said> {
     let noted = (
         0..NAMES.len(),
         prop::sample::select(vec!["", "ill", "ill", "off", "two words"]),
@@ -47,18 +48,23 @@ fn said() -> impl Strategy<Value = Said> {
 }
 
 /// One of the two stores, with the last state of its board. Their clocks differ.
-struct Side<'s> {
+pub struct Side<'s> {
     store: &'s Store,
+    /// The next exchange goes by the earlier version's script, in this Redis.
+    pub earlier: Option<&'s Redis>,
     version: u64,
     stamps: BTreeMap<String, u64>,
 }
 
 impl<'s> Side<'s> {
-    const fn new(store: &'s Store) -> Self {
-        Self { store, version: 0, stamps: BTreeMap::new() }
+    pub const fn new(store: &'s Store) -> Self {
+        Self { store, earlier: None, version: 0, stamps: BTreeMap::new() }
     }
 
     async fn exchange(&self, report: &BoardReport<'_>) -> Board {
+        if let Some(redis) = self.earlier {
+            return earlier::exchange_board(redis, report).await;
+        }
         self.store
             .exchange_board(report, &mut self.store.background_budget())
             .await
@@ -66,7 +72,7 @@ impl<'s> Side<'s> {
     }
 
     /// Makes the report, and describes what the replica reads and what the board holds then.
-    async fn says(&mut self, said: &Said) -> String {
+    pub async fn says(&mut self, said: &Said) -> String {
         let note = |noted: &Noted| Note {
             name: NAMES[noted.name].into(),
             value: noted.value.into(),
