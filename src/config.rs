@@ -3,7 +3,6 @@
 //! Decides what a configuration means and whether it may run. A fault is one line that names the
 //! option and never shows a secret.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use ::config::{ConfigBuilder, ConfigError, Environment, File, FileFormat, builder::DefaultState};
@@ -22,6 +21,7 @@ use crate::usage::price::{Prices, setting::PriceSettings};
 use crate::usage::tracer::TraceRule;
 use crate::{binding, ledger, server, simulator, store, telemetry, turn};
 
+mod faults;
 pub(crate) mod fixed;
 pub mod source;
 
@@ -144,52 +144,10 @@ impl Config {
             ));
         }
         let clients = keep(&mut faults, Clients::new(&self.client));
-        if self.server.open && !self.server.listen.ip().is_loopback() {
-            faults.push(format!(
-                "server.open: an open gateway may listen on loopback only, not on {}",
-                self.server.listen
-            ));
-        }
-        if overlap(self.server.listen, self.server.admin_listen) {
-            faults.push(format!(
-                "server.admin_listen: {} is server.listen's own address",
-                self.server.admin_listen
-            ));
-        }
-        for (name, span) in [
-            ("server.header_timeout", self.server.header_timeout),
-            ("server.ping", self.server.ping),
-            ("store.timeout", self.store.timeout),
-            ("ledger.retention", self.ledger.retention),
-            ("ledger.rollup_retention", self.ledger.rollup_retention),
-            ("binding.ttl", self.binding.ttl),
-            ("telemetry.slow", self.telemetry.slow),
-        ] {
-            if span.0.is_zero() {
-                faults.push(format!("{name}: must be longer than nothing"));
-            }
-        }
-        for (name, is_zero) in [
-            ("server.max_body", self.server.max_body.0 == 0),
-            ("server.replay_total", self.server.replay_total.0 == 0),
-            ("binding.memory", self.binding.memory == 0),
-        ] {
-            if is_zero {
-                faults.push(format!("{name}: must be more than nothing"));
-            }
-        }
-        if table.as_ref().is_some_and(|table| table.keys().iter().all(|key| key.weight == 0)) {
-            faults.push("key: all have weight 0: none takes a new session".into());
-        }
-        if let (Some(table), Some(clients)) = (&table, &clients) {
-            let organizations: Vec<_> =
-                table.keys().iter().map(|key| key.organization.as_str()).collect();
-            if let Some(client) = clients.stranded(&organizations) {
-                faults.push(format!(
-                    "client {}: organizations: no key belongs to any of them",
-                    client.id
-                ));
-            }
+        faults.extend(faults::of_addresses(&self.server));
+        faults.extend(faults::of_values(&self));
+        if let Some(table) = &table {
+            faults.extend(faults::of_keys(table, clients.as_ref()));
         }
         if let (Some(Some(token)), Some(clients)) = (&admin_token, &clients)
             && clients.knows(token)
@@ -384,16 +342,6 @@ fn without_types(message: &str) -> String {
         }
     }
     message.to_owned()
-}
-
-/// Whether two listeners cannot have these addresses at once.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    // `[::]` has the addresses of both families.
-    let covers = |any: SocketAddr, own: SocketAddr| {
-        any.ip().is_unspecified() && (any.is_ipv6() || own.is_ipv4())
-    };
-    let is_same = one.ip() == other.ip() || covers(one, other) || covers(other, one);
-    one.port() == other.port() && one.port() != 0 && is_same
 }
 
 #[cfg(test)]

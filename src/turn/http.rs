@@ -10,6 +10,7 @@ pub mod translation;
 pub mod form;
 pub mod passage;
 pub mod relay;
+pub mod glance;
 pub mod exchange;
 pub mod heavy;
 pub mod stored;

@@ -126,8 +126,10 @@ HELM = Helm()
 
 
 def named(objects):
-    """Objects by kind and name."""
-    return {(one["kind"], one["metadata"]["name"]): one for one in objects}
+    """Objects by kind and name, each of which is there once."""
+    found = {(one["kind"], one["metadata"]["name"]): one for one in objects}
+    assert len(found) == len(objects), "two objects have one kind and name"
+    return found
 
 
 def only(objects, kind):

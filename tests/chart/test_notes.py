@@ -22,17 +22,28 @@ def closed(*clients):
 
 OWN, OTHERS = {"podSelector": {}}, {"namespaceSelector": {}}
 
+
+def memory(limit, replay=None):
+    config = {"config": f'[server]\nreplay_total = "{replay}"\n'} if replay else {}
+    return {"resources": {"limits": {"memory": limit}}} | config
+
+
 # A warning's words, values with which it is printed, and values with which it is not.
 WARNINGS = [
     (r"the Secret warmkey was made from values", [{"trialSecret": TRIAL}], [{}]),
     (r"one replica\.", [{}, {"autoscaling": {"enabled": True, "minReplicas": 1}}], [{"replicaCount": 2}, {"autoscaling": {"enabled": True}}]),
     (
         r'several replicas, and store\.url is "memory:"',
-        [{"replicaCount": 2}, {"autoscaling": {"enabled": True}}],
+        [{"replicaCount": 2}, {"autoscaling": {"enabled": True}}, {"autoscaling": {"enabled": True, "minReplicas": 1}}],
         [{}, {"replicaCount": 2, "config": REDIS}, {"replicaCount": 2, "redis": {"enabled": True}}],
     ),
     (r"the Redis of this release is for trials", [{"redis": {"enabled": True}}], [{}]),
     (r"the PostgreSQL of this release is for trials", [{"postgresql": {"enabled": True}}], [{}]),
+    (
+        r"resources\.limits\.memory holds less than server\.replay_total",
+        [memory("512Mi"), memory("1500M"), memory("2Gi", "1700MiB"), memory(1_500_000_000)],
+        [{}, memory("1600M"), memory("512Mi", "200MiB"), memory(None)],
+    ),
     (r"clients are served through TLS .*: the Gateway needs a BackendTLSPolicy", [{"config": TLS} | ROUTE], [{"config": TLS}, ROUTE]),
     (r"server\.open is true", [{"config": "[server]\nopen = true\n"}], [{}]),
     (r"there is no server\.admin_token", [{"config": CLIENT}], [{"config": SERVER}]),
@@ -84,6 +95,13 @@ class Notes(unittest.TestCase):
         self.assertIn(wanted, notes.splitlines())
         variable = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "warmkey", "key": "by-variable"}}}
         self.assertIn("--from-file=by-variable", HELM.notes("v4", [HA], {"extraEnv": [variable]}))
+        bare = HELM.notes("v4", [CHART / "ci" / "bare-values.yaml"])
+        self.assertIn("  kubectl -n warmkey create secret generic keys --from-file=a-1", bare.splitlines())
+        self.assertNotIn("These Secrets", bare)
+        everything = HELM.notes("v4", [CHART / "ci" / "everything-values.yaml"])
+        self.assertIn("These Secrets must be there, too: registry, warmkey-tls.", everything)
+        more = {"extraEnvFrom": [{"secretRef": {"name": "more"}}, {"configMapRef": {"name": "open"}}]}
+        self.assertIn("These Secrets must be there, too: more.", HELM.notes("v4", [HA], more))
         made = HELM.notes("v4", values={"trialSecret": TRIAL})
         self.assertNotIn("Replicas wait", made)
         self.assertNotIn("CANARY", made)

@@ -1,6 +1,7 @@
 """What the chart renders: the same by Helm 3 and 4, valid for Kubernetes, and as the operating page promises."""
 
 import itertools
+import tempfile
 import unittest
 
 import kubernetes_validate
@@ -178,15 +179,36 @@ class Render(unittest.TestCase):
         (rule,) = only(HELM.objects("v4", values=switched(httpRoute=True)), "HTTPRoute")["spec"]["rules"]
         self.assertEqual(rule["timeouts"], {"request": "0s", "backendRequest": "0s"})
 
+    def test_tag_that_is_a_number_stays_as_it_is_written(self):
+        values = {"tag": 20240101}
+        stores = {name: {"enabled": True, "image": values} for name in ("redis", "postgresql")}
+        for version in VERSIONS:
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+                yaml.safe_dump({"image": values} | stores, file)
+                file.flush()
+                objects = HELM.objects(version, [file.name])
+            images = {container["image"] for _, spec in pods(objects) for container in spec["containers"]}
+            self.assertEqual(images, {"warmkey:20240101", "redis:20240101", "postgres:20240101"})
+
+    def test_environment_from_elsewhere_changes_no_grace(self):
+        config = '[server]\ndrain = "90s"\n'
+        for values, drain in (({}, "1800s"), ({"config": config}, "90s")):
+            (container,) = gateway(HELM.objects("v4", values=values))["spec"]["template"]["spec"]["containers"]
+            # A variable of `env` wins over the same one of `envFrom`.
+            environment = {one["name"]: one.get("value") for one in container["env"]}
+            self.assertEqual(environment["WARMKEY__SERVER__DRAIN"], drain)
+            self.assertEqual(environment["WARMKEY__SERVER__DRAIN_DELAY"], "15s")
+
     def test_replicas_is_not_written_where_an_autoscaler_decides(self):
         self.assertEqual(gateway(HELM.objects("v4"))["spec"]["replicas"], 1)
         self.assertNotIn("replicas", gateway(HELM.objects("v4", [HA]))["spec"])
 
-    def test_a_budget_never_blocks_the_only_replica(self):
+    def test_budget_is_for_several_replicas_alone(self):
         kinds = lambda **values: {one["kind"] for one in HELM.objects("v4", values=values)}
         self.assertNotIn("PodDisruptionBudget", kinds(replicaCount=1))
         self.assertIn("PodDisruptionBudget", kinds(replicaCount=2))
-        self.assertNotIn("PodDisruptionBudget", kinds(autoscaling={"enabled": True, "minReplicas": 1}, replicaCount=5))
+        self.assertIn("PodDisruptionBudget", kinds(autoscaling={"enabled": True, "minReplicas": 1}))
+        self.assertNotIn("PodDisruptionBudget", kinds(autoscaling={"enabled": True, "minReplicas": 1, "maxReplicas": 1}, replicaCount=5))
 
     def test_ha_spreads_by_preference_and_by_the_replicas_own_labels(self):
         objects = HELM.objects("v4", [HA])
@@ -202,6 +224,8 @@ class Render(unittest.TestCase):
         ports = lambda spec: [port["port"] for rule in spec["egress"] for port in rule["ports"]]
         self.assertEqual(ports(policy([HA])), [53, 53, 443, 4317, 5432, 6379, 26379])
         self.assertEqual(ports(policy([CHART / "ci" / "egress-values.yaml"])), [53, 53, 3128, 6390, 9100])
+        closed = {"redis": {"enabled": True}, "postgresql": {"enabled": True}, "networkPolicy": {"enabled": True, "egressPorts": []}}
+        self.assertEqual(ports(policy([], **closed)), [53, 53, 443, 5432, 6379])
         entry = {rule["ports"][0]["port"]: rule.get("from") for rule in policy([HA])["ingress"]}
         self.assertIsNone(entry["http"])
         self.assertEqual(len(entry["admin"]), 2)
@@ -280,7 +304,8 @@ class Restart(unittest.TestCase):
                 strategy = gateway(objects)["spec"]["strategy"]
                 self.assertEqual(strategy, {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}})
         for files in ([], [HA]):
-            self.assertEqual(gateway(HELM.objects("v4", files))["spec"]["minReadySeconds"], 30)
+            spec = gateway(HELM.objects("v4", files))["spec"]
+            self.assertEqual((spec["minReadySeconds"], spec["progressDeadlineSeconds"]), (30, 630))
 
     def test_probes_ask_the_admin_listener_alone(self):
         asked = {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}

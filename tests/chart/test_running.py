@@ -27,6 +27,8 @@ WARMKEY = os.path.abspath(os.environ["WARMKEY"])
 HA = CHART / "values-ha.yaml"
 MOUNTED = re.compile(r"""(?<=["'])/run/secrets/[^"']+""")
 FAMILY = re.compile(r"\bwarmkey_[a-z_]+\b")
+# Rules are recorded every 30 s, some from others, and a rate needs two scrapes before.
+RECORDED_SECONDS = 120
 
 
 def config(objects):
@@ -151,7 +153,7 @@ scrape_configs:
     def test_each_query_of_the_dashboard_has_a_series(self):
         for title, query in queries():
             with self.subTest(panel=title, query=query):
-                wait_for(f"series of {query}", lambda: any(math.isfinite(value) for value in self.asked(query)), 20)
+                wait_for(f"series of {query}", lambda: any(math.isfinite(value) for value in self.asked(query)), RECORDED_SECONDS)
 
     def test_a_query_that_no_metric_answers_is_noticed(self):
         self.assertEqual(self.asked("sum(rate(warmkey_imagined_total[5m]))"), [])

@@ -3,7 +3,8 @@
 
     readme.py --codex FOLDER --warmkey BINARY
 
-Two things are not as in the README: the upstream is the simulated one, and the ports are free ones. Exits 1 when a step has
+Not as in the README: the upstream is the simulated one, the ports are free ones, and `cargo build --release` is read but not
+run, for the given binary plays. `make demo`, the compose file and the chart have tests of their own. Exits 1 when a step has
 failed.
 """
 

@@ -16,7 +16,7 @@ import time
 
 import yaml
 
-from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, is_ready, judge, kill, kubectl, load, nodes, page, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
+from kube import CHART, HELM3, NAMESPACE, ROOT, Failure, apply, archive, check, found, gateway, helm, is_ready, judge, kill, kubectl, load, nodes, page, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
 from load import Ends, Load, all_reach
 from papers import Papers
 from world import DRAIN_DELAY, POSTGRES, TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
@@ -32,7 +32,7 @@ class Cluster:
     def __init__(self, folder, sessions):
         self.folder, self.sessions = folder, sessions
         self.stays, self.goes, self.address = two_nodes()
-        self.load = self.ends = None
+        self.load = self.ends = self.victim = None
 
     def file(self, name, content):
         path = os.path.join(self.folder, name)
@@ -54,6 +54,12 @@ class Cluster:
         for name in (OLD, NEW):
             load(archive(name, self.folder))
         build(OLD, self.stays)
+        # The server takes what kustomize makes of the plain manifests, too.
+        plain = [one for one in yaml.safe_load_all(run("kubectl", "kustomize", str(ROOT / "k8s"))) if one["kind"] != "Namespace"]
+        for one in plain:
+            one["metadata"]["namespace"] = NAMESPACE
+        taken = kubectl("apply", "--dry-run=server", "-f", "-", feed=yaml.safe_dump_all(plain))
+        check(taken.count("created (server dry run)") == len(plain), taken)
 
     def installed(self):
         """The HA values in a namespace that enforces `restricted`; `helm test` plays a session."""
@@ -111,14 +117,19 @@ class Cluster:
         return f"all turns show the new secrets after {seconds:.0f} s, no pod restarted"
 
     def drained(self):
-        """A node is drained: one replica leaves at a time."""
+        """A node is drained: its replicas leave, one at a time."""
+        leaving = {pod["metadata"]["name"] for pod in pods(gateway("warmkey")) if pod["spec"].get("nodeName") == self.goes}
+        check(leaving, "no replica is on the node that is drained")
         run("kubectl", "drain", self.goes, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s", seconds=620)
         self.load.goes_on("the drain")
+        left = {name.split()[0] for name, _ in self.ends.codes()}
+        check(leaving <= left, f"{leaving} were on the node, and {left} have ended")
         run("kubectl", "uncordon", self.goes)
         replicas("warmkey", 3)
 
     def process_killed(self):
         victim = pods(gateway("warmkey"))[0]
+        self.victim = victim["metadata"]["name"]
         self.load.cut_by(lambda: kill(victim))
         replicas("warmkey", 3)
         self.load.goes_on("a replica's process was killed")
@@ -142,7 +153,10 @@ class Cluster:
         check(not drift, f"sessions met several keys: {drift}")
         ends = self.ends.codes()
         killed = {name: code for name, code in ends if code != 0}
-        check(len(ends) >= 12 and len(killed) <= 1, f"replicas ended with {ends}")
+        others = [name for name in killed if name.split()[0] != self.victim]
+        check(len(ends) >= 12 and not others, f"replicas ended with {ends}, and {self.victim} alone was killed")
+        # Each session has one turn at a time, and may send that one again while connections still lead to what was killed.
+        check(len(result["cut"]) <= self.sessions, f"{len(result['cut'])} turns of {self.sessions} sessions lost by one replica that was killed")
         return f"turns {result['turns']}, sent again {result['again']}, in flight on what was killed {len(result['cut'])}, lost 0, drift 0; {len(ends)} replicas ended, {len(killed)} of them killed"
 
     def drifted(self, sessions):
@@ -259,6 +273,10 @@ class Cluster:
         helm("upgrade", "trial", str(CHART), "--values", HA, "--values", file, "--set", "image.tag=new", program=HELM3)
         rolled_out("trial")
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an upgrade")
+        # Whoever upgrades without the values that it was made from keeps it, too.
+        helm("upgrade", "trial", str(CHART), "--values", HA, "--values", file, "--set", "trialSecret.data=null", program=HELM3)
+        rolled_out("trial")
+        check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret is gone by an upgrade without its values")
         self.uninstalled("trial", HELM3, {"Secret/trial-secret"})
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an uninstallation")
         return "with a PostgreSQL" if POSTGRES else "SKIPPED: the trial PostgreSQL, because K8S_POSTGRES names no image"

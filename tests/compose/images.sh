@@ -19,14 +19,22 @@ parts() {
     rootfs parts ca-certificates,redis-server,redis-tools,haproxy,postgresql-15,prometheus,wget
     cat >"$home/parts/usr/local/bin/start-postgres" <<'END'
 #!/bin/bash
-# As much of the official image's start as the compose file needs.
+# As much of the official image's start as the compose file and the chart need: as root, or as the user 999.
 set -eu
 export PATH=$PATH:/usr/lib/postgresql/15/bin
-install -d -o postgres "$PGDATA" /var/run/postgresql
-[ -e "$PGDATA/PG_VERSION" ] || runuser -u postgres -- initdb -D "$PGDATA" -U "$POSTGRES_USER" -A trust --no-sync >/dev/null
-exec setpriv --reuid postgres --regid postgres --clear-groups postgres -D "$PGDATA" -c listen_addresses='*'
+if [ "$(id -u)" = 0 ]; then
+    install -d -o official "$PGDATA" /var/run/postgresql
+    exec setpriv --reuid official --regid official --clear-groups "$0"
+fi
+if [ ! -e "$PGDATA/PG_VERSION" ]; then
+    initdb -D "$PGDATA" -U "$POSTGRES_USER" -A scram-sha-256 --pwfile=<(echo "$POSTGRES_PASSWORD") --no-sync >/dev/null
+    echo "CREATE DATABASE \"$POSTGRES_DB\"" | postgres --single -D "$PGDATA" postgres >/dev/null
+fi
+exec postgres -D "$PGDATA" -c listen_addresses='*'
 END
     chmod +x "$home/parts/usr/local/bin/start-postgres"
+    echo 'official:x:999:999::/var/lib/postgresql:/bin/false' >>"$home/parts/etc/passwd"
+    echo 'official:x:999:' >>"$home/parts/etc/group"
     tar -C "$home/parts" -c . | docker import - warmkey.test/parts:1 >&2
     rm -rf "${home:?}/parts"
     docker build -q -t warmkey.test/postgres:1 - >&2 <<'END'
@@ -47,7 +55,7 @@ END
 
 rust() { # with everything that Cargo.lock names, since a build has no network either
     is_there warmkey.test/rust:1 && return
-    rootfs rust ca-certificates,gcc,libc6-dev,binutils,make
+    rootfs rust ca-certificates,gcc,libc6-dev,binutils
     local toolchain cargo=${CARGO_HOME:-$HOME/.cargo}
     toolchain=$(rustc --print sysroot)
     cargo fetch --locked >&2

@@ -15,7 +15,7 @@ from parts import Failure, check, get  # noqa: E402
 from readme_text import commands, section  # noqa: E402
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
-BALANCER, UPSTREAM, PROMETHEUS = "127.0.0.1:8080", "127.0.0.1:9100", "127.0.0.1:9091"
+BALANCER, UPSTREAM, PROMETHEUS, JAEGER = "127.0.0.1:8080", "127.0.0.1:9100", "127.0.0.1:9091", "127.0.0.1:16686"
 TOKEN = "alice-for-trials"
 # A factor on every bound of a wait, for a slow machine.
 SLOWNESS = float(os.environ.get("WARMKEY_SLOWNESS", "1"))
@@ -125,4 +125,4 @@ class Stack:
         return json.loads(get(f"http://{UPSTREAM}/_sim/{page}"))
 
 
-__all__ = ["BALANCER", "PROMETHEUS", "ROOT", "TOKEN", "UPSTREAM", "Failure", "Stack", "as_written", "check", "docker", "get", "run", "wait_for"]
+__all__ = ["BALANCER", "JAEGER", "PROMETHEUS", "ROOT", "TOKEN", "UPSTREAM", "Failure", "Stack", "as_written", "check", "docker", "get", "run", "wait_for"]

@@ -19,7 +19,7 @@ What the chart knows of `config`: that it is TOML, that no secret is written in 
 {{- end -}}
 {{- range $section := list "store" "ledger" -}}
 {{- $url := dig $section "url" "" $config -}}
-{{- if and (kindIs "string" $url) (or (regexMatch "://[^/]*@" $url) (include "warmkey.hasSecretParameter" $url)) -}}
+{{- if and (kindIs "string" $url) (or (regexMatch "://.*@" $url) (include "warmkey.hasSecretParameter" $url)) -}}
 {{- include "warmkey.refuseInline" (dict "name" (printf "%s.url" $section) "value" $url) -}}
 {{- end -}}
 {{- end -}}
@@ -74,15 +74,23 @@ What the chart knows of `config`: that it is TOML, that no secret is written in 
 {{- $config := include "warmkey.config" . | fromJson -}}
 {{- $secrets := append (include "warmkey.secretVariables" (omit $config "sim") | fromJsonArray) "WARMKEY_SECRET" -}}
 {{- range .Values.extraEnv -}}
+{{- $name := .name -}}
 {{- /* Warmkey reads the names of options in any case. */ -}}
 {{- if regexMatch "(?i)^WARMKEY__SERVER__(DRAIN|LISTEN|ADMIN_LISTEN)" .name -}}
 {{- fail (printf "extraEnv: %s: the grace and the ports of a pod follow from `config` and the chart" .name) -}}
 {{- end -}}
-{{- $isSecret := or (has .name $secrets) (regexMatch "(?i)^WARMKEY__(SERVER__SECRET|SERVER__ADMIN_TOKEN|HOP__SECRET)$" .name) -}}
+{{- $isOption := regexMatch "(?i)^WARMKEY__(SERVER__SECRET|SERVER__ADMIN_TOKEN|HOP__SECRET)$" .name -}}
+{{- $isHeader := regexMatch "^OTEL_EXPORTER_OTLP_(TRACES_)?HEADERS$" .name -}}
+{{- $isSecret := or (has .name $secrets) $isOption $isHeader -}}
 {{- $isAddress := regexMatch "(?i)^WARMKEY__(STORE|LEDGER)__URL$" .name -}}
+{{- range $option, $store := dict "STORE" "redis" "LEDGER" "postgresql" -}}
+{{- if and (get $.Values $store).enabled (eq (upper $name) (printf "WARMKEY__%s__URL" $option)) -}}
+{{- fail (printf "extraEnv: %s: %s.enabled sets it already" $name $store) -}}
+{{- end -}}
+{{- end -}}
 {{- /* Kubernetes writes another variable, which may come from a Secret, in place of $(NAME). */ -}}
 {{- $plain := regexReplaceAll "[$][(][^()]*[)]" (dig "value" "" .) "" -}}
-{{- $isOpen := or (regexMatch "://[^/]*:[^/]+@" $plain) (include "warmkey.hasSecretParameter" $plain) -}}
+{{- $isOpen := or (regexMatch "://.*:.+@" $plain) (include "warmkey.hasSecretParameter" $plain) -}}
 {{- if or (and $isSecret (not (dig "valueFrom" "secretKeyRef" dict .))) (and $isAddress $isOpen) -}}
 {{- fail (printf "extraEnv: %s is a secret: take it from a Secret, by valueFrom.secretKeyRef" .name) -}}
 {{- end -}}
@@ -96,6 +104,15 @@ What the chart knows of `config`: that it is TOML, that no secret is written in 
 {{- end -}}
 {{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
 {{- mul (regexFind "^[0-9]+" .value | atoi) (get $units (regexFind "[a-z]+$" .value)) -}}
+{{- end -}}
+
+{{/* The bytes of a size: of Kubernetes ("2Gi", "500M", 1000), or as Warmkey writes it ("64MiB"). Empty: it is written otherwise. */}}
+{{- define "warmkey.bytes" -}}
+{{- $size := kindIs "float64" . | ternary (int64 .) . | toString -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 -}}
+{{- if regexMatch "^[0-9]{1,12}([kMG]|[KMG]i)?B?$" $size -}}
+{{- mul (regexFind "^[0-9]+" $size | int64) (get $units (regexFind "[a-zA-Z]*$" $size | trimSuffix "B")) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Seconds from SIGTERM to SIGKILL: what a replica may take by its configuration, and 15 s for its last words. */}}
@@ -123,6 +140,8 @@ What the chart knows of `config`: that it is TOML, that no secret is written in 
 {{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
 {{- $ports = append $ports (int (default (ternary 80 443 (eq $url.scheme "http")) $port)) -}}
 {{- end -}}
+{{- if .Values.redis.enabled }}{{ $ports = append $ports 6379 }}{{ end -}}
+{{- if .Values.postgresql.enabled }}{{ $ports = append $ports 5432 }}{{ end -}}
 {{- range .Values.networkPolicy.egressPorts }}{{ $ports = append $ports (int .) }}{{ end -}}
 {{- $sorted := list -}}
 {{- range $ports | uniq }}{{ $sorted = append $sorted (printf "%05d" .) }}{{ end -}}

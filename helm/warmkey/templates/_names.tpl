@@ -42,9 +42,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 
 {{- define "warmkey.image" -}}
-{{- printf "%s:%v" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- include "warmkey.tagged" (dict "repository" .Values.image.repository "tag" (default .Chart.AppVersion .Values.image.tag)) -}}
 {{- end -}}
 
-{{- define "warmkey.isSeveral" -}}
-{{- if gt (int (ternary .Values.autoscaling.minReplicas .Values.replicaCount .Values.autoscaling.enabled)) 1 }}yes{{ end -}}
+{{/* An image and its tag. Helm reads a number of a values file as float64, which a large one would be printed as. */}}
+{{- define "warmkey.tagged" -}}
+{{- printf "%s:%v" .repository (kindIs "float64" .tag | ternary (int64 .tag) .tag) -}}
+{{- end -}}
+
+{{/* The fewest and the most replicas that may run. */}}
+{{- define "warmkey.fewest" -}}
+{{- ternary .Values.autoscaling.minReplicas .Values.replicaCount .Values.autoscaling.enabled | int -}}
+{{- end -}}
+
+{{- define "warmkey.most" -}}
+{{- ternary .Values.autoscaling.maxReplicas .Values.replicaCount .Values.autoscaling.enabled | int -}}
 {{- end -}}

@@ -19,12 +19,17 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Where replicas listen, and where the trial stores are: over `config`. */}}
+{{/* Where replicas listen, how long they drain, and where the trial stores are: over `config` and `extraEnvFrom`. */}}
 {{- define "warmkey.env" -}}
+{{- $config := include "warmkey.config" . | fromJson -}}
 - name: WARMKEY__SERVER__LISTEN
   value: 0.0.0.0:8080
 - name: WARMKEY__SERVER__ADMIN_LISTEN
   value: 0.0.0.0:9090
+- name: WARMKEY__SERVER__DRAIN
+  value: {{ dig "server" "drain" "1800s" $config | quote }}
+- name: WARMKEY__SERVER__DRAIN_DELAY
+  value: {{ dig "server" "drain_delay" "15s" $config | quote }}
 {{- if .Values.redis.enabled }}
 - name: WARMKEY__STORE__URL
   value: redis://{{ include "warmkey.fullname" . }}-redis:6379

@@ -142,52 +142,21 @@ pub async fn pass_on(
     response.map(|()| Outgoing::Relayed(body))
 }
 
+/// The session of a turn, its binding, and the keys that may serve the turn.
+struct Located {
+    session: Option<SessionId>,
+    found: Found,
+    within: Reach,
+    /// Only the project of the session can find what the turn refers to.
+    needs_project: bool,
+}
+
 /// A turn up to the head of its answer.
 struct Exchanged {
     key: Arc<Key>,
     answer: Answer,
     form: Form,
     gate: Option<IdGate>,
-}
-
-/// The facts that one scan of a body's text finds.
-pub(super) struct Glance {
-    identity: Identity,
-    /// The session derived from the text itself, if neither the text nor the headers name one.
-    derived: Option<SessionId>,
-    /// The response from which the turn continues.
-    previous: Option<String>,
-    /// The upstream does not store the answer.
-    is_unstored: bool,
-    /// Whether the text holds sealed content. `None`: the text is the body itself and can be
-    /// searched later.
-    is_sealed: Option<bool>,
-    /// The text refers to content that only the project of its session can find.
-    needs_project: bool,
-    /// The stored items that the text refers to.
-    items: Vec<String>,
-    /// The model that the text names; empty if it names none.
-    model: String,
-    /// Where the text names the model.
-    model_place: Option<(usize, usize)>,
-    kind: TurnKind,
-    /// `None`: the gateway cannot read the text.
-    imprint: Option<Box<Imprint>>,
-    /// The text has a `prompt_cache_key`.
-    names_cache_key: bool,
-    tier: Option<String>,
-    /// The text of an encoded body, if an upstream needs it: for another name of its model, or in
-    /// another dialect.
-    decoded: Option<(Bytes, MemoryPlace)>,
-}
-
-/// The client of a turn, and the headers and dialect of its request.
-#[derive(Clone, Copy)]
-pub(super) struct Asking<'t> {
-    pub client: &'t Client,
-    pub headers: &'t HeaderMap,
-    /// The body is one of Chat Completions.
-    pub by_chat: bool,
 }
 
 impl HttpTurns {
@@ -216,93 +185,102 @@ impl HttpTurns {
         let by_chat = endpoint.dialect() == Dialect::Chat;
         let (body, glance) =
             self.scan_body(&client, &head.headers, by_chat, (body, identity)).await?;
-        let Glance {
-            mut identity,
-            derived,
-            previous,
-            is_unstored,
-            is_sealed,
-            needs_project,
-            items,
-            model,
-            model_place,
-            kind,
-            imprint,
-            names_cache_key,
-            tier,
-            decoded,
-        } = glance;
-        // Only a created response is stored under its id: no turn continues from another answer.
-        let is_unstored = is_unstored || endpoint != Endpoint::CreateResponse;
-        let kind = kind.with_body(false, endpoint == Endpoint::CompactResponse);
-        let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
-        let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
-        identity.session = identity.session.or_else(of_origin).or(derived);
-        account.note_session(&identity);
-        account.note_model(&model);
-        account.note_tier(tier.clone());
-        if let Some(imprint) = imprint {
-            account.note_purpose(kind, imprint);
-        }
-        let origin = origin?;
-        let found = match (found, &identity.session) {
-            (None, Some(session)) => bindings.look_up(session, &mut budget).await,
-            (found, _) => found.unwrap_or(Ok(None)),
-        };
-        let maker = entry.items(&client.id, &items, &mut budget).await?;
-        // Where the owner of the items is not known, only the session's project can have them.
-        let needs_project = needs_project || !items.is_empty() && maker.is_none();
-        let within = origin.as_ref().or(maker.as_ref()).map_or(Reach::Anywhere, Owner::reach);
+        let glance = glance.asked_of(endpoint);
+        let placed = self.locate(account, &client, &glance, found, &mut budget).await?;
 
         let demand = Demand {
-            session: identity.session,
+            session: placed.session,
             lineage: entry.identifier.lineage(&client.id, &head.headers),
-            carries_sealed: is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known),
+            carries_sealed: glance.is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known),
             turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
             by_chat,
-            model: &model,
-            tier: tier.as_deref(),
-            // If the owner of the previous response is not known, only the project of the session
-            // can find it.
-            needs_project: needs_project || previous.is_some() && within == Reach::Anywhere,
+            model: &glance.model,
+            tier: glance.tier.as_deref(),
+            needs_project: placed.needs_project,
             is_free: endpoint == Endpoint::CountInputTokens,
             ..Demand::of(&client)
         };
         account.note_lineage(&demand.lineage);
-        let tried = Tried::nothing(failover.options.wait);
         let session = demand.session.as_ref();
-        let decoded = decoded.as_ref().map(|(text, _)| text);
-        let bound = found.as_ref().ok().and_then(Option::as_ref);
+        let decoded = glance.decoded.as_ref().map(|(text, _)| text);
         let chat = if by_chat {
             let own = body.bytes.clone();
-            let chat = ChatBody::new(own, decoded.cloned(), session, names_cache_key);
+            let chat = ChatBody::new(own, decoded.cloned(), session, glance.names_cache_key);
+            let bound = placed.found.as_ref().ok().and_then(Option::as_ref);
             Some(self.render_chat(&client.id, chat, bound).await?)
         } else {
             None
         };
-        let content =
-            chat.as_ref().map_or(Content::Body(&body.bytes), |(chat, _)| Content::Chat(chat));
+        let chat = chat.as_ref().map(|(chat, _)| chat);
+        let content = chat.map_or(Content::Body(&body.bytes), Content::Chat);
+        let (model, place) = (&*glance.model, glance.model_place);
         let asked = Asked::new(&head, endpoint, content)
             .of_session(session)
             .with_hop(entry.identifier.hop(session, &demand.lineage))
-            .asking(AskedModel { model: &model, decoded, place: model_place })
+            .asking(AskedModel { model, decoded, place })
             .traced(self.propagation, account.id);
-        let turn = (&demand, tried, within);
+        let turn = (&demand, Tried::nothing(failover.options.wait), placed.within);
         let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
-        let (binding, mut answer) = attempts.run(found, complete).await?;
+        let (binding, mut answer) = attempts.run(placed.found, complete).await?;
         hide_models_version(&mut answer.headers, &client);
-        let upstream = &binding.key.upstream;
-        let form = match &chat {
-            Some((chat, _)) if !upstream.speaks_chat => {
-                let wish = chat.translated(upstream.derives_cache_key)?.wish;
-                let work = self.answer_work(&client.id);
-                form::prepare_answer(&mut answer, wish, &binding.key, work).await?
-            }
-            _ => Form::Native(endpoint.dialect()),
-        };
-        let gate = (!is_unstored && answer.status.is_success())
+        let form = self.form(&mut answer, &client, &binding.key, endpoint, chat).await?;
+        let gate = (!glance.is_unstored && answer.status.is_success())
             .then(|| self.gate(&answer, &client, &binding, budget));
         Ok(Exchanged { key: binding.key, answer, form, gate })
+    }
+
+    /// Finds the turn's session, its binding and the keys that may serve the turn: a stored response
+    /// or item that the turn continues from binds it to its owner's project.
+    async fn locate(
+        &self,
+        account: &mut Account,
+        client: &Client,
+        glance: &Glance,
+        found: Option<Found>,
+        budget: &mut Budget,
+    ) -> Result<Located, Error> {
+        let Gateway { entry, bindings, .. } = &*self.gateway;
+        let Glance { previous, items, .. } = glance;
+        let origin = entry.origin(&client.id, previous.as_deref(), budget).await;
+        let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
+        let mut identity = glance.identity.clone();
+        identity.session = identity.session.or_else(of_origin).or_else(|| glance.derived.clone());
+        account.note_session(&identity);
+        account.note_model(&glance.model);
+        account.note_tier(glance.tier.clone());
+        if let Some(imprint) = &glance.imprint {
+            account.note_purpose(glance.kind, imprint.clone());
+        }
+        let origin = origin?;
+        let found = match (found, &identity.session) {
+            (None, Some(session)) => bindings.look_up(session, budget).await,
+            (found, _) => found.unwrap_or(Ok(None)),
+        };
+        let maker = entry.items(&client.id, items, budget).await?;
+        let within = origin.as_ref().or(maker.as_ref()).map_or(Reach::Anywhere, Owner::reach);
+        // Only the session's project can have content whose owner is not known.
+        let is_lost = !items.is_empty() && maker.is_none()
+            || previous.is_some() && within == Reach::Anywhere;
+        let needs_project = glance.needs_project || is_lost;
+        Ok(Located { session: identity.session, found, within, needs_project })
+    }
+
+    /// The form in which the client gets the answer of `key`, which is prepared for it.
+    async fn form(
+        &self,
+        answer: &mut Answer,
+        client: &Client,
+        key: &Key,
+        endpoint: Endpoint<'static>,
+        chat: Option<&ChatBody>,
+    ) -> Result<Form, Error> {
+        match chat {
+            Some(chat) if !key.upstream.speaks_chat => {
+                let wish = chat.translated(key.upstream.derives_cache_key)?.wish;
+                form::prepare_answer(answer, wish, key, self.answer_work(&client.id)).await
+            }
+            _ => Ok(Form::Native(endpoint.dialect())),
+        }
     }
 
     /// Makes a gate that delays the answer's ids until their owner is recorded.
@@ -312,86 +290,6 @@ impl HttpTurns {
             &answer.headers,
             writer((&self.gateway, &self.heavy), &client.id, owner, budget),
         )
-    }
-
-    /// Scans the body's text, and keeps it only if the turn needs it decoded. `None`: the text is
-    /// longer than `most`.
-    pub(super) fn glance(
-        &self,
-        Asking { client, headers, by_chat }: Asking<'_>,
-        body: &Replayed,
-        identity: &Identity,
-        most: usize,
-    ) -> Result<Option<Glance>, Error> {
-        let (entry, mut identity) = (&self.gateway.entry, identity.clone());
-        let text = self.replay.text(headers, body, most)?;
-        if matches!(text, Text::TooLong) {
-            return Ok(None);
-        }
-        // Nothing could be checked: the body may name another client's response.
-        if matches!(text, Text::Unreadable) {
-            let message = "The gateway cannot decode a body in this content-encoding: send it unencoded, or as zstd or gzip.";
-            return Err(Error::new(ErrorKind::InvalidRequest, message));
-        }
-        let (peek, imprint) = text.bytes().map(replay::peek).transpose()?.unzip();
-        let peek = peek.unwrap_or_default();
-        may_ask_for(client, peek.model.text())?;
-        entry.may_refer(peek.conversation.id(), peek.references)?;
-        let mut derived = None;
-        if identity.session.is_none() {
-            let by_body = entry.identifier.by_body(&client.id, &peek);
-            identity = Identity { skipped: identity.skipped + by_body.skipped, ..by_body };
-        }
-        if identity.session.is_none() {
-            derived =
-                entry.identifier.identify_by_prefix(&client.id, text.bytes().unwrap_or_default());
-        }
-        let is_sealed = match &text {
-            // The search through a long text is left to this thread, too.
-            Text::Plain(text) if most > LIGHT => Some(Sealed::In(text).is_sealed()),
-            Text::Plain(_) => None,
-            Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
-            Text::Unreadable | Text::TooLong => Some(true),
-        };
-        let previous = peek.previous_response_id.id().map(str::to_owned);
-        let model = kept_name(peek.model.text().unwrap_or_default()).to_owned();
-        let asks_compaction = imprint.as_ref().is_some_and(|imprint| imprint.asks_compaction);
-        let kind = TurnKind::stated(headers).with_body(peek.is_warm_up, asks_compaction);
-        let tier = peek.tier.text().map(str::to_owned);
-        let items = referred_in(text.bytes().unwrap_or_default(), peek.references);
-        let of_items_alone = !items.is_empty() && !peek.references.need_more;
-        let needs_project =
-            peek.references.need_project && !of_items_alone || peek.conversation.id().is_some();
-        let is_plain = matches!(text, Text::Plain(_));
-        let decoded = match text {
-            Text::Decoded(text, place) if by_chat || self.is_renamed(&model) => {
-                Some((Bytes::from(text), place))
-            }
-            _ => None,
-        };
-        Ok(Some(Glance {
-            identity,
-            derived,
-            previous,
-            is_unstored: peek.is_unstored,
-            is_sealed,
-            needs_project,
-            items,
-            model,
-            // It is a place in the text, which the turn keeps only then.
-            model_place: peek.model_place.filter(|_| is_plain || decoded.is_some()),
-            kind,
-            imprint: imprint.map(Box::new),
-            names_cache_key: peek.names_cache_key,
-            tier,
-            decoded,
-        }))
-    }
-
-    /// Whether an upstream knows `model` by another name.
-    fn is_renamed(&self, model: &str) -> bool {
-        let loaded = self.gateway.registry.loaded();
-        loaded.table.keys().iter().any(|key| key.upstream.host.name_of(model).is_some())
     }
 }
 

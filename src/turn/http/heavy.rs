@@ -13,7 +13,8 @@ use crate::client::{Client, ClientId};
 use crate::error::{Error, ErrorKind};
 use crate::session::identify::Identity;
 use crate::store::StoredValue;
-use crate::turn::http::exchange::{Asking, Glance, HttpTurns};
+use crate::turn::http::exchange::HttpTurns;
+use crate::turn::http::glance::{Asking, Glance};
 use crate::turn::http::replay::Replayed;
 use crate::turn::http::translation::AnswerWork;
 use crate::turn::memory::{LIGHT, MemoryPlace};
@@ -28,16 +29,19 @@ impl HttpTurns {
         by_chat: bool,
         (body, identity): (Replayed, Identity),
     ) -> Result<(Replayed, Glance), Error> {
-        let asking = Asking { client, headers, by_chat };
-        if let Some(glance) = self.glance(asking, &body, &identity, LIGHT)? {
+        let (gateway, replay) = (&*self.gateway, &self.replay);
+        let asking = Asking { gateway, replay, client, headers, by_chat };
+        if let Some(glance) = asking.glance(&body, &identity, LIGHT)? {
             return Ok((body, glance));
         }
         let (turns, owned, headers) = (Arc::clone(self), Arc::clone(client), headers.clone());
         let (body, glance) = self
             .heavy
             .run(&client.id, move || {
-                let asking = Asking { client: &owned, headers: &headers, by_chat };
-                let glance = turns.glance(asking, &body, &identity, usize::MAX);
+                let (gateway, replay) = (&*turns.gateway, &turns.replay);
+                let (client, headers) = (&*owned, &headers);
+                let asking = Asking { gateway, replay, client, headers, by_chat };
+                let glance = asking.glance(&body, &identity, usize::MAX);
                 (body, glance)
             })
             .await?;
