@@ -4,12 +4,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::body::Body;
-use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response};
 use tokio::time::Instant;
 
 use crate::binding::Binding;
+use crate::binding::bind::Found;
 use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
@@ -20,28 +20,23 @@ use crate::key::Key;
 use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::SessionId;
-use crate::session::identify::Identity;
-use crate::session::purpose::TurnKind;
 use crate::store::Budget;
 use crate::task::Tasks;
 use crate::telemetry::{Share, TurnId};
-use crate::turn::account::{Account, kept_name};
-use crate::turn::entry::may_ask_for;
+use crate::turn::account::Account;
 use crate::turn::http::form::{self, Form};
+use crate::turn::http::glance::Glance;
 use crate::turn::http::heavy_places::HeavyPlaces;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::issued::writer;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
-use crate::turn::http::replay::{self, Replay, Replayed, Text};
-use crate::turn::memory::{LIGHT, MemoryPlace};
+use crate::turn::http::replay::Replay;
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, hide_models_version, returned};
 use crate::upstream::request::{AskedModel, Content, Request as Asked};
 use crate::wire::endpoint::{Dialect, Endpoint};
 use crate::wire::event::is_stream;
-use crate::wire::imprint::Imprint;
-use crate::wire::items::referred_in;
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -259,8 +254,8 @@ impl HttpTurns {
         let maker = entry.items(&client.id, items, budget).await?;
         let within = origin.as_ref().or(maker.as_ref()).map_or(Reach::Anywhere, Owner::reach);
         // Only the session's project can have content whose owner is not known.
-        let is_lost = !items.is_empty() && maker.is_none()
-            || previous.is_some() && within == Reach::Anywhere;
+        let is_lost =
+            !items.is_empty() && maker.is_none() || previous.is_some() && within == Reach::Anywhere;
         let needs_project = glance.needs_project || is_lost;
         Ok(Located { session: identity.session, found, within, needs_project })
     }

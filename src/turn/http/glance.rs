@@ -1,7 +1,5 @@
 //! Finds in the text of a body everything that a turn needs to know, with one scan.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::HeaderMap;
 
@@ -153,3 +151,6 @@ impl Asking<'_> {
         loaded.table.keys().iter().any(|key| key.upstream.host.name_of(model).is_some())
     }
 }
+
+#[cfg(test)]
+mod tests;
