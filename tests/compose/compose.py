@@ -149,6 +149,9 @@ def judged(stack, load):
     check(summary["keys_per_session_max"] == 1, f"a session met {summary['keys_per_session_max']} keys")
     # Each session has one turn at a time.
     check(in_flight <= load.sessions, f"{in_flight} turns of {load.sessions} sessions were in flight on one replica")
+    (replica, *_) = stack.ids()
+    told = lambda: "alice" in docker("exec", replica, "/usr/local/bin/warmkey", "usage", "--by", "client", "--config", "/etc/warmkey/warmkey.toml")
+    wait_for("turns in the ledger, in PostgreSQL", told, 60)
     traces = traced(result["named"]) if "jaeger" in stack.services else "SKIPPED: no image of Jaeger"
     return f"turns {result['turns']}, sent again {result['again']}, lost 0 (in flight on what was killed: {in_flight}), drift 0, traces {traces}"
 

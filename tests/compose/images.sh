@@ -28,6 +28,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 if [ ! -e "$PGDATA/PG_VERSION" ]; then
     initdb -D "$PGDATA" -U "$POSTGRES_USER" -A scram-sha-256 --pwfile=<(echo "$POSTGRES_PASSWORD") --no-sync >/dev/null
+    echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
     echo "CREATE DATABASE \"$POSTGRES_DB\"" | postgres --single -D "$PGDATA" postgres >/dev/null
 fi
 exec postgres -D "$PGDATA" -c listen_addresses='*'
