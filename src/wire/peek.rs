@@ -201,7 +201,7 @@ pub fn fields<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
 ) -> Result<Fields<'b, N>, NotJson> {
-    find_fields(body, names).map(|(found, _)| found)
+    find(Scanner::new(body), names).map(|(found, _)| found)
 }
 
 /// The raw top-level fields `names` of `body`, and the body's references.
@@ -209,8 +209,14 @@ pub fn find_fields<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
 ) -> Result<(Fields<'b, N>, References), NotJson> {
+    find(Scanner::with_references(body), names)
+}
+
+fn find<'b, const N: usize>(
+    mut scanner: Scanner<'b>,
+    names: [&str; N],
+) -> Result<(Fields<'b, N>, References), NotJson> {
     let (mut found, mut references) = ([None; N], References::default());
-    let mut scanner = Scanner::new(body);
     if scanner.peek() != Some(b'{') {
         scanner.value()?;
     } else if scanner.take(b'{') && !scanner.take(b'}') {

@@ -19,8 +19,8 @@ pub struct Scanner<'t> {
     text: &'t [u8],
     at: usize,
     quotes: Quotes,
-    /// The references in the values that were skipped so far.
-    references: References,
+    /// The references in the values that were skipped so far. `None`: nobody asks for them.
+    references: Option<References>,
 }
 
 /// The open brackets, innermost last. Each takes one bit, because a body may consist of brackets
@@ -59,7 +59,12 @@ impl Brackets {
 
 impl<'t> Scanner<'t> {
     pub fn new(text: &'t [u8]) -> Self {
-        Self { text, at: 0, quotes: Quotes::of(text), references: References::default() }
+        Self { text, at: 0, quotes: Quotes::of(text), references: None }
+    }
+
+    /// A scanner that notes references on its way.
+    pub fn with_references(text: &'t [u8]) -> Self {
+        Self { references: Some(References::default()), ..Self::new(text) }
     }
 
     /// The next byte that is not white space. The byte is not consumed.
@@ -152,8 +157,9 @@ impl<'t> Scanner<'t> {
 
     /// Returns and clears the references in the values that were skipped since the last call.
     pub fn references(&mut self) -> References {
-        self.references.end_item();
-        std::mem::take(&mut self.references)
+        let Some(references) = &mut self.references else { return References::default() };
+        references.end_item();
+        std::mem::take(references)
     }
 
     /// Reads the name of a field. `is_first` is true for the first field of its object. `depth` is
@@ -162,11 +168,13 @@ impl<'t> Scanner<'t> {
         let name = self.string()?;
         self.expect(b':')?;
         self.peek();
-        let value = &self.text[self.at..];
-        if depth == ITEM {
-            self.references.record_of_item(name, value, is_first);
+        if let Some(references) = &mut self.references {
+            let value = &self.text[self.at..];
+            if depth == ITEM {
+                references.record_of_item(name, value, is_first);
+            }
+            references.record_field(name, value, is_first);
         }
-        self.references.record_field(name, value, is_first);
         Ok(())
     }
 

@@ -97,7 +97,7 @@ pub fn of_document(body: &[u8]) -> (Terminal, Option<Usage>) {
 
 /// The usage of a response object. `None` if it states none, or one that cannot be read: a count
 /// that is unknown must not look like a zero.
-fn usage(response: &[u8]) -> Option<Usage> {
+pub fn usage(response: &[u8]) -> Option<Usage> {
     let [id, usage, tier, diagnostics, model, output_items] = fields(
         response,
         ["id", "usage", "service_tier", "prompt_cache_diagnostics", "model", "output"],

@@ -112,6 +112,9 @@ pub fn early_lane(text: &[u8]) -> Option<String> {
     }
 }
 
+/// The event of an item that begins.
+const ADDED: &[u8] = b"response.output_item.added";
+
 /// An upstream's message that changes the socket's state.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Event {
@@ -143,17 +146,21 @@ impl Event {
                 own.as_bytes()
             }
         };
+        let terminal = Terminal::of_event(name);
+        if terminal.is_none() && !matches!(name, b"response.created" | ADDED) {
+            return None;
+        }
+        let [lane, response] = fields(text, ["stream_id", "response"]).ok()?;
         let stage = match name {
             b"response.created" => Stage::Created,
-            b"response.output_item.added" => Stage::Added(added(text)?),
+            ADDED => Stage::Added(added(text)?),
             b"error" => {
                 let (status, headers) =
                     (error_body::frame_status(text), error_body::frame_headers(text));
                 Stage::Refused(status, Box::new(ErrorBody::of_event(text)?), headers)
             }
-            name => Stage::Ended(Box::new(Reading::of_event(Terminal::of_event(name)?, text))),
+            _ => Stage::Ended(Box::new(Reading::of_response(terminal?, text, response))),
         };
-        let [lane, response] = fields(text, ["stream_id", "response"]).ok()?;
         let [id, store] = response
             .and_then(|response| fields(response, ["id", "store"]).ok())
             .unwrap_or_default();
