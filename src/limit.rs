@@ -26,8 +26,7 @@ const USUAL_WAIT: Duration = Duration::from_secs(20);
 /// is measured by the answer's own `Date`, because the upstream's clock may differ from `now`.
 pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let now =
-        text(DATE.as_str()).and_then(|text| httpdate::parse_http_date(text).ok()).unwrap_or(now);
+    let now = date(headers).unwrap_or(now);
     let millis = text("retry-after-ms").and_then(|text| span(text.parse::<f64>().ok()? / 1_000.0));
     let stated =
         millis.or_else(|| text(RETRY_AFTER.as_str()).and_then(|text| retry_after(text, now)));
@@ -40,6 +39,11 @@ pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
             .max()
     };
     stated.or_else(reset).map(|wait| wait.min(LONGEST_WAIT))
+}
+
+/// The time of day that an answer states.
+pub fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?.trim()).ok()
 }
 
 /// The stated wait, at least 100 ms, or the usual wait if none is stated.

@@ -67,7 +67,8 @@ impl Gateway {
     /// only once a second client has met it, or at once from an only client. `None`: a reload has
     /// replaced the key's secret since.
     ///
-    /// The first doubt of a turn always has its probe. All further ones take from the turn's waits.
+    /// The first doubt of a turn always has its probe. All further ones take from the turn's waits,
+    /// and make no further key suspected: a turn that a sibling refuses, too, may be at fault.
     async fn settle(
         &self,
         key: &Key,
@@ -90,8 +91,8 @@ impl Gateway {
         let mut settled = self.failover.doubts.settle(key, (began, left), asked).await;
         match settled {
             Settled::Refused(scope) => self.registry.condemn(key, Ailment::Rejected(scope)),
-            Settled::Undecided if is_probed && counts() => {
-                settled = Settled::Suspected;
+            Settled::Undecided if is_probed && !tried.has_suspected && counts() => {
+                (settled, tried.has_suspected) = (Settled::Suspected, true);
                 self.registry.observe(key, Ailment::Rejected(doubted));
             }
             Settled::Accepted | Settled::Undecided | Settled::Suspected => {}
@@ -276,7 +277,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
     ) -> (Binding, Answer) {
         if answer.status.is_success() {
             if !self.demand.is_free {
-                self.gateway.registry.has_served(&binding.key, began);
+                let Gateway { registry, failover, .. } = self.gateway;
+                failover.corroboration.has_served(registry, &binding.key, self.demand, began);
             }
             self.gateway.bindings.confirm(&binding, self.demand.seals(), self.budget).await;
         }

@@ -51,6 +51,8 @@ pub struct Tried {
     /// A probe has been awaited for the turn. Further probes take from the time that the turn may
     /// wait.
     pub has_doubted: bool,
+    /// A key has become suspected by this turn, although no probe decided.
+    pub has_suspected: bool,
 }
 
 /// A turn whose key is being chosen.
@@ -137,7 +139,8 @@ impl Tried {
     /// No attempt so far. `wait` limits the total time of all waits for limited keys.
     pub fn nothing(wait: Duration) -> Self {
         let (refused, failed) = (Vec::new(), Vec::new());
-        Self { refused, failed, wait_left: wait, has_doubted: false }
+        let (has_doubted, has_suspected) = (false, false);
+        Self { refused, failed, wait_left: wait, has_doubted, has_suspected }
     }
 }
 

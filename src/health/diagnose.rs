@@ -254,9 +254,8 @@ fn judge_limit(
         || error.limit.has_headroom(class, headers);
     match asked.tier {
         _ if code == "slow_down" => Judgement::Request(Concern::TooSteep(wait)),
-        // No wait helps.
-        _ if error.is_beyond_limit => Judgement::PASSED,
-        _ if asked.model.is_empty() || !is_usual || is_of_another => {
+        // A request beyond the limit is at fault itself: no wait helps, and nothing is limited.
+        _ if asked.model.is_empty() || !is_usual || is_of_another || error.is_beyond_limit => {
             Judgement::Request(Concern::Busy(wait))
         }
         Some(_) => Judgement::Tier(wait),

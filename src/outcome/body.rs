@@ -12,10 +12,16 @@ use bytes::Bytes;
 use http::Version;
 use http_body::Body;
 
+use crate::wire::decoder::PIECE;
+
 /// The part of an answer's body that was not read yet.
 pub struct AnswerBody {
     body: reqwest::Body,
     states_its_end: bool,
+    /// Its bytes are decoded for reading, so they come in small pieces.
+    is_encoded: bool,
+    /// Bytes that have come and are still to be returned.
+    held: Bytes,
 }
 
 /// Why an answer has no end.
@@ -34,11 +40,17 @@ impl AnswerBody {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, CutAnswer>> {
+        if !self.held.is_empty() {
+            return Poll::Ready(Ok(Some(self.next_piece())));
+        }
         loop {
             match ready!(Pin::new(&mut self.body).poll_frame(context)).transpose()? {
                 // Trailers are no part of the body.
                 Some(frame) => match frame.into_data() {
-                    Ok(data) => return Poll::Ready(Ok(Some(data))),
+                    Ok(data) => {
+                        self.held = data;
+                        return Poll::Ready(Ok(Some(self.next_piece())));
+                    }
                     Err(_) => continue,
                 },
                 None if self.states_its_end && !self.body.is_end_stream() => {
@@ -55,16 +67,36 @@ impl AnswerBody {
         poll_fn(|context| self.poll_data(context)).await
     }
 
+    /// Returns the bytes of an encoded body in small pieces.
+    pub fn in_pieces(self) -> Self {
+        Self { is_encoded: true, ..self }
+    }
+
+    /// Takes back bytes that were read and not used: they come once more.
+    pub fn take_back(&mut self, data: Bytes) {
+        self.held = match self.held.is_empty() {
+            true => data,
+            false => [&data[..], &self.held].concat().into(),
+        };
+    }
+
+    fn next_piece(&mut self) -> Bytes {
+        match self.is_encoded && self.held.len() > PIECE {
+            true => self.held.split_to(PIECE),
+            false => std::mem::take(&mut self.held),
+        }
+    }
+
     /// Whether a body of known length is complete. A body that states its end must be read up to
     /// there.
     pub fn is_complete(&self) -> bool {
-        !self.states_its_end && self.body.size_hint().exact() == Some(0)
+        !self.states_its_end && self.held.is_empty() && self.body.size_hint().exact() == Some(0)
     }
 }
 
 impl From<reqwest::Response> for AnswerBody {
     fn from(response: reqwest::Response) -> Self {
         let states_its_end = response.version() >= Version::HTTP_2;
-        Self { body: response.into(), states_its_end }
+        Self { body: response.into(), states_its_end, is_encoded: false, held: Bytes::new() }
     }
 }

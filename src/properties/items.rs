@@ -9,12 +9,12 @@ use crate::properties::chunks;
 use crate::properties::plain::Json;
 use crate::turn::http::item_ids::ItemFinder;
 use crate::wire::items::{listed, referred};
-use crate::wire::peek::{Peek, fields};
+use crate::wire::peek::{Peek, each};
 
 /// The one scan of a body finds each body that refers to stored items, in any spelling.
 pub fn referred_to(text: &[u8]) {
-    let (Ok([Some(input)]), Ok(peek)) = (fields(text, ["input"]), Peek::at(text)) else { return };
-    let names_some = referred(input).iter().any(|id| !id.is_empty());
+    let (Ok(inputs), Ok(peek)) = (each(text, "input"), Peek::at(text)) else { return };
+    let names_some = referred(&inputs).iter().any(|id| !id.is_empty());
     assert!(!names_some || peek.references.name_items, "{}", text.escape_ascii());
 }
 

@@ -58,6 +58,7 @@ pub struct Account {
     request: RequestKind,
     malformed: u64,
     has_leaked: bool,
+    is_unreadable: bool,
 }
 
 /// The client and session of a turn: the same for all turns of a WebSocket.
@@ -108,6 +109,7 @@ impl Account {
             request: RequestKind::Turn,
             malformed: 0,
             has_leaked: false,
+            is_unreadable: false,
         }
     }
 
@@ -169,9 +171,27 @@ impl Account {
         self.by_chat = true;
     }
 
-    /// When the request came.
-    pub const fn began(&self) -> Instant {
-        self.timeline.began
+    /// When the turn was last sent to an upstream.
+    pub fn sent(&self) -> Instant {
+        self.timeline.sendings().last().map_or(self.timeline.began, |sending| sending.began)
+    }
+
+    /// Whether the turn has waited in place for a limit of `key`.
+    pub fn has_waited_for(&self, key: &Key) -> bool {
+        self.timeline.waits.iter().any(|waited| waited.key.tag == key.tag)
+    }
+
+    pub const fn session(&self) -> Option<&SessionId> {
+        self.caller.session.as_ref()
+    }
+
+    /// Whether an answer with this end has served the turn, and used up some of its limits. A
+    /// warm-up uses none.
+    pub fn is_served_by(&self, reading: &Reading) -> bool {
+        let is_turn = matches!(self.request, RequestKind::Turn) && self.kind != TurnKind::Prewarm;
+        is_turn
+            && self.status.is_some_and(|status| status.is_success())
+            && matches!(reading.terminal, Some(Terminal::Completed | Terminal::Incomplete))
     }
 
     /// Returns the model that the client asked for, empty if it named none, and the tier.
@@ -257,6 +277,13 @@ impl Account {
         tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of its key");
     }
 
+    /// Notes that the gateway cannot decode the answer, which is cut for that.
+    pub fn note_unreadable(&mut self) {
+        self.is_unreadable = true;
+        let key = self.service.as_ref().map(|(service, _)| service.key.id.as_str());
+        tracing::warn!(turn = %self.id, key, "the upstream's answer cannot be decoded");
+    }
+
     /// Notes that the answer's body ended, or was `broken` off.
     pub fn note_end(&mut self, reading: Reading, broken: Option<Ending>) {
         let is_error = self.status.is_some_and(|status| status.as_u16() >= 400);
@@ -306,6 +333,7 @@ impl Account {
             refusal: self.refusal,
             malformed: self.malformed,
             has_leaked: self.has_leaked,
+            is_unreadable: self.is_unreadable,
             terminal: self.reading.terminal,
             usage: self.reading.usage.take(),
             warmth: Warmth::default(),

@@ -1,7 +1,7 @@
 //! Believes a denied model, or a 401 that no probe has decided, only once two clients report it.
 //!
 //! One client's answers prove nothing: a client may ask for a model that no project has, or for
-//! something that no key may do.
+//! something that no key may do. A turn that the key has served since proves the contrary.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -37,6 +37,27 @@ impl Corroboration {
     /// another client has met the same.
     pub fn report_doubt(&self, key: &Key, doubted: Scope, demand: &Demand<'_>) -> bool {
         self.is_second(Subject::of(key, doubted), &demand.client.id, Instant::now())
+    }
+
+    /// `key` has served the turn `demand`, which began at `began`: earlier reports were not about
+    /// the key.
+    pub fn has_served(&self, registry: &Registry, key: &Key, demand: &Demand<'_>, began: Instant) {
+        registry.has_served(key, began);
+        self.refute(key, demand.model, began);
+    }
+
+    fn refute(&self, key: &Key, model: &str, began: Instant) {
+        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if reports.is_empty() {
+            return;
+        }
+        let (own, organization) =
+            (Subject::of(key, Scope::Key), Subject::of(key, Scope::Organization));
+        for subject in [own, organization, Subject::model(key, model)] {
+            if reports.get(&subject).is_some_and(|(_, at)| *at <= began) {
+                reports.remove(&subject);
+            }
+        }
     }
 
     fn is_second(&self, subject: Subject, client: &ClientId, now: Instant) -> bool {
@@ -98,5 +119,32 @@ mod tests {
             "expired reports are dropped"
         );
         assert!(corroboration.is_second(subject(MOST), &bob, now + MEMORY) && kept() == 1);
+    }
+
+    #[test]
+    fn service_since_a_report_refutes_it() {
+        let gateway = crate::turn::tests::gateway(&[("a", "o", "p"), ("b", "o", "q")]);
+        let loaded = gateway.registry.loaded();
+        let [key, other] = [0, 1].map(|number| &loaded.table.keys()[number]);
+        let [alice, bob] = ["alice", "bob"].map(|id| Client::unrestricted(id).id);
+        let (earlier, reported) = (Instant::now(), Instant::now() + MEMORY / 4);
+        let later = reported + MEMORY / 4;
+        let of_key = Subject::of(key, Scope::Key);
+        let of_model = Subject::model(key, "m");
+        for (by, model, began, refutes_key, refutes_model) in [
+            (key, "m", later, true, true),
+            (key, "n", later, true, false),
+            (key, "m", earlier, false, false),
+            (other, "m", later, false, false),
+        ] {
+            let corroboration = Corroboration::default();
+            for subject in [of_key, of_model] {
+                assert!(!corroboration.is_second(subject, &alice, reported));
+            }
+            corroboration.refute(by, model, began);
+            let is_second = |subject| corroboration.is_second(subject, &bob, later);
+            assert_eq!(is_second(of_key), !refutes_key, "{} {model}", by.id);
+            assert_eq!(is_second(of_model), !refutes_model, "{} {model}", by.id);
+        }
     }
 }

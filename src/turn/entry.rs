@@ -16,11 +16,32 @@ use crate::session::identify::{Identifier, Identity};
 use crate::setting;
 use crate::turn::account::Account;
 use crate::wire::query::name_of;
+use crate::wire::references::References;
 
 /// Query parameters in which a client might send a credential. A credential in a URL would end up
 /// in logs on the way.
 const CREDENTIALS: [&str; 6] =
     ["key", "api_key", "api-key", "subscription-key", "token", "access_token"];
+
+/// Query parameters in which some servers look for another method than the request's, or for fields
+/// of its body. The rules read the request line and the body alone.
+const OVERRIDES: [&str; 15] = [
+    "_method",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "model",
+    "input",
+    "messages",
+    "tools",
+    "prompt",
+    "previous_response_id",
+    "conversation",
+    "client_metadata",
+    "prompt_cache_key",
+    "service_tier",
+    "store",
+];
 
 /// `server.foreign_ids`: whether a turn may continue from an id that never passed through this
 /// gateway.
@@ -57,7 +78,7 @@ impl Entry {
         head: &Parts,
     ) -> Result<(Arc<Client>, Identity), Error> {
         let client = self.authenticate(account, &head.headers)?;
-        refuse_credentials(&head.uri)?;
+        check_query(&head.uri)?;
         let identity = self.identifier.by_headers(&client.id, &head.headers);
         Ok((client, identity))
     }
@@ -82,9 +103,15 @@ impl Entry {
     }
 }
 
-/// Checks that `client` may ask for `model`.
-pub fn may_ask_for(client: &Client, model: Option<&str>) -> Result<(), Error> {
-    match client.may_ask_for(model) {
+/// Checks that `client` may ask for `model`. `references`: what a scan has found in the request. If
+/// its duplicate fields disagree, the upstream may read another model than the gateway.
+pub fn may_ask_for(
+    client: &Client,
+    model: Option<&str>,
+    references: References,
+) -> Result<(), Error> {
+    let is_sure = !references.names_two_models || !client.has_models();
+    match is_sure && client.may_ask_for(model) {
         true => Ok(()),
         false => {
             Err(Error::new(ErrorKind::ModelNotAllowed, "This client may not ask for this model."))
@@ -92,15 +119,28 @@ pub fn may_ask_for(client: &Client, model: Option<&str>) -> Result<(), Error> {
     }
 }
 
-fn refuse_credentials(uri: &Uri) -> Result<(), Error> {
-    let mut names = uri.query().unwrap_or_default().split('&').map(name_of);
-    match names.any(|name| CREDENTIALS.iter().any(|one| name.eq_ignore_ascii_case(one))) {
-        true => Err(Error::new(
-            ErrorKind::InvalidApiKey,
-            "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`.",
-        )),
-        false => Ok(()),
+/// Refuses a query that shows a credential, or that an upstream might read in place of what the
+/// rules have read. Other parameters pass, because new clients need new ones.
+fn check_query(uri: &Uri) -> Result<(), Error> {
+    for pair in uri.query().unwrap_or_default().split(['&', ';']) {
+        let name = name_of(pair);
+        // `input[0][id]` and `input.id` are in `input`.
+        let outer = name.split(['[', '.']).next().unwrap_or_default().trim();
+        let is_in = |list: &[&str]| list.iter().any(|one| outer.eq_ignore_ascii_case(one));
+        if is_in(&CREDENTIALS) {
+            return Err(Error::new(
+                ErrorKind::InvalidApiKey,
+                "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`.",
+            ));
+        }
+        if is_in(&OVERRIDES) {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "The URL's query must name neither a method nor a field of the body.",
+            ));
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -110,9 +150,7 @@ mod tests {
     #[test]
     fn credential_in_a_url_is_recognized_by_its_name() {
         let refused = |query: &str| {
-            refuse_credentials(&format!("/v1/responses?{query}").parse().unwrap())
-                .err()
-                .map(|e| e.code())
+            check_query(&format!("/v1/responses?{query}").parse().unwrap()).err().map(|e| e.code())
         };
         for query in [
             "key=x",
@@ -127,12 +165,65 @@ mod tests {
             "a=1&%6Bey=x",
             "subscription-key=x",
             "Subscription%2dKey=x",
+            "a=1;key=x",
+            "key%20=x",
         ] {
             assert_eq!(refused(query), Some("invalid_api_key"), "{query}");
         }
-        for query in ["", "a=key", "monkey=x", "keys=x", "client_version=1&a=token", "key%20=x"] {
+        for query in ["", "a=key", "monkey=x", "keys=x", "client_version=1&a=token"] {
             assert_eq!(refused(query), None, "{query}");
         }
-        assert!(refuse_credentials(&"/v1/responses".parse().unwrap()).is_ok());
+        assert!(check_query(&"/v1/responses".parse().unwrap()).is_ok());
+    }
+
+    /// A server that reads the query like a form would find there what no rule has read.
+    #[test]
+    fn query_names_neither_a_method_nor_a_field_of_the_body() {
+        let code = |query: &str| {
+            let checked = check_query(&format!("/v1/responses/resp_1?{query}").parse().unwrap());
+            checked.err().map(|error| error.code())
+        };
+        for query in [
+            "_method=DELETE",
+            "stream=true&_METHOD=DELETE",
+            "%5Fmethod=DELETE",
+            "X-HTTP-Method-Override=DELETE",
+            "previous_response_id=resp_1",
+            "previous%5Fresponse_id=resp_1",
+            "input[0][id]=msg_1",
+            "input%5B%5D=x",
+            "conversation.id=conv_1",
+            "a=1;model=gpt-5.4",
+        ] {
+            assert_eq!(code(query), Some("invalid_request"), "{query}");
+        }
+        for query in [
+            "include[]=reasoning.encrypted_content",
+            "stream=true&starting_after=7&include_obfuscation=false",
+            "after=msg_1&limit=20&order=asc",
+            "client_version=0.169.0",
+            "api-version=2026-01-01",
+            "methods=x&inputs=y&a=model",
+        ] {
+            assert_eq!(code(query), None, "{query}");
+        }
+    }
+
+    /// Only a client that may not ask for each model is refused two of them.
+    #[test]
+    fn duplicates_of_a_model_agree_where_models_are_limited() {
+        let asks = |client: &Client, body: &str| {
+            let peek = crate::wire::peek::Peek::at(body.as_bytes()).unwrap();
+            may_ask_for(client, peek.model.text(), peek.references).is_ok()
+        };
+        let (alice, bob) = (Client::of_models("alice", &["m"]), Client::unrestricted("bob"));
+        for (body, expected) in [
+            (r#"{"model":"m"}"#, true),
+            (r#"{"model":"m","model":"m"}"#, true),
+            (r#"{"model":"n","model":"m"}"#, false),
+            (r#"{"model":"m","mod\u0065l":"n"}"#, false),
+        ] {
+            assert_eq!((asks(&alice, body), asks(&bob, body)), (expected, true), "{body}");
+        }
     }
 }

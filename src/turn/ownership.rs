@@ -79,12 +79,19 @@ impl Entry {
 
     /// Checks that a turn refers to nothing that could be another client's. Upstreams keep
     /// conversations, and clients make files and vector stores outside the gateway. The gateway
-    /// does not see these ids made, so it cannot tell whose they are.
+    /// does not see these ids made, so it cannot tell whose they are. Duplicate fields that
+    /// disagree are refused, too: the upstream may read another one than the gateway.
     pub fn may_refer(
         &self,
         conversation: Option<&str>,
         references: References,
     ) -> Result<(), Error> {
+        if references.is_ambiguous && self.foreign_ids == ForeignIds::Refuse {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "`previous_response_id` and `conversation` must be given once.",
+            ));
+        }
         match (self.foreign_ids, conversation) {
             (ForeignIds::Pass, _) => Ok(()),
             (ForeignIds::Refuse, Some(id)) => Err(Error::new(

@@ -310,11 +310,43 @@ async fn undecided_doubt_of_an_only_client_counts_at_once() {
     assert_eq!(upstream.0.get(), 2, "the turn goes on to the other key");
 }
 
+/// A turn that a sibling refuses, too, goes no further, and makes no second key suspected. A turn
+/// that a key has served in the meantime shows that the first refusal was its request's.
+#[tokio::test(start_paused = true)]
+async fn undecided_doubt_is_carried_to_no_sibling() {
+    for is_served in [false, true] {
+        let keys = ["a", "b", "c", "d"].map(|id| (id, "o", id));
+        let mut gateway = gateway(&keys);
+        gateway.failover.doubts = doubt::Doubts::that_stay();
+        let loaded = gateway.registry.loaded();
+        let [alice, bob] = ["alice", "bob"].map(Client::unrestricted);
+        let met = Demand { model: "m", ..Demand::of(&alice) };
+        for key in loaded.table.keys() {
+            gateway.failover.corroboration.report_doubt(key, Scope::Key, &met);
+        }
+        sleep(SECOND).await;
+        let (turn, binding, mut budget) = bound(&gateway, &bob).await;
+        let Failover { corroboration, .. } = &gateway.failover;
+        if is_served {
+            corroboration.has_served(&gateway.registry, &binding.key, &met, Instant::now());
+        }
+        let (mut account, upstream) = (self::account(&gateway), Doubtful(0.into()));
+        let case = (&turn.demand, turn.tried.clone(), turn.within);
+        let attempts = Attempts::new(&gateway, &mut account, &upstream, case, &mut budget);
+        let error = attempts.run(Ok(None), Instant::now()).await.err().expect("no key serves");
+        assert_eq!((error.code(), error.retry_after), ("no_key_available", Some(SECOND)));
+        let is_known = |key: &&Arc<Key>| !gateway.registry.conditions.of(key).is_empty();
+        let known = loaded.table.keys().iter().filter(is_known).count();
+        let expected = if is_served { (1, 0) } else { (2, 1) };
+        assert_eq!((upstream.0.get(), known), expected, "{is_served}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn doubt_that_no_probe_decides_stays_with_its_turn() {
     let mut gateway = gateway(&[("a", "o", "p"), ("b", "o", "q"), ("c", "r", "s")]);
     gateway.failover.doubts = doubt::Doubts::that_stay();
-    for (name, most) in [("alice", 1), ("alice", 1), ("bob", 3)] {
+    for (name, most) in [("alice", 1), ("alice", 1), ("bob", 2)] {
         let client = Client::unrestricted(name);
         let (turn, _, mut budget) = bound(&gateway, &client).await;
         let (mut account, upstream) = (self::account(&gateway), Doubtful(0.into()));

@@ -1,5 +1,5 @@
-//! Remembers which sessions were told to wait for a limited key on a WebSocket. There the client
-//! waits, so only its next turn shows that the wait was in vain.
+//! Remembers which sessions were told to wait for a limited key, on a WebSocket or by the end of a
+//! stream. There the client waits, so only its next turn shows that the wait was in vain.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,48 +14,65 @@ use crate::session::SessionId;
 
 /// Time after a wait's end in which the client's next turn still belongs to that wait.
 const MEMORY: Duration = Duration::from_secs(60);
-/// Most waits that are remembered.
+/// Most sessions whose waits are remembered, and most waits of each.
 const MOST: usize = 10_000;
+const MOST_OF_ONE: usize = 8;
+
+/// The waits of one session: what was limited, and until when.
+type Waits = Vec<(Subject, Instant)>;
 
 #[derive(Default)]
-pub struct ClientWaits(Mutex<HashMap<SessionId, (Subject, Instant)>>);
+pub struct ClientWaits(Mutex<HashMap<SessionId, Waits>>);
 
 impl ClientWaits {
-    /// Notes that a turn of `session`, which began at `began`, met a limit of `key` for `wait`.
-    /// Returns true if the session has already waited for that limit, so in vain.
+    /// Notes that a turn of `session` met a limit of `key` for `wait`. Returns true if the session
+    /// has already waited for that limit, so in vain. `sent`: when the turn was sent to the key.
+    /// `None`: the limit was stated for no turn, so that nobody has waited for it.
     pub fn limited(
         &self,
         session: &SessionId,
         (key, asked): (&Key, ModelUse<'_>),
-        began: Instant,
+        sent: Option<Instant>,
         wait: Duration,
     ) -> bool {
-        let (subject, until) = (Subject::of_use(key, asked), Instant::now() + wait);
-        let mut waits = self.lock();
-        let known = waits.get(session).filter(|(of, end)| *of == subject && *end + MEMORY > began);
-        let is_in_vain = known.is_some_and(|(_, end)| *end <= began);
-        // Turns that do not wait do not prolong the wait.
-        if known.is_none() || is_in_vain {
-            if waits.len() >= MOST {
-                let now = Instant::now();
-                waits.retain(|_, (_, end)| *end + MEMORY > now);
+        let (subject, now) = (Subject::of_use(key, asked), Instant::now());
+        let mut all = self.lock();
+        if all.len() >= MOST && !all.contains_key(session) {
+            all.retain(|_, waits| waits.iter().any(|(_, end)| *end + MEMORY > now));
+            if all.len() >= MOST {
+                return false;
             }
-            if waits.len() < MOST || waits.contains_key(session) {
-                waits.insert(session.clone(), (subject, until));
-            }
+        }
+        let waits = all.entry(session.clone()).or_default();
+        waits.retain(|(_, end)| *end + MEMORY > sent.unwrap_or(now));
+        let known = waits.iter().position(|(of, _)| *of == subject);
+        let is_in_vain = known.zip(sent).is_some_and(|(at, sent)| waits[at].1 <= sent);
+        match known {
+            Some(at) if is_in_vain => waits[at].1 = now + wait,
+            // Turns that do not wait do not prolong the wait.
+            Some(_) => {}
+            None if waits.len() < MOST_OF_ONE => waits.push((subject, now + wait)),
+            None => {}
         }
         is_in_vain
     }
 
-    /// A turn of `session` is served, so that its waits are over.
-    pub fn served(&self, session: &SessionId) {
-        let mut waits = self.lock();
-        if !waits.is_empty() {
-            waits.remove(session);
+    /// `key` has served a turn of `session`. If that turn was `sent` after the wait for the key's
+    /// limit, the wait is over.
+    pub fn served(&self, session: &SessionId, (key, asked): (&Key, ModelUse<'_>), sent: Instant) {
+        let mut all = self.lock();
+        if all.is_empty() {
+            return;
+        }
+        let Some(waits) = all.get_mut(session) else { return };
+        let subject = Subject::of_use(key, asked);
+        waits.retain(|(of, end)| *of != subject || *end > sent);
+        if waits.is_empty() {
+            all.remove(session);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, (Subject, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Waits>> {
         // No code can panic while it has the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -75,23 +92,76 @@ mod tests {
         let (_, binding, _) = bound(&gateway, &Client::unrestricted("alice")).await;
         let session = binding.session.clone().expect("the turn has a session");
         let (waits, start) = (ClientWaits::default(), Instant::now());
-        let meets = |model: &'static str, began| {
-            waits.limited(&session, (&binding.key, model.into()), began, 2 * SECOND)
-        };
+        let use_of = |model: &'static str| (&*binding.key, ModelUse::from(model));
+        let meets = |model, sent| waits.limited(&session, use_of(model), Some(sent), 2 * SECOND);
         assert!(!meets("m", start), "the first");
         tokio::time::advance(SECOND).await;
         assert!(!meets("m", start + SECOND), "it did not wait");
         tokio::time::advance(SECOND).await;
-        assert!(!meets("m", start), "it began before the limit was known");
+        assert!(!meets("m", start), "it was sent before the limit was known");
+        assert!(!waits.limited(&session, use_of("m"), None, 2 * SECOND), "it is of no turn");
         assert!(meets("m", start + 2 * SECOND), "a turn that did not wait prolongs nothing");
         tokio::time::advance(2 * SECOND).await;
         assert!(meets("m", Instant::now()), "again and again");
-        tokio::time::advance(2 * SECOND).await;
         assert!(!meets("n", Instant::now()), "another model");
-        waits.served(&session);
         tokio::time::advance(2 * SECOND).await;
-        assert!(!meets("n", Instant::now()), "it has been served since");
+        assert!(meets("n", Instant::now()), "a wait of its own");
+        assert!(meets("m", Instant::now()), "which does not end the other");
         tokio::time::advance(2 * SECOND + MEMORY).await;
-        assert!(!meets("n", Instant::now()), "too late to belong to that wait");
+        assert!(!meets("m", Instant::now()), "too late to belong to that wait");
+    }
+
+    /// A service ends the wait for what has served, and only if it came after the wait.
+    #[tokio::test(start_paused = true)]
+    async fn wait_ends_with_a_service_after_it() {
+        let gateway = gateway(&[("a", "o", "p"), ("b", "o", "q")]);
+        let (_, binding, _) = bound(&gateway, &Client::unrestricted("alice")).await;
+        let session = binding.session.clone().expect("the turn has a session");
+        let loaded = gateway.registry.loaded();
+        let is_other = |key: &&std::sync::Arc<Key>| key.tag != binding.key.tag;
+        let other = loaded.table.keys().iter().find(is_other).expect("two keys");
+        let began = Instant::now();
+        for (by, model, sent, ends) in [
+            (&binding.key, "m", began, false),
+            (&binding.key, "n", began + 2 * SECOND, false),
+            (other, "m", began + 2 * SECOND, false),
+            (&binding.key, "m", began + 2 * SECOND, true),
+        ] {
+            let waits = ClientWaits::default();
+            let limited =
+                |sent| waits.limited(&session, (&binding.key, "m".into()), Some(sent), 2 * SECOND);
+            assert!(!limited(Instant::now()));
+            let late = Instant::now() + 2 * SECOND;
+            let since = sent + (Instant::now() - began);
+            waits.served(&session, (by, model.into()), since);
+            tokio::time::advance(2 * SECOND).await;
+            assert_eq!(limited(late), !ends, "{} {model} {:?}", by.id, sent - began);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_are_limited_in_number() {
+        let gateway = gateway(&[("a", "o", "p")]);
+        let (_, binding, _) = bound(&gateway, &Client::unrestricted("alice")).await;
+        let session = |number: usize| {
+            SessionId::parse(&format!("{number:0>22}")).expect("an id of that length")
+        };
+        let waits = ClientWaits::default();
+        let meets = |number: usize, model: &str| {
+            let case = (&*binding.key, ModelUse::from(model));
+            waits.limited(&session(number), case, Some(Instant::now()), SECOND)
+        };
+        for number in 0..=MOST {
+            meets(number, "m");
+        }
+        for number in 0..=MOST_OF_ONE {
+            meets(0, &number.to_string());
+        }
+        let known = |number| waits.lock().get(&session(number)).map_or(0, Vec::len);
+        assert_eq!((known(0), known(MOST - 1), known(MOST)), (MOST_OF_ONE, 1, 0));
+        tokio::time::advance(SECOND + MEMORY).await;
+        meets(MOST, "m");
+        let all = waits.lock().len();
+        assert_eq!((all, known(MOST)), (1, 1), "old ones make room");
     }
 }

@@ -17,7 +17,9 @@ use crate::key::{Key, Tag};
 use crate::limit::{chance, jittered};
 use crate::metrics::{Decision, Reason};
 use crate::session::SessionId;
+use crate::turn::account::Account;
 use crate::turn::{Ask, Attempts, Gateway};
+use crate::usage::tap::Reading;
 
 /// Most turns that wait for one key on this replica.
 const WAITERS: usize = 64;
@@ -129,19 +131,40 @@ impl<A: Ask> Attempts<'_, A> {
 }
 
 impl Gateway {
-    /// Handles a limit that a turn met which began at `began`, and for which the client waits. If
-    /// the session has already waited for it, free siblings of the same cache serve.
+    /// Handles a limit that a turn met which was `sent` to `key` then, and for which the client
+    /// waits. If the session has already waited for it, free siblings of the same cache serve.
+    /// `None`: the limit was stated for no turn.
     pub(super) fn limit_for_client(
         &self,
         (session, key): (Option<&SessionId>, &Key),
         asked: ModelUse<'_>,
-        (began, wait): (Instant, Duration),
+        (sent, wait): (Option<Instant>, Duration),
     ) {
         self.registry.limit(key, asked, wait);
         let waits = &self.failover.client_waits;
-        if session.is_some_and(|session| waits.limited(session, (key, asked), began, wait)) {
+        if session.is_some_and(|session| waits.limited(session, (key, asked), sent, wait)) {
             self.registry.strain(key, asked);
         }
+    }
+
+    /// Takes what the end of an answer of `key` says about the key: a failure that it states means
+    /// what the same error means over HTTP. Returns true if the key is limited.
+    pub(super) fn observe_end(&self, account: &Account, key: &Key, reading: &Reading) -> bool {
+        let (asked, sent) = (account.asked_model(), account.sent());
+        let session = account.session();
+        let Some(failure) = &reading.failure else {
+            if let Some(session) = session.filter(|_| account.is_served_by(reading)) {
+                self.failover.client_waits.served(session, (key, asked), sent);
+            }
+            return false;
+        };
+        let Some(wait) = self.registry.observe_failure(key, asked, failure) else { return false };
+        self.limit_for_client((session, key), asked, (Some(sent), wait));
+        if account.has_waited_for(key) {
+            // The turn itself has waited.
+            self.registry.strain(key, asked);
+        }
+        true
     }
 }
 

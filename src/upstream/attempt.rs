@@ -3,12 +3,10 @@
 //!
 //! Only a failed connection is retried, because the upstream has seen nothing of the turn.
 
-use std::borrow::Cow;
-use std::io::Read;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use flate2::bufread::MultiGzDecoder;
 use h2::Reason;
 use http::StatusCode;
 use http::header::{
@@ -23,14 +21,17 @@ use crate::outcome::{Answer, Outcome, Refusal};
 use crate::process::lacks_descriptors;
 use crate::upstream::framing::is_framed_once;
 use crate::upstream::request::{Content, Request};
-use crate::wire::decoder::Coding;
+use crate::wire::decoder::{Coding, Decoder};
 use crate::wire::error_body::ErrorBody;
+use crate::wire::event::is_stream;
 
 /// Maximum bytes of an error answer that are read for its meaning. Real ones are a few hundred
 /// bytes.
 const ERROR_BODY: usize = 64 * 1024;
 /// Maximum time for an error answer's body.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
+/// Why an answer is broken that cannot be decoded.
+const UNREADABLE: &str = "it cannot be decoded by its content-encoding";
 
 /// Sends the turn with `key` once. The turn's `x-codex-turn-state` is left out if another key has
 /// issued it (`has_foreign_state`).
@@ -157,27 +158,37 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
         && !headers.contains_key(SEC_WEBSOCKET_PROTOCOL)
 }
 
-/// Reads as much of an answer as its meaning needs. An answer in a coding that the gateway cannot
-/// read is broken: upstreams are asked for no such coding, and nothing passes unread.
+/// Reads as much of an answer as its meaning needs. An answer that the gateway cannot decode is
+/// broken: its client could not decode it either, and nothing passes unread. Upstreams are asked
+/// for no coding that the gateway lacks.
 pub async fn read(mut response: reqwest::Response) -> Outcome {
-    if Coding::of(response.headers()) == Coding::Unknown {
+    let coding = Coding::of(response.headers());
+    if coding == Coding::Unknown {
         return Outcome::Broken("its content-encoding is none that the gateway can read".into());
     }
+    let is_encoded = coding != Coding::Plain;
     let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
-    let mut rest = AnswerBody::from(response);
-    let mut answer = Answer { status, headers, head: Bytes::new(), rest: None, upgrade: None };
-    if !has_meaning(answer.status) {
-        answer.rest = Some(rest);
-        return Outcome::Answered(answer);
+    let rest = AnswerBody::from(response);
+    let rest = if is_encoded { rest.in_pieces() } else { rest };
+    let answer = Answer { status, headers, head: Bytes::new(), rest: None, upgrade: None };
+    let is_error = status.is_client_error() || status.is_server_error();
+    match () {
+        () if has_meaning(status) || is_encoded && is_error => read_error(answer, rest).await,
+        // Its first bytes tell whether it can be decoded at all. A stream's head does not wait.
+        () if is_encoded && !is_stream(&answer.headers) => read_first(answer, rest).await,
+        () => Outcome::Answered(Answer { rest: Some(rest), ..answer }),
     }
+}
+
+/// Reads an error answer as far as its meaning needs.
+async fn read_error(mut answer: Answer, mut rest: AnswerBody) -> Outcome {
     let mut head = Vec::new();
     let whole = async {
         while head.len() < ERROR_BODY {
             match rest.chunk().await {
                 Ok(Some(data)) => head.extend_from_slice(&data),
                 Ok(None) => return Ok(true),
-                Err(CutAnswer::Failed(error)) => return Err(causes(&error)),
-                Err(error) => return Err(error.to_string()),
+                Err(cut) => return Err(why_cut(cut)),
             }
         }
         Ok(false)
@@ -188,10 +199,37 @@ pub async fn read(mut response: reqwest::Response) -> Outcome {
         Ok(Err(cause)) => return Outcome::Broken(cause),
         Err(_) => false,
     };
-    let error = ErrorBody::parse(&decoded(&answer.headers, &head));
+    let Some(text) = decoded(&answer.headers, &head, is_whole) else {
+        return Outcome::Broken(UNREADABLE.into());
+    };
     answer.head = head.into();
     answer.rest = (!is_whole).then_some(rest);
-    Outcome::Refused(Refusal { answer, error })
+    if !has_meaning(answer.status) {
+        return Outcome::Answered(answer);
+    }
+    Outcome::Refused(Refusal { error: ErrorBody::parse(&text), answer })
+}
+
+/// Reads the first bytes of an encoded document. If they are late, they are checked as they pass.
+async fn read_first(answer: Answer, mut rest: AnswerBody) -> Outcome {
+    match tokio::time::timeout(ERROR_BODY_TIME, rest.chunk()).await {
+        Ok(Ok(Some(first))) => {
+            if decoded(&answer.headers, &first, false).is_none() {
+                return Outcome::Broken(UNREADABLE.into());
+            }
+            rest.take_back(first);
+        }
+        Ok(Err(cut)) => return Outcome::Broken(why_cut(cut)),
+        Ok(Ok(None)) | Err(_) => {}
+    }
+    Outcome::Answered(Answer { rest: Some(rest), ..answer })
+}
+
+fn why_cut(cut: CutAnswer) -> String {
+    match cut {
+        CutAnswer::Failed(error) => causes(&error),
+        cut => cut.to_string(),
+    }
 }
 
 /// Whether the meaning of an answer for the key, the session or the next attempt is in its body.
@@ -210,19 +248,31 @@ fn has_meaning(status: StatusCode) -> bool {
     )
 }
 
-/// An error body as text, decoded for reading only. Decoding is bounded like the body, and bytes
-/// beyond the bound are ignored.
-fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
-    let mut text = Vec::new();
-    let read = match Coding::of(headers) {
-        Coding::Gzip => MultiGzDecoder::new(body).take(ERROR_BODY as u64).read_to_end(&mut text),
-        Coding::Zstd => zstd::stream::read::Decoder::with_buffer(body)
-            .and_then(|decoder| decoder.take(ERROR_BODY as u64).read_to_end(&mut text)),
-        Coding::Plain | Coding::Unknown => return Cow::Borrowed(body),
-    };
-    // The part that was read before an error may be complete.
-    let _ = read;
-    Cow::Owned(text)
+/// The beginning of a body as text, decoded for reading only. `None`: the bytes are not in their
+/// coding, unfold too far, or end before their coding does (`is_whole`).
+fn decoded(headers: &HeaderMap, body: &[u8], is_whole: bool) -> Option<Vec<u8>> {
+    let mut decoder = Decoder::new(headers, Beginning::default());
+    decoder.observe(body);
+    if is_whole {
+        decoder.end();
+    }
+    decoder.reader_mut().map(|beginning| std::mem::take(&mut beginning.0))
+}
+
+/// Keeps the first [`ERROR_BODY`] bytes of a text.
+#[derive(Default)]
+struct Beginning(Vec<u8>);
+
+impl Write for Beginning {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = ERROR_BODY - self.0.len();
+        self.0.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether a connection could not be opened for lack of descriptors. The upstream has no part in

@@ -2,8 +2,8 @@
 //!
 //! Towards the upstream, every header passes except those of the hop. These are credentials for
 //! this gateway, headers of one connection, balancers' headers about the client, and headers that
-//! name another organization. Unknown headers pass, because new clients need new headers. Towards
-//! the client, only listed headers pass, so that no upstream credential leaves.
+//! name another organization, method or address. Unknown headers pass, because new clients need new
+//! headers. Towards the client, only listed headers pass, so that no upstream credential leaves.
 
 use std::borrow::Cow;
 
@@ -64,6 +64,20 @@ const IDENTITY: [&str; 13] = [
 const FORWARDED: [&str; 6] =
     ["forwarded", "via", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip"];
 
+/// Headers in which some servers look for another method or address than those of the request,
+/// which no rule has seen.
+const OVERRIDES: [&str; 9] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-method",
+    "x-original-uri",
+    "x-original-url",
+    "x-override-url",
+    "x-rewrite-uri",
+    "x-rewrite-url",
+];
+
 const STRIPPED_PREFIXES: [&str; 3] = ["sec-websocket-", "x-forwarded-", "x-warmkey-"];
 
 /// Headers of an answer that may pass to the client.
@@ -119,6 +133,7 @@ pub fn outgoing(client: &HeaderMap, foreign_state: bool) -> HeaderMap {
             || HOP_BY_HOP.contains(&text)
             || IDENTITY.contains(&text)
             || FORWARDED.contains(&text)
+            || OVERRIDES.contains(&text)
             || STRIPPED_PREFIXES.iter().any(|prefix| text.starts_with(prefix))
             || nominated.iter().any(|name| hyphenated(name).eq_ignore_ascii_case(text))
             || (foreign_state && text == TURN_STATE);

@@ -59,6 +59,8 @@ pub struct Record {
     pub malformed: u64,
     /// The answer held the secret of its key.
     pub has_leaked: bool,
+    /// The answer could not be decoded, and was cut for that.
+    pub is_unreadable: bool,
     /// How the upstream itself said that its answer ended.
     pub terminal: Option<Terminal>,
     /// `None`: the upstream stated no usage, which is not the same as zero.
@@ -129,6 +131,7 @@ impl Record {
             refusal: None,
             malformed: 0,
             has_leaked: false,
+            is_unreadable: false,
             terminal: None,
             usage,
             warmth: Warmth::default(),
@@ -159,6 +162,6 @@ impl Record {
     /// Whether the upstream answered without the usage that an answer carries.
     pub fn lacks_usage(&self) -> bool {
         let is_answered = matches!(self.ending, Ending::Completed | Ending::Incomplete);
-        is_answered && self.service.is_some() && self.usage.is_none()
+        (is_answered || self.is_unreadable) && self.service.is_some() && self.usage.is_none()
     }
 }

@@ -66,6 +66,22 @@ impl Tap {
         }
     }
 
+    /// Notes that the body has come to its end.
+    pub fn end(&mut self) {
+        match self {
+            Self::Responses(decoder) => decoder.end(),
+            Self::Chat(decoder) => decoder.end(),
+        }
+    }
+
+    /// Whether the answer cannot be decoded, so that nothing more of it may pass.
+    pub const fn is_blind(&self) -> bool {
+        match self {
+            Self::Responses(decoder) => decoder.is_blind(),
+            Self::Chat(decoder) => decoder.is_blind(),
+        }
+    }
+
     /// Whether the upstream has sent its terminal event.
     pub fn is_over(&self) -> bool {
         match self {
@@ -82,10 +98,8 @@ impl Tap {
             Self::Responses(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
             Self::Chat(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
         };
-        // An answer that cannot be read is judged by its status.
-        let blind =
-            || Reading { terminal: ended.then_some(Terminal::Completed), ..Reading::default() };
-        read.unwrap_or_else(blind)
+        // An answer that cannot be read has no end, and no usage.
+        read.unwrap_or_default()
     }
 }
 

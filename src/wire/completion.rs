@@ -14,6 +14,8 @@ pub struct ChatEnd {
     /// Why a choice ended.
     pub terminal: Option<Terminal>,
     pub usage: Option<Usage>,
+    /// A usage is stated, readable or not.
+    pub states_usage: bool,
 }
 
 #[derive(Deserialize)]
@@ -35,7 +37,9 @@ impl ChatEnd {
             }
             _ => Some(Terminal::Completed),
         });
-        Self { terminal, usage: usage(text) }
+        let [stated] = fields(text, ["usage"]).unwrap_or_default();
+        let states_usage = stated.is_some_and(|raw| raw != b"null");
+        Self { terminal, usage: usage(text), states_usage }
     }
 }
 
@@ -103,8 +107,8 @@ mod tests {
 
     fn usage(stated: &str) -> Option<Usage> {
         let text = format!(r#"{{"choices":[{{"finish_reason":"stop"}}],"usage":{stated}}}"#);
-        let ChatEnd { terminal, usage } = ChatEnd::of(text.as_bytes());
-        assert_eq!(terminal, Some(Terminal::Completed), "{stated}");
+        let ChatEnd { terminal, usage, states_usage } = ChatEnd::of(text.as_bytes());
+        assert_eq!((terminal, states_usage), (Some(Terminal::Completed), true), "{stated}");
         usage
     }
 

@@ -1,19 +1,23 @@
 //! Decodes a copy of an answer's bytes for a reader. The answer itself is never decoded.
 //!
-//! A few bytes may decode to gigabytes. Beyond a limit of memory or time the rest of an answer is
-//! not read: it passes, and its content is unknown.
+//! A few bytes may decode to gigabytes. An answer beyond a limit of memory or time is as unreadable
+//! as one that is not in its coding, and does not pass on.
 
 use std::io::{self, Write};
 
 use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
+use zstd::stream::raw::{self, DParameter};
+use zstd::stream::zio;
 
 /// An answer may decode to this many times its size, and to `ANY_RATIO` bytes at least.
 const RATIO: usize = 200;
 const ANY_RATIO: usize = 1024 * 1024;
-/// Most bytes that one chunk may decode to, because other turns wait meanwhile.
-const CHUNK: usize = 4 * 1024 * 1024;
+/// The largest piece that is decoded at once, and most bytes that it may decode to, because other
+/// turns wait meanwhile.
+pub const PIECE: usize = 16 * 1024;
+const UNFOLDED: usize = 4 * 1024 * 1024;
 /// Logarithm of the largest window of a zstd answer: 8 MiB (RFC 9659, section 3).
 const WINDOW: u32 = 23;
 
@@ -52,9 +56,8 @@ impl Coding {
 pub enum Decoder<R: Write> {
     Plain(R),
     Gzip(Box<MultiGzDecoder<Bounded<R>>>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, Bounded<R>>>),
-    /// The encoding is unsupported, the bytes are invalid, or they decode to too much. The answer
-    /// passes, but its content stays unknown.
+    Zstd(Box<zio::Writer<Bounded<R>, raw::Decoder<'static>>>),
+    /// The encoding is unsupported, the bytes are invalid, or they decode to too much.
     Blind,
 }
 
@@ -63,27 +66,28 @@ pub struct Bounded<R> {
     reader: R,
     /// Bytes that the whole answer may still decode to.
     left: usize,
-    /// Bytes that the current chunk may still decode to.
-    of_chunk: usize,
+    /// Bytes that the current piece may still decode to.
+    of_piece: usize,
+    has_begun: bool,
 }
 
 impl<R> Bounded<R> {
     const fn new(reader: R) -> Self {
-        Self { reader, left: ANY_RATIO, of_chunk: 0 }
+        Self { reader, left: ANY_RATIO, of_piece: 0, has_begun: false }
     }
 
-    /// Allows for one more chunk of this length.
-    const fn begin(&mut self, chunk: usize) {
-        self.left = self.left.saturating_add(chunk.saturating_mul(RATIO));
-        self.of_chunk = CHUNK;
+    /// Allows for one more piece of this length.
+    const fn begin(&mut self, piece: usize) {
+        self.left = self.left.saturating_add(piece.saturating_mul(RATIO));
+        (self.of_piece, self.has_begun) = (UNFOLDED, true);
     }
 }
 
 impl<R: Write> Write for Bounded<R> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let limits = self.left.checked_sub(bytes.len()).zip(self.of_chunk.checked_sub(bytes.len()));
-        let (left, of_chunk) = limits.ok_or(io::ErrorKind::QuotaExceeded)?;
-        (self.left, self.of_chunk) = (left, of_chunk);
+        let limits = self.left.checked_sub(bytes.len()).zip(self.of_piece.checked_sub(bytes.len()));
+        let (left, of_piece) = limits.ok_or(io::ErrorKind::QuotaExceeded)?;
+        (self.left, self.of_piece) = (left, of_piece);
         self.reader.write_all(bytes)?;
         Ok(bytes.len())
     }
@@ -98,26 +102,47 @@ impl<R: Write> Decoder<R> {
         match Coding::of(headers) {
             Coding::Plain => Self::Plain(reader),
             Coding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(Bounded::new(reader)))),
-            Coding::Zstd => zstd::stream::write::Decoder::new(Bounded::new(reader))
-                .and_then(|mut decoder| decoder.window_log_max(WINDOW).map(|()| decoder))
-                .map_or(Self::Blind, |decoder| Self::Zstd(Box::new(decoder))),
+            Coding::Zstd => raw::Decoder::new()
+                .and_then(|mut decoder| {
+                    decoder.set_parameter(DParameter::WindowLogMax(WINDOW))?;
+                    Ok(zio::Writer::new(Bounded::new(reader), decoder))
+                })
+                .map_or(Self::Blind, |writer| Self::Zstd(Box::new(writer))),
             Coding::Unknown => Self::Blind,
         }
     }
 
     pub fn observe(&mut self, chunk: &[u8]) {
-        match self {
-            Self::Gzip(decoder) => decoder.get_mut().begin(chunk.len()),
-            Self::Zstd(decoder) => decoder.get_mut().begin(chunk.len()),
-            Self::Plain(_) | Self::Blind => {}
-        }
         let result = match self {
             Self::Plain(reader) => reader.write_all(chunk),
-            Self::Gzip(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
-            Self::Zstd(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
+            Self::Gzip(decoder) => chunk.chunks(PIECE).try_for_each(|piece| {
+                decoder.get_mut().begin(piece.len());
+                decoder.write_all(piece).and_then(|()| decoder.flush())
+            }),
+            Self::Zstd(decoder) => chunk.chunks(PIECE).try_for_each(|piece| {
+                decoder.writer_mut().begin(piece.len());
+                decoder.write_all(piece).and_then(|()| decoder.flush())
+            }),
             Self::Blind => Ok(()),
         };
         if result.is_err() {
+            *self = Self::Blind;
+        }
+    }
+
+    /// Whether the answer cannot be read any further.
+    pub const fn is_blind(&self) -> bool {
+        matches!(self, Self::Blind)
+    }
+
+    /// Notes the end of the answer. An answer whose coding goes on is not whole, and unreadable.
+    pub fn end(&mut self) {
+        let is_whole = match self {
+            Self::Plain(_) | Self::Blind => return,
+            Self::Gzip(decoder) => !decoder.get_ref().has_begun || decoder.try_finish().is_ok(),
+            Self::Zstd(decoder) => !decoder.writer().has_begun || decoder.finish().is_ok(),
+        };
+        if !is_whole {
             *self = Self::Blind;
         }
     }
@@ -127,7 +152,7 @@ impl<R: Write> Decoder<R> {
         match self {
             Self::Plain(reader) => Some(reader),
             Self::Gzip(decoder) => Some(&decoder.get_ref().reader),
-            Self::Zstd(decoder) => Some(&decoder.get_ref().reader),
+            Self::Zstd(decoder) => Some(&decoder.writer().reader),
             Self::Blind => None,
         }
     }
@@ -136,7 +161,7 @@ impl<R: Write> Decoder<R> {
         match self {
             Self::Plain(reader) => Some(reader),
             Self::Gzip(decoder) => Some(&mut decoder.get_mut().reader),
-            Self::Zstd(decoder) => Some(&mut decoder.get_mut().reader),
+            Self::Zstd(decoder) => Some(&mut decoder.writer_mut().reader),
             Self::Blind => None,
         }
     }
@@ -188,14 +213,39 @@ mod tests {
             for size in [1, 100, bomb.len()] {
                 assert_eq!(decoded(coding, &bomb, size), None, "{coding} {size}");
             }
-            // Within the ratio, but all at once.
+            // Within the ratio, and more than one piece may decode to.
             let noise: Vec<u8> =
-                (0..CHUNK as u32 / 2).flat_map(|n| (n / 8).to_be_bytes()).collect();
+                (0..UNFOLDED as u32 / 2).flat_map(|n| (n / 8).to_be_bytes()).collect();
             let folded = encoded(coding, &noise);
-            assert!(noise.len() / folded.len() < RATIO && noise.len() > CHUNK);
-            assert_eq!(decoded(coding, &folded, 4 << 10), Some(noise.len()), "{coding}");
-            assert_eq!(decoded(coding, &folded, folded.len()), None, "{coding}");
+            assert!(noise.len() / folded.len() < RATIO && noise.len() > UNFOLDED);
+            for size in [4 << 10, folded.len()] {
+                assert_eq!(decoded(coding, &folded, size), Some(noise.len()), "{coding}");
+            }
         }
+    }
+
+    #[test]
+    fn answer_is_whole_only_if_its_coding_is() {
+        let ended = |coding: &'static str, bytes: &[u8]| {
+            let headers =
+                HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
+            let mut decoder = Decoder::new(&headers, Count::default());
+            decoder.observe(bytes);
+            assert!(!decoder.is_blind(), "{coding}: what has come can be read");
+            decoder.end();
+            decoder.reader().map(|count| count.0)
+        };
+        for coding in ["gzip", "zstd"] {
+            let whole = encoded(coding, b"a text that is worth it");
+            assert_eq!(ended(coding, &whole), Some(23), "{coding}");
+            let twice = [&whole[..], &whole].concat();
+            assert_eq!(ended(coding, &twice), Some(46), "{coding}: several members or frames");
+            assert_eq!(ended(coding, b""), Some(0), "{coding}: nothing has no coding");
+            for length in 1..whole.len() {
+                assert_eq!(ended(coding, &whole[..length]), None, "{coding}: {length} bytes");
+            }
+        }
+        assert_eq!(ended("identity", b"any"), Some(3));
     }
 
     #[test]

@@ -9,21 +9,30 @@ use std::collections::BTreeSet;
 use memchr::memmem;
 
 use crate::wire::event::first_type;
-use crate::wire::peek::{Field, fields, inner};
+use crate::wire::peek::{Field, each, fields, inner};
 use crate::wire::quotes::unescaped;
-use crate::wire::references::References;
+use crate::wire::references::{ItemFields, References};
 use crate::wire::scan::{NotJson, Scanner};
 
 /// Most different items of one request or answer.
 pub const MOST: usize = 4096;
 
-/// The ids of the stored items that `input`, a request's input, refers to. An id that cannot be
-/// read is an empty one, which no upstream ever issued. So is one beyond [`MOST`].
-pub fn referred(input: &[u8]) -> Vec<String> {
+/// The ids of the stored items that `body` refers to. `references`: what a scan has found in it.
+/// An id that cannot be read is an empty one, which no upstream ever issued. So is one beyond
+/// [`MOST`].
+pub fn referred_in(body: &[u8], references: References) -> Vec<String> {
+    // Few bodies refer to any, and no other body is read once more.
+    let inputs = references.name_items.then(|| each(body, "input").unwrap_or_default());
+    referred(&inputs.unwrap_or_default())
+}
+
+/// The ids of the stored items in these inputs. Of duplicate inputs each counts, because upstreams
+/// differ in which one they read.
+pub fn referred(inputs: &[&[u8]]) -> Vec<String> {
     let mut ids = BTreeSet::new();
-    for item in elements(input) {
+    for item in inputs.iter().flat_map(|input| elements(input)) {
         if let Ok(found) = Item::read(item)
-            && found.is_reference()
+            && found.fields.may_be_stored()
         {
             ids.extend(found.ids);
         }
@@ -32,13 +41,6 @@ pub fn referred(input: &[u8]) -> Vec<String> {
         }
     }
     ids.into_iter().collect()
-}
-
-/// The ids of the stored items that `body` refers to. `references`: what a scan has found in it.
-pub fn referred_in(body: &[u8], references: References) -> Vec<String> {
-    // Few bodies refer to any, and no other body is read once more.
-    let input = references.name_items.then(|| fields(body, ["input"]).ok()).flatten();
-    input.and_then(|[input]| input.map(referred)).unwrap_or_default()
 }
 
 /// The ids of the items in `document`, a response. `None`: the document is not whole, or no JSON.
@@ -80,37 +82,11 @@ fn elements(list: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// What an upstream might read in an item. Of duplicate fields, each counts.
+/// The ids of an item, and what tells whether it stands for a stored one.
 #[derive(Default)]
 struct Item {
     ids: Vec<String>,
-    names_reference: bool,
-    names_image: bool,
-    names_reasoning: bool,
-    kind: Stated,
-    role: Stated,
-    result: Stated,
-    sealed: Stated,
-}
-
-/// Whether an item states a field.
-#[derive(Default)]
-struct Stated {
-    once: bool,
-    /// A field of the name is null, empty or no text.
-    is_void: bool,
-}
-
-impl Stated {
-    fn note(&mut self, value: &[u8]) {
-        let is_text = value.len() > 2 && value.starts_with(b"\"");
-        self.once |= is_text;
-        self.is_void |= !is_text;
-    }
-
-    const fn may_be_absent(&self) -> bool {
-        !self.once || self.is_void
-    }
+    fields: ItemFields,
 }
 
 impl Item {
@@ -122,43 +98,15 @@ impl Item {
         loop {
             let name = unescaped(scanner.string()?);
             scanner.expect(b':')?;
-            found.note(&name, scanner.value()?);
+            let value = scanner.value()?;
+            found.fields.record(&name, value);
+            if *name == *b"id" {
+                found.ids.extend(Field::of(Some(value)).id().map(str::to_owned));
+            }
             if !scanner.take(b',') {
                 return Ok(found);
             }
         }
-    }
-
-    fn note(&mut self, name: &[u8], value: &[u8]) {
-        match name {
-            b"id" => self.ids.extend(Field::of(Some(value)).id().map(str::to_owned)),
-            b"type" => {
-                self.kind.note(value);
-                match Field::of(Some(value)) {
-                    Field::Text(kind) => {
-                        self.names_reference |= kind == "item_reference";
-                        self.names_image |= kind == "image_generation_call";
-                        self.names_reasoning |= kind == "reasoning";
-                    }
-                    // An upstream might read it in its own way.
-                    Field::Malformed => self.names_reference = true,
-                    Field::Absent => {}
-                }
-            }
-            b"role" => self.role.note(value),
-            b"result" => self.result.note(value),
-            b"encrypted_content" => self.sealed.note(value),
-            _ => {}
-        }
-    }
-
-    /// Whether the item may stand for a stored one. Without a type, an item with a role is a
-    /// message. OpenAI looks for a reasoning without its content among the stored ones.
-    const fn is_reference(&self) -> bool {
-        self.names_reference
-            || self.names_image && self.result.may_be_absent()
-            || self.names_reasoning && self.sealed.may_be_absent()
-            || self.kind.may_be_absent() && self.role.may_be_absent()
     }
 }
 
@@ -198,21 +146,28 @@ mod tests {
             ("[{}, 7, null]", &[]),
             (r#"{"type":"item_reference","id":"msg_1"}"#, &[]),
         ] {
-            assert_eq!(referred(input.as_bytes()), expected, "{input}");
+            assert_eq!(referred(&[input.as_bytes()]), expected, "{input}");
         }
         let body = br#"{"input":[{"id":"a"}],"in\u0070ut":[{"id":"b"}],"model":"m"}"#;
         let naming = Peek::at(body).unwrap().references;
-        assert_eq!(referred_in(body, naming), ["b"], "the last duplicate wins");
+        assert_eq!(referred_in(body, naming), ["a", "b"], "each duplicate counts");
         assert!(
             referred_in(body, References::default()).is_empty()
                 && referred_in(b"", naming).is_empty()
         );
         let long = "x".repeat(3_000);
         let input = format!(r#"[{{"type":"item_reference","id":"{long}"}}]"#);
-        assert_eq!(referred(input.as_bytes()), [""], "no id is so long");
+        assert_eq!(referred(&[input.as_bytes()]), [""], "no id is so long");
         let many: Vec<_> = (0..=MOST).map(|number| format!(r#"{{"id":"m{number}"}}"#)).collect();
-        assert_eq!(referred(format!("[{}]", many.join(",")).as_bytes()), [""]);
-        assert_eq!(referred(format!("[{}]", many[1..].join(",")).as_bytes()).len(), MOST);
+        let list = |ids: &[String]| format!("[{}]", ids.join(","));
+        assert_eq!(referred(&[list(&many).as_bytes()]), [""]);
+        assert_eq!(referred(&[list(&many[1..]).as_bytes()]).len(), MOST);
+        let (first, second) = (list(&many[1..]), list(&many[..1]));
+        assert_eq!(
+            referred(&[first.as_bytes(), second.as_bytes()]),
+            [""],
+            "in all inputs together"
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Finds the few top-level fields that routing needs in a body of any size. Pure.
 //!
 //! Never stricter than an upstream: the last of duplicate fields wins, and unknown types and fields
-//! pass. A body that is not JSON is an error, because nothing in it could be checked.
+//! pass. A body that is not JSON is an error, because nothing in it could be checked. Of the fields
+//! that say whose content a client reaches, the scan notes duplicates that differ.
 
 use crate::wire::imprint::{CHAT_SETTINGS, Imprint, Parts, SETTINGS};
 use crate::wire::quotes::unescaped;
@@ -225,7 +226,9 @@ fn find<'b, const N: usize>(
             scanner.expect(b':')?;
             let value = scanner.value()?;
             if let Some(place) = names.iter().position(|name| name.as_bytes() == &*key) {
-                found[place] = Some(value);
+                let earlier = found[place].replace(value);
+                references.names_two_models |= *key == *b"model" && differs(value, earlier);
+                references.is_ambiguous |= is_unsure(&key, value, earlier);
             }
             let inside = scanner.references();
             if let b"input" | b"messages" | b"tools" | b"prompt" = &*key {
@@ -243,6 +246,42 @@ fn find<'b, const N: usize>(
     }
     scanner.end()?;
     Ok((found, references))
+}
+
+/// Whether it depends on the reader where the field `name` goes on from: upstreams differ in which
+/// duplicate they read. `earlier`: its value before.
+fn is_unsure(name: &[u8], value: &[u8], earlier: Option<&[u8]>) -> bool {
+    match name {
+        b"previous_response_id" => differs(value, earlier),
+        b"conversation" => {
+            let ids = each(value, "id").unwrap_or_default();
+            differs(value, earlier) || ids.iter().any(|id| *id != ids[0])
+        }
+        _ => false,
+    }
+}
+
+fn differs(value: &[u8], earlier: Option<&[u8]>) -> bool {
+    earlier.is_some_and(|earlier| earlier != value)
+}
+
+/// The raw values of all top-level fields `name` of `body`, in order.
+pub fn each<'b>(body: &'b [u8], name: &str) -> Result<Vec<&'b [u8]>, NotJson> {
+    let (mut scanner, mut found) = (Scanner::new(body), Vec::new());
+    if !scanner.take(b'{') || scanner.take(b'}') {
+        return Ok(found);
+    }
+    loop {
+        let is_it = *unescaped(scanner.string()?) == *name.as_bytes();
+        scanner.expect(b':')?;
+        let value = scanner.value()?;
+        if is_it {
+            found.push(value);
+        }
+        if !scanner.take(b',') {
+            return Ok(found);
+        }
+    }
 }
 
 #[cfg(test)]

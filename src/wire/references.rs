@@ -26,47 +26,80 @@ pub struct References {
     pub need_more: bool,
     /// The input may refer to stored items (`wire::items`).
     pub name_items: bool,
+    /// Duplicate fields disagree on the content to go on from.
+    pub is_ambiguous: bool,
+    /// Duplicate fields disagree on the model.
+    pub names_two_models: bool,
     /// The item that the scan is in.
     item: ItemFields,
 }
 
-/// The fields of an item that tell whether it may stand for a stored one. Of duplicate fields, each
-/// counts, because upstreams differ in which one they read.
+/// What an upstream might read in an item of an input: whether the item may stand for a stored one.
+/// Of duplicate fields, each counts, because upstreams differ in which one they read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct ItemFields(u8);
+pub struct ItemFields(u16);
 
 impl ItemFields {
-    const ID: u8 = 1;
-    const TYPE: u8 = 2;
-    const NO_TYPE: u8 = 4;
-    const ROLE: u8 = 8;
-    const NO_ROLE: u8 = 16;
-    const REASONING: u8 = 32;
-    const SEALED: u8 = 64;
-    const NOT_SEALED: u8 = 128;
+    const ID: u16 = 1;
+    const TYPE: u16 = 2;
+    const NO_TYPE: u16 = 4;
+    const ROLE: u16 = 8;
+    const NO_ROLE: u16 = 16;
+    const RESULT: u16 = 32;
+    const NO_RESULT: u16 = 64;
+    const SEALED: u16 = 128;
+    const NOT_SEALED: u16 = 256;
+    const REFERENCE: u16 = 512;
+    const IMAGE: u16 = 1024;
+    const REASONING: u16 = 2048;
 
-    fn record(&mut self, name: &[u8], value: &[u8]) {
-        let is_text = is_text(value);
-        let either = |yes: u8, no: u8| if is_text { yes } else { no };
+    /// Records a field. `name` has no quotes and no escapes, `value` is the text from the value on.
+    pub fn record(&mut self, name: &[u8], value: &[u8]) {
+        let stated = |once: u16, void: u16| if is_text(value) { once } else { void };
         self.0 |= match name {
-            br#""id""# => either(Self::ID, 0),
-            br#""type""# if may_say(value, |text| text == b"reasoning") => {
-                Self::TYPE | Self::REASONING
-            }
-            br#""type""# => either(Self::TYPE, Self::NO_TYPE),
-            br#""role""# => either(Self::ROLE, Self::NO_ROLE),
-            br#""encrypted_content""# => either(Self::SEALED, Self::NOT_SEALED),
+            b"id" if !value.starts_with(b"null") => Self::ID,
+            b"type" => stated(Self::TYPE, Self::NO_TYPE) | Self::kind(value),
+            b"role" => stated(Self::ROLE, Self::NO_ROLE),
+            b"result" => stated(Self::RESULT, Self::NO_RESULT),
+            b"encrypted_content" => stated(Self::SEALED, Self::NOT_SEALED),
             _ => 0,
         };
     }
 
-    /// Whether an upstream may read the item from its store: an item without a type and a role, or
-    /// a reasoning without its content.
-    fn may_be_stored(self) -> bool {
-        let has = |flag: u8| self.0 & flag != 0;
-        let is_untyped = !has(Self::TYPE) && (!has(Self::ROLE) || has(Self::NO_ROLE));
-        let is_bare = has(Self::REASONING) && (!has(Self::SEALED) || has(Self::NOT_SEALED));
-        has(Self::ID) && (has(Self::NO_TYPE) || is_untyped || is_bare)
+    /// What a type says. An upstream might read one that is no text in its own way.
+    fn kind(value: &[u8]) -> u16 {
+        let named = |kind: &[u8]| match kind {
+            b"item_reference" => Self::REFERENCE,
+            b"image_generation_call" => Self::IMAGE,
+            b"reasoning" => Self::REASONING,
+            _ => 0,
+        };
+        match string(value) {
+            None if value.starts_with(b"null") => 0,
+            None => Self::REFERENCE,
+            Some((text, _)) if text.contains(&b'\\') => serde_json::from_slice::<String>(text)
+                .map_or(Self::REFERENCE, |text| named(text.as_bytes())),
+            Some((text, _)) => named(&text[1..text.len() - 1]),
+        }
+    }
+
+    /// Whether an upstream may read the item from its store. Without a type, an item with a role is
+    /// a message. OpenAI looks for an image without its result and for a reasoning without its
+    /// content among the stored ones.
+    pub const fn may_be_stored(self) -> bool {
+        self.has(Self::REFERENCE)
+            || self.has(Self::IMAGE) && self.may_lack(Self::RESULT, Self::NO_RESULT)
+            || self.has(Self::REASONING) && self.may_lack(Self::SEALED, Self::NOT_SEALED)
+            || self.may_lack(Self::TYPE, Self::NO_TYPE) && self.may_lack(Self::ROLE, Self::NO_ROLE)
+    }
+
+    const fn has(self, flag: u16) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// Whether a field is absent, or one of its duplicates is null, empty or no text.
+    const fn may_lack(self, once: u16, void: u16) -> bool {
+        !self.has(once) || self.has(void)
     }
 }
 
@@ -101,24 +134,17 @@ impl References {
         if is_first {
             self.end_item();
         }
-        match name.contains(&b'\\') {
-            true => self.item.record(&[b"\"", &unescaped(name)[..], b"\""].concat(), value),
-            false => self.item.record(name, value),
-        }
+        self.item.record(&unescaped(name), value);
     }
 
     /// The scan has left an item.
     pub fn end_item(&mut self) {
-        self.name_items |= self.item.may_be_stored();
+        self.name_items |= self.item.has(ItemFields::ID) && self.item.may_be_stored();
         self.item = ItemFields(0);
     }
 
     fn look_at_type(&mut self, value: &[u8]) {
-        if may_say(value, |text| matches!(text, b"item_reference" | b"image_generation_call")) {
-            // Without its result, an image is one that the upstream stores.
-            self.name_items = true;
-            self.need_project |= may_say(value, |text| text == b"item_reference");
-        }
+        self.need_project |= may_say(value, |text| text == b"item_reference");
     }
 
     /// Records one id. An id that begins with `foreign` is no answer's.
@@ -169,6 +195,8 @@ impl References {
         self.are_foreign |= other.are_foreign;
         self.need_more |= other.need_more;
         self.name_items |= other.name_items;
+        self.is_ambiguous |= other.is_ambiguous;
+        self.names_two_models |= other.names_two_models;
     }
 }
 

@@ -136,6 +136,7 @@ async fn limit_of_something_else_limits_nobody_else() {
         (named("Rate limit reached for gpt-image-1 in organization o on tokens per min."), ""),
         (named("Rate limit reached for gpt-5.4 in organization o on input-images per min."), ""),
         (room(silent()), ""),
+        (named("Request too large for gpt-5.4: Limit 30000, Requested 40000."), ""),
         (Fault::too_steep(), ""),
     ]
     .into_iter()

@@ -23,6 +23,7 @@ mod http2_answers;
 mod http2_siblings;
 mod large;
 mod nested;
+mod overrides;
 mod redirects;
 
 const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"hello"}"#;

@@ -149,7 +149,7 @@ fn quota_is_told_by_its_code_before_its_type() {
     let text = body("insufficient_quota", "", beyond);
     assert_eq!(on_body(Met::Turn, USUAL, 429, &text), SPENT);
     let text = body("rate_limit_exceeded", "tokens", beyond);
-    assert_eq!(on_body(Met::Turn, USUAL, 429, &text), Judgement::PASSED);
+    assert_eq!(on_body(Met::Turn, USUAL, 429, &text), Judgement::Request(Concern::Busy(None)));
 }
 
 #[test]

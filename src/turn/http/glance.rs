@@ -92,7 +92,7 @@ impl Asking<'_> {
         }
         let (peek, imprint) = text.bytes().map(replay::peek).transpose()?.unzip();
         let peek = peek.unwrap_or_default();
-        may_ask_for(client, peek.model.text())?;
+        may_ask_for(client, peek.model.text(), peek.references)?;
         entry.may_refer(peek.conversation.id(), peek.references)?;
         let mut derived = None;
         if identity.session.is_none() {

@@ -10,20 +10,15 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::health::registry::Registry;
-use crate::key::Key;
 use crate::key::leak::LeakScan;
-use crate::metrics::Ending;
 use crate::outcome::Answer;
 use crate::outcome::body::{AnswerBody, CutAnswer};
-use crate::turn::Gateway;
-use crate::turn::account::Account;
+use crate::turn::http::course::{Broken, Course};
 use crate::turn::http::form::Form;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::translation::Translation;
 use crate::turn::idle::Idle;
-use crate::usage::tap::{Reading, Tap};
-use crate::wire::endpoint::Dialect;
+use crate::usage::tap::Tap;
 
 /// A frame that comes this long after the frame before nearly always comes alone, so it is sent at
 /// once.
@@ -34,46 +29,6 @@ const LARGE: usize = 8 * 1024;
 const PIECE: usize = 64 * 1024;
 /// Bytes that wait for a slow client before the gateway stops reading from the upstream.
 const AHEAD: usize = 64 * 1024;
-
-/// Why an answer cannot continue. The connection to the client is cut, so that the client sees that
-/// its answer is incomplete.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-pub enum Broken {
-    #[error("the upstream's answer was cut")]
-    Cut,
-    #[error("the upstream's answer stalled")]
-    Stalled,
-    #[error("the gateway has no memory or thread for the answer")]
-    Full,
-}
-
-/// A turn whose answer passes, and the key whose health the answer's end may affect.
-pub struct Course {
-    pub account: Account,
-    pub registry: Arc<Registry>,
-    pub key: Arc<Key>,
-    form: Form,
-}
-
-impl Course {
-    pub fn new(gateway: &Gateway, key: Arc<Key>, account: Account) -> Self {
-        let (registry, form) = (Arc::clone(&gateway.registry), Form::Native(Dialect::Responses));
-        Self { account, registry, key, form }
-    }
-
-    /// Gives the answer another form.
-    pub fn in_form(self, form: Form) -> Self {
-        Self { form, ..self }
-    }
-
-    /// Ends the turn. A failure that the answer states counts for its key's health.
-    fn end(mut self, reading: Reading, broken: Option<Ending>) {
-        if let Some(failure) = &reading.failure {
-            self.registry.observe_failure(&self.key, self.account.asked_model(), failure);
-        }
-        self.account.note_end(reading, broken);
-    }
-}
 
 /// The state of a passage. The fields that every event touches lie together, because memory
 /// accesses dominate an event's cost when a thousand streams run. `repr(C)` keeps this order.
@@ -122,7 +77,7 @@ pub enum Next {
 impl Passage {
     pub fn new(answer: Answer, gate: Option<IdGate>, mut turn: Course) -> Self {
         let key = Arc::clone(&turn.key);
-        let form = std::mem::replace(&mut turn.form, Form::Native(Dialect::Responses));
+        let form = turn.take_form();
         let mut tap = form.tap(&answer.headers);
         tap.observe(&answer.head);
         let mut leak_scan = key.leak.scan();
@@ -199,7 +154,11 @@ impl Passage {
             }
             let data = match ready!(self.poll_data(context)) {
                 Ok(Some(data)) => data,
-                Ok(None) => return Poll::Ready(Next::End(None)),
+                Ok(None) => {
+                    self.tap.end();
+                    let broken = self.tap.is_blind().then_some(Broken::Unreadable);
+                    return Poll::Ready(Next::End(broken));
+                }
                 Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
             };
             if !std::mem::replace(&mut self.has_begun, true)
@@ -207,7 +166,9 @@ impl Passage {
             {
                 turn.account.note_first_byte();
             }
-            self.tap.observe(&data);
+            if !self.can_read(&data) {
+                return Poll::Ready(Next::End(Some(Broken::Unreadable)));
+            }
             if self.leak_scan.finds(&data)
                 && let Some(turn) = &mut self.turn
             {
@@ -222,6 +183,16 @@ impl Passage {
                 return Poll::Ready(self.next(data, since));
             }
         }
+    }
+
+    /// Reads the next bytes. They may pass only if they can be decoded, and a client that knows the
+    /// length of its answer takes the last ones for its end.
+    fn can_read(&mut self, data: &[u8]) -> bool {
+        self.tap.observe(data);
+        if self.upstream.as_ref().is_some_and(AnswerBody::is_complete) {
+            self.tap.end();
+        }
+        !self.tap.is_blind()
     }
 
     /// Whether the next bytes are the upstream's to send. Otherwise they wait for the gateway's own
@@ -324,12 +295,8 @@ impl Passage {
         if self.closed.is_some() {
             return;
         }
-        let ending = broken.map(|broken| match broken {
-            Broken::Cut | Broken::Full => Ending::Cut,
-            Broken::Stalled => Ending::TimedOut,
-        });
         if let Some(turn) = self.turn.take() {
-            turn.end(self.tap.finish(broken.is_none()), ending);
+            turn.end(self.tap.finish(broken.is_none()), broken);
         }
         if let Some(translation) = self.translation.take() {
             self.joined.extend_from_slice(&translation.end());
@@ -350,7 +317,7 @@ impl Passage {
             turn.end(self.tap.finish(false), None);
             return self.upstream.take();
         }
-        turn.end(self.tap.finish(false), Some(Ending::ClientLeft));
+        turn.leave(self.tap.finish(false));
         None
     }
 
@@ -378,7 +345,7 @@ impl Passage {
     /// Ends the turn after a panic: its outcome is not known.
     pub fn fail(&mut self) {
         if let Some(turn) = self.turn.take() {
-            turn.end(Reading::default(), Some(Ending::Unserved));
+            turn.fail();
         }
     }
 

@@ -166,7 +166,7 @@ async fn frames(gateway: &Gateway, demand: &Demand<'_>, answers: &[Told]) -> Vec
             judgement,
             frame: &frame,
             headers: &headers,
-            began: Instant::now(),
+            sent: Some(Instant::now()),
             has_begun: number % 2 == 1,
             is_provisional: false,
             is_announced: number % 3 == 0,

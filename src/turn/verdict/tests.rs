@@ -85,6 +85,42 @@ fn rate_limit_is_a_wait() {
     );
 }
 
+/// Each 429 that the client receives in the upstream's words says when to come back.
+#[test]
+fn delivered_429_has_a_retry_after() {
+    let error = |code: &str, class: &str, message: &str| {
+        let error = serde_json::json!({ "code": code, "type": class, "message": message });
+        serde_json::json!({ "error": error }).to_string()
+    };
+    let usual = "rate_limit_exceeded";
+    for (case, body, told, expected) in [
+        (CASE, error("resource_unavailable", "", ""), "", "20"),
+        (CASE, error("", "images", ""), "", "20"),
+        (CASE, error(usual, "tokens", "Limit 30000, Requested 40000."), "", "20"),
+        (CASE, error(usual, "tokens", "Limit 9, Requested 10. Please try again in 3s."), "", "3"),
+        (CASE, error(usual, "tokens", "Limit 9, Requested 10."), "7", "7"),
+        (CASE, error(usual, "", "Rate limit reached for gpt-image-1 in organization o"), "", "20"),
+        (CASE, error("slow_down", "", ""), "", "20"),
+        (CASE, "<html>busy</html>".into(), "", "20"),
+        (CASE, r#"{"error":"busy"}"#.into(), "5", "5"),
+        (Case { met: Met::Free, ..CASE }, error(usual, "tokens", ""), "", "20"),
+        (Case { asked: ModelUse::default(), ..CASE }, error(usual, "", ""), "", "20"),
+    ] {
+        let mut answer = answer(429);
+        if !told.is_empty() {
+            answer.headers.insert("retry-after", told.parse().unwrap());
+        }
+        let outcome =
+            Outcome::Refused(Refusal { answer, error: ErrorBody::parse(body.as_bytes()) });
+        let (Verdict::Deliver(answer) | Verdict::TooSteep(answer)) =
+            decide(outcome, case, false, SystemTime::UNIX_EPOCH)
+        else {
+            panic!("it is about its request: {body}")
+        };
+        assert_eq!(answer.headers["retry-after"], expected, "{body}");
+    }
+}
+
 #[test]
 fn turn_that_may_have_been_served_is_sent_again_only_if_allowed() {
     for (outcome, code) in [
@@ -165,10 +201,9 @@ proptest! {
             (429, Verdict::Exhausted(_)) => true,
             (500 | 502 | 503 | 504, Verdict::Again(Ok(_))) => true,
             (401 | 500 | 502..=504, _) => false,
-            (429, Verdict::Deliver(answer)) => {
-                is_beyond_limit || answer.headers.contains_key("retry-after")
+            (429, Verdict::Deliver(answer) | Verdict::TooSteep(answer)) => {
+                answer.headers.contains_key("retry-after")
             }
-            (429, Verdict::TooSteep(answer)) => answer.headers.contains_key("retry-after"),
             (403 | 404, Verdict::Deliver(_)) => true,
             (_, Verdict::Deliver(answer)) => answer.status.as_u16() == status,
             _ => false,

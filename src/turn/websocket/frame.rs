@@ -9,7 +9,7 @@ use crate::usage::tap::Reading;
 use crate::wire::error_body::{self, ErrorBody};
 use crate::wire::event::first_type;
 use crate::wire::imprint::{Imprint, Parts, SETTINGS};
-use crate::wire::items::{added, referred};
+use crate::wire::items::{added, referred_in};
 use crate::wire::peek::{Field, asks_for_warm_cache, fields, find_fields, inner, read_id};
 use crate::wire::references::References;
 use crate::wire::scan::{NotJson, Scanner};
@@ -87,7 +87,7 @@ impl ClientMessage {
             is_warm_up,
             is_unstored: store == Some(b"false"),
             references,
-            items: input.filter(|_| references.name_items).map(referred).unwrap_or_default(),
+            items: referred_in(text, references),
             traceparent: traceparent.and_then(Field::into_text),
             kind: TurnKind::stated_within(metadata).with_body(is_warm_up, imprint.asks_compaction),
             imprint: Box::new(imprint),

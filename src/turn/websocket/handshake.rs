@@ -23,13 +23,15 @@ use crate::binding::demand::{Demand, Tried};
 use crate::binding::select::Reach;
 use crate::client::Client;
 use crate::client::authenticate::TokenProof;
+use crate::clock::UpstreamClock;
 use crate::error::{Error, ErrorKind};
+use crate::limit;
 use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::lineage::{Lineage, announced_model};
 use crate::turn::account::Account;
+use crate::turn::http::course::Course;
 use crate::turn::http::exchange::{catch_panic, pass_on};
-use crate::turn::http::passage::Course;
 use crate::turn::http::relay::Outgoing;
 use crate::turn::websocket::meter::{Meter, Source};
 use crate::turn::websocket::peer::frames;
@@ -193,6 +195,7 @@ fn open(
 
     let open = Open::new(Arc::clone(&turns.gateway.books.metrics));
     let (caller, domain_moved) = account.close_handshake();
+    let clock = UpstreamClock::set(limit::date(&answer.headers));
     let (owner, proof) = (Arc::clone(turns), TokenProof::of(head));
     let connection = Connection {
         turns: owner,
@@ -202,6 +205,7 @@ fn open(
         announced,
         caller,
         proof,
+        clock,
         domain_moved,
     };
     turns.connections.spawn(async move {

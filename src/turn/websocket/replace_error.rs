@@ -35,8 +35,8 @@ pub struct Refused<'r> {
     /// The upstream's frame.
     pub frame: &'r str,
     pub headers: &'r HeaderMap,
-    /// When the client's request had come.
-    pub began: Instant,
+    /// When the turn was sent. `None`: the error belongs to no turn.
+    pub sent: Option<Instant>,
     /// The client has received part of the response.
     pub has_begun: bool,
     /// The session's organization is provisional and has not answered yet.
@@ -172,7 +172,7 @@ impl Replacement {
                 gateway.limit_for_client(
                     (demand.session.as_ref(), key),
                     demand.model_use(),
-                    (refused.began, wait),
+                    (refused.sent, wait),
                 );
                 let error = Error::limited(
                     "The upstream is limiting the rate of this model at the moment.",

@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use crate::binding::Binding;
 use crate::client::Client;
 use crate::client::authenticate::TokenProof;
+use crate::clock::UpstreamClock;
 use crate::error::{Error, ErrorKind};
 use crate::session::lineage::Lineage;
 use crate::turn::Gateway;
@@ -43,6 +44,7 @@ pub struct Socket {
     announced: String,
     caller: Caller,
     proof: TokenProof,
+    clock: UpstreamClock,
     to_client: Mutex<Sink>,
     to_upstream: Mutex<Sink>,
     state: Lock<SocketState>,
@@ -62,6 +64,8 @@ pub struct Connection {
     pub announced: String,
     pub caller: Caller,
     pub proof: TokenProof,
+    /// The upstream's time of day, by which it states waits.
+    pub clock: UpstreamClock,
     pub domain_moved: bool,
 }
 
@@ -81,6 +85,7 @@ impl Socket {
             announced,
             caller,
             proof,
+            clock,
             domain_moved,
         } = connection;
         let ping = turns.timing.ping;
@@ -95,6 +100,7 @@ impl Socket {
             announced,
             caller,
             proof,
+            clock,
             to_client: Mutex::new(to_client),
             to_upstream: Mutex::new(to_upstream),
             state: Lock::new(state),

@@ -34,8 +34,8 @@ pub struct DueWrites {
 
 /// A turn that the upstream answered with an error.
 pub struct Failed {
-    /// When the request had come.
-    pub began: Instant,
+    /// When the turn was sent. `None`: the error belongs to no turn.
+    pub sent: Option<Instant>,
     /// The client has received part of an answer.
     pub has_begun: bool,
     /// The model that the turn asked for.
@@ -79,7 +79,7 @@ impl SocketState {
         let is_sealed = self.is_confirmed;
         let Some(mut turn) = self.lanes.end_turn(lane) else {
             return Failed {
-                began: Instant::now(),
+                sent: None,
                 has_begun: false,
                 model: self.model.clone(),
                 tier: None,
@@ -93,8 +93,8 @@ impl SocketState {
         let (has_begun, needs_project) = (turn.has_begun, turn.needs_project);
         let asked = turn.account.asked_model();
         let (model, tier) = (asked.model.to_owned(), asked.tier.map(str::to_owned));
-        let (began, is_sealed) = (turn.account.began(), is_sealed || turn.shows_sealed);
-        Failed { began, has_begun, model, tier, is_sealed, needs_project }
+        let (sent, is_sealed) = (Some(turn.account.sent()), is_sealed || turn.shows_sealed);
+        Failed { sent, has_begun, model, tier, is_sealed, needs_project }
     }
 }
 

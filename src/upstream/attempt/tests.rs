@@ -11,39 +11,109 @@ fn encoded_error_is_understood() {
         r#""code":"credit_balance_exhausted"}}"#
     )
     .as_bytes();
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    gzip.write_all(body).unwrap();
-    let zstd = zstd::encode_all(body, 1).unwrap();
-    for (encoding, bytes) in
-        [("gzip", gzip.finish().unwrap()), ("zstd", zstd), ("identity", body.to_vec())]
-    {
-        let headers =
-            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
-        let error = ErrorBody::parse(&decoded(&headers, &bytes));
-        assert_eq!(error.code.as_deref(), Some("credit_balance_exhausted"), "{encoding}");
+    for coding in ["gzip", "zstd", "identity"] {
+        let (headers, bytes) = encoded(coding, body);
+        let error = ErrorBody::parse(&decoded(&headers, &bytes, true).expect("it is whole"));
+        assert_eq!(error.code.as_deref(), Some("credit_balance_exhausted"), "{coding}");
     }
+}
+
+/// A coding, and bytes that claim it.
+fn encoded(coding: &'static str, bytes: &[u8]) -> (HeaderMap, Vec<u8>) {
+    let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(bytes).unwrap();
+    let bytes = match coding {
+        "gzip" => gzip.finish().unwrap(),
+        "zstd" => zstd::encode_all(bytes, 1).unwrap(),
+        _ => bytes.to_vec(),
+    };
+    (headers, bytes)
 }
 
 #[test]
 fn encoded_error_is_read_as_far_as_it_goes() {
-    let headers = |encoding: &'static str| {
-        HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))])
-    };
     let text = [br#"{"error":{"code":"a"}}"#.to_vec(), vec![b' '; 4 * ERROR_BODY]].concat();
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    gzip.write_all(&text).unwrap();
-    let (gzip, zstd) = (gzip.finish().unwrap(), zstd::encode_all(&text[..], 1).unwrap());
-    for (encoding, bytes) in [("gzip", &gzip[..]), ("zstd", &zstd)] {
+    for coding in ["gzip", "zstd"] {
+        let (headers, bytes) = encoded(coding, &text);
         assert!(bytes.len() < ERROR_BODY, "a small body that unfolds");
-        assert_eq!(decoded(&headers(encoding), bytes), &text[..ERROR_BODY], "{encoding}");
-        assert_eq!(&decoded(&headers(encoding), b"none of it")[..], b"", "{encoding}");
+        let read = |bytes: &[u8], is_whole| decoded(&headers, bytes, is_whole);
+        assert_eq!(read(&bytes, true).as_deref(), Some(&text[..ERROR_BODY]), "{coding}");
+        let part = &bytes[..bytes.len() - 8];
+        assert!(read(part, false).is_some(), "{coding}: the rest may still come");
+        assert_eq!(read(part, true), None, "{coding}: it was truncated");
+        assert_eq!(read(b"none of it", true), None, "{coding}");
+        assert_eq!(read(b"", true).as_deref(), Some(&b""[..]), "{coding}: nothing to decode");
+        let (headers, bomb) = encoded(coding, &vec![b' '; 32 << 20]);
+        assert_eq!(decoded(&headers, &bomb, true), None, "{coding}: it unfolds too far");
     }
-    // A truncated body still says what it said.
-    assert!(
-        decoded(&headers("gzip"), &gzip[..gzip.len() - 8])
-            .starts_with(br#"{"error":{"code":"a"}}"#)
-    );
-    assert_eq!(&decoded(&headers("br"), b"as it came")[..], b"as it came");
+    let (headers, bytes) = encoded("br", b"as it came");
+    assert_eq!(decoded(&headers, &bytes, true), None);
+}
+
+fn coded_response(status: u16, coding: &str, body: impl Into<reqwest::Body>) -> reqwest::Response {
+    let answer = http::Response::builder().status(status).header("content-encoding", coding);
+    answer.body(body.into()).unwrap().into()
+}
+
+/// Whatever its status, an answer that cannot be decoded is a 502 in its place, and judged as none
+/// of its own errors.
+#[tokio::test]
+async fn answer_that_cannot_be_decoded_is_broken() {
+    let error = br#"{"error":{"code":"insufficient_quota","type":"insufficient_quota"}}"#;
+    for coding in ["gzip", "zstd"] {
+        let (_, whole) = encoded(coding, error);
+        for status in [200, 302, 400, 401, 402, 413, 422, 429, 500, 501, 503] {
+            let outcome = read(coded_response(status, coding, error.to_vec())).await;
+            assert!(matches!(outcome, Outcome::Broken(_)), "{coding} {status}: not encoded");
+            let part = whole[..whole.len() - 1].to_vec();
+            let outcome = read(coded_response(status, coding, part)).await;
+            let is_error = status >= 400;
+            assert_eq!(matches!(outcome, Outcome::Broken(_)), is_error, "{coding} {status}: cut");
+            let answer = match read(coded_response(status, coding, whole.clone())).await {
+                Outcome::Answered(answer) | Outcome::Refused(Refusal { answer, .. }) => answer,
+                other => panic!("{coding} {status}: {:?}", other.failure()),
+            };
+            let rest = match answer.rest {
+                Some(rest) => read_whole(rest).await,
+                None => Vec::new(),
+            };
+            assert_eq!([&answer.head[..], &rest].concat(), whole, "{coding} {status}: as it came");
+        }
+    }
+}
+
+/// The bytes of an encoded answer come in pieces that are small enough to be decoded, and all of
+/// them.
+#[tokio::test(start_paused = true)]
+async fn encoded_document_is_begun_and_not_changed() {
+    let noise: Vec<u8> =
+        (0..50_000_u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_be_bytes()).collect();
+    let (_, bytes) = encoded("gzip", &noise);
+    assert!(bytes.len() > 100_000);
+    let late = ERROR_BODY_TIME + Duration::from_secs(1);
+    for pause in [Duration::ZERO, late] {
+        let body = pieces(vec![(pause, bytes.clone().into())]);
+        let began = tokio::time::Instant::now();
+        let Outcome::Answered(answer) = read(coded_response(200, "gzip", body)).await else {
+            panic!("it can be decoded")
+        };
+        assert_eq!(began.elapsed(), pause.min(ERROR_BODY_TIME), "its first bytes are waited for");
+        let (mut rest, mut all) = (answer.rest.expect("all of it"), Vec::new());
+        while let Some(piece) = rest.chunk().await.unwrap() {
+            assert!(piece.len() <= crate::wire::decoder::PIECE);
+            all.extend_from_slice(&piece);
+        }
+        assert!(all == bytes);
+    }
+    let stream = http::Response::builder()
+        .header("content-encoding", "gzip")
+        .header("content-type", "text/event-stream")
+        .body(pieces(vec![(late, bytes.into())]))
+        .unwrap();
+    let began = tokio::time::Instant::now();
+    assert!(matches!(read(stream.into()).await, Outcome::Answered(_)));
+    assert!(began.elapsed().is_zero(), "the head of a stream does not wait");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Reads chat completions: a stream of chunks, or a document.
 //!
-//! Each line of a stream is kept until it ends, and looked at once. Of a long line or document,
-//! only what states its end and its cost is kept. Only a client that asks for
+//! Each line of a stream is kept until it ends, and looked at once. An event with several lines of
+//! data is looked at once more as a whole. Of a long line, event or document, only what states its
+//! end and its cost is kept. Only a client that asks for
 //! `stream_options.include_usage` gets a chunk with the usage, and so does the gateway.
 
 use std::io::Write;
@@ -21,6 +22,11 @@ pub struct Completions {
     is_stream: bool,
     /// The line that has not ended yet, or the document so far.
     kept: Kept,
+    /// The data of the current event, and how many lines of it have come.
+    event: Kept,
+    lines: usize,
+    /// The last byte was `\r`: a `\n` that follows belongs to it.
+    after_return: bool,
     /// `[DONE]` or an error has come.
     is_over: bool,
     reading: Reading,
@@ -28,7 +34,8 @@ pub struct Completions {
 
 impl Completions {
     pub fn new(headers: &HeaderMap) -> Self {
-        Self { is_stream: is_stream(headers), kept: Kept::with_arrays(), ..Self::default() }
+        let (kept, event) = (Kept::with_arrays(), Kept::with_arrays());
+        Self { is_stream: is_stream(headers), kept, event, ..Self::default() }
     }
 
     pub const fn is_over(&self) -> bool {
@@ -40,10 +47,11 @@ impl Completions {
             if !ended {
                 return Reading::default();
             }
-            let ChatEnd { terminal, usage } = ChatEnd::of(self.kept.text());
+            let ChatEnd { terminal, usage, .. } = ChatEnd::of(self.kept.text());
             let terminal = Some(terminal.unwrap_or(Terminal::Completed));
             return Reading { terminal, usage, failure: None };
         }
+        self.end_event();
         let reading = std::mem::take(&mut self.reading);
         // Some services end a stream without `[DONE]`.
         let is_whole = self.is_over || ended;
@@ -51,7 +59,9 @@ impl Completions {
     }
 
     fn read_stream(&mut self, mut bytes: &[u8]) {
-        // A line may end with `\r\n`: the empty line between the two bytes means nothing here.
+        if std::mem::take(&mut self.after_return) && bytes.first() == Some(&b'\n') {
+            bytes = &bytes[1..];
+        }
         while let Some(end) = line_length(bytes) {
             if self.kept.is_empty() && end <= WHOLE {
                 self.read_line(&bytes[..end]);
@@ -60,13 +70,38 @@ impl Completions {
                 let line = self.kept.take();
                 self.read_line(&line);
             }
-            bytes = &bytes[end + 1..];
+            let width = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
+            self.after_return = bytes[end..] == *b"\r";
+            bytes = &bytes[end + width..];
         }
         self.kept.keep(bytes);
     }
 
     fn read_line(&mut self, line: &[u8]) {
+        if line.is_empty() {
+            return self.end_event();
+        }
         let Some(data) = field(line, b"data:") else { return };
+        if self.lines == 0 {
+            // Nearly all events have one line of data, and a client may leave right after it.
+            self.read_data(data);
+        } else {
+            self.event.keep(b"\n");
+        }
+        self.event.keep(data);
+        self.lines += 1;
+    }
+
+    /// Reads the data of an event that has several lines of it.
+    fn end_event(&mut self) {
+        if std::mem::take(&mut self.lines) > 1 {
+            let data = self.event.take();
+            self.read_data(&data);
+        }
+        self.event.clear();
+    }
+
+    fn read_data(&mut self, data: &[u8]) {
         if self.is_over {
             return;
         }
@@ -78,9 +113,13 @@ impl Completions {
             self.reading.terminal = Some(Terminal::Failed);
             self.reading.failure = ErrorBody::of_event(error);
         } else if may_end(data) {
-            let ChatEnd { terminal, usage } = ChatEnd::of(data);
-            self.reading.terminal = terminal.or(self.reading.terminal);
-            self.reading.usage = usage.or_else(|| self.reading.usage.take());
+            let end = ChatEnd::of(data);
+            self.reading.terminal = end.terminal.or(self.reading.terminal);
+            if end.states_usage {
+                // The last one counts. If it cannot be read, what was stated before is not known to
+                // hold.
+                self.reading.usage = end.usage;
+            }
         }
     }
 }

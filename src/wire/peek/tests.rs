@@ -32,6 +32,33 @@ fn last_duplicate_field_wins() {
     );
 }
 
+/// Upstreams differ in which duplicate they read.
+#[test]
+fn duplicates_that_say_whose_content_is_reached_must_agree() {
+    for (body, expected) in [
+        (r#"{"previous_response_id":"resp_1","x":1,"previous_response_id":null}"#, true),
+        (r#"{"previous_response_id":"a","previous\u005fresponse_id":"b"}"#, true),
+        (r#"{"conversation":"a","conversation":{"id":"a"}}"#, true),
+        (r#"{"conversation":{"id":"a","x":1,"i\u0064":"b"}}"#, true),
+        (r#"{"conversation":{"id":"a","id":"a"}}"#, false),
+        (r#"{"model":"a","model":"a","previous_response_id":null}"#, false),
+        (r#"{"store":true,"store":false,"prompt_cache_key":1,"prompt_cache_key":2}"#, false),
+        (r#"{"input":[{"model":"a","model":"b"}]}"#, false),
+    ] {
+        let references = Peek::at(body.as_bytes()).unwrap().references;
+        assert_eq!(references.is_ambiguous, expected, "{body}");
+        assert!(!references.names_two_models, "{body}");
+    }
+    for (body, expected) in [
+        (r#"{"model":"a","m\u006fdel":"b"}"#, true),
+        (r#"{"model":"a","model":"a"}"#, false),
+        (r#"{"input":[{"model":"a","model":"b"}]}"#, false),
+    ] {
+        let references = Peek::at(body.as_bytes()).unwrap().references;
+        assert_eq!(references.names_two_models, expected, "{body}");
+    }
+}
+
 #[test]
 fn field_of_another_type_is_malformed_not_fatal() {
     let peek = Peek::at(

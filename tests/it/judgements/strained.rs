@@ -76,6 +76,28 @@ async fn strained_key_is_waited_for_once() {
     }
 }
 
+/// A limit that ends a stream counts as a 429 does: the turn's client tries again, the gateway
+/// waits once, and then a sibling serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn key_whose_streams_end_in_a_limit_is_waited_for_once() {
+    let cluster = two().keys(keys().to_vec()).start().await;
+    let all = sessions(&cluster, 3).await;
+    let mut all: Vec<_> = all.into_iter().map(Codex::patient).collect();
+    let before = cluster.turns().await.len();
+    let failing = Fault::failing("rate_limit_exceeded").again_in(2);
+    cluster.upstream().fails_with(failing.key("a-1").times(30)).await;
+    for codex in &mut all {
+        codex.turn("goes on").await.served();
+    }
+    let turns = cluster.turns().await;
+    let struck = turns[before..].iter().filter(|turn| turn.key == "a-1").count();
+    assert_eq!(struck, 2, "one wait in vain, and all know it");
+    for codex in &all {
+        assert_eq!(path_of(&turns, &codex.session), ["a-1", "a-2"]);
+    }
+    assert!(decided(&cluster, "move", "limited").await.abs() < f64::EPSILON, "bindings stay");
+}
+
 /// Without a project in the configuration, a limit is the key's until a second key of the
 /// organization meets it at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

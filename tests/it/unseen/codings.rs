@@ -1,11 +1,12 @@
-//! Number 8: an answer in a coding that nobody asked for and nobody can read is a 502 in its place,
-//! and says nothing of its key.
+//! Number 8: an answer in a coding that nobody asked for, or that is not in its coding, is a 502 in
+//! its place or a cut, and says nothing of its key.
 
+use std::io::Write;
 use std::time::Duration;
 
 use super::{BODY, turn, two};
 use crate::world::cluster::{ALICE, Running};
-use crate::world::recorder::{Recorder, Seen, Step, answer, completed};
+use crate::world::recorder::{Recorder, Seen, Step, answer, chunk, completed, stream_head};
 use crate::world::simulator::siblings;
 use crate::world::socket::open;
 use crate::world::waiting::Budget;
@@ -137,4 +138,113 @@ async fn list_of_models_is_read_in_its_coding_or_not_at_all() {
         let seen = upstream.seen().pop().expect("it was asked");
         assert_eq!(seen.header("accept-encoding"), Some("identity"));
     }
+}
+
+/// Bytes that claim to be in these codings, and cannot be decoded.
+fn broken() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let error = br#"{"error":{"type":"insufficient_quota","code":"insufficient_quota"}}"#;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(error).expect("memory is enough");
+    let gzip = gzip.finish().expect("memory is enough");
+    let zstd = zstd::encode_all(&error[..], 1).expect("memory is enough");
+    let mut wide = zstd::stream::write::Encoder::new(Vec::new(), 3).expect("memory is enough");
+    wide.window_log(24).expect("it is allowed");
+    wide.write_all(error).expect("memory is enough");
+    wide.flush().expect("memory is enough");
+    let wide = wide.finish().expect("memory is enough");
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    bomb.write_all(error).expect("memory is enough");
+    bomb.write_all(&vec![b' '; 16 << 20]).expect("memory is enough");
+    let bomb = bomb.finish().expect("memory is enough");
+    let mut wrong_sum = gzip.clone();
+    let sum = wrong_sum.len() - 5;
+    wrong_sum[sum] ^= 1;
+    vec![
+        ("not encoded", "gzip", error.to_vec()),
+        ("not encoded", "ZSTD", error.to_vec()),
+        ("truncated", "x-gzip", gzip[..gzip.len() - 1].to_vec()),
+        ("truncated", "zstd", zstd[..zstd.len() - 1].to_vec()),
+        ("the wrong sum", "gzip", wrong_sum),
+        ("more behind it", "gzip", [&gzip[..], b"and more"].concat()),
+        ("the other coding", "zstd", gzip.clone()),
+        ("a window of 16 MiB", "zstd", wide),
+        ("too much", "gzip", bomb),
+    ]
+}
+
+/// Answers a request with the broken bytes and the form that it asks for by two numbers.
+fn script_of_broken(seen: &Seen, forms: &[(&str, &str)]) -> Vec<Step> {
+    let Some(wanted) = seen.header(WANTED) else { return completed() };
+    let (case, form) = wanted.split_once('/').expect("two numbers");
+    let number = |text: &str| text.parse::<usize>().expect("a number");
+    let (_, coding, body) = broken().swap_remove(number(case));
+    let (status, kind) = forms[number(form)];
+    if kind == "chunked" {
+        let head = stream_head(&format!("content-encoding: {coding}\r\n"));
+        let pieces = [head, chunk(&body), b"0\r\n\r\n".to_vec()];
+        return pieces.into_iter().map(Step::Send).collect();
+    }
+    let head = format!("content-type: {kind}\r\ncontent-encoding: {coding}\r\n");
+    vec![Step::Send(answer(status, &head, &body))]
+}
+
+const JSON: &str = "application/json";
+
+/// An error that cannot be decoded is none of a key: a 502 in its place, and the key goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn error_that_cannot_be_decoded_is_a_502_and_no_keys() {
+    let errors = STATUSES.into_iter().filter(|status| !status.starts_with(['2', '3']));
+    let forms: Vec<_> = errors.map(|status| (status, JSON)).collect();
+    let own = forms.clone();
+    let upstream = Recorder::start(move |seen| script_of_broken(seen, &own)).await;
+    let cluster = two().keys(siblings("org-a", 2)).recorded_by(&upstream).start().await;
+    for (number, (what, coding, _)) in broken().into_iter().enumerate() {
+        for (form, (status, _)) in forms.iter().enumerate() {
+            let before = upstream.seen().len();
+            let request = turn(BODY).header("accept-encoding", "gzip, zstd");
+            let request = request.header(WANTED, &format!("{number}/{form}"));
+            let told = ask(cluster.address(), &request).await;
+            let case = format!("{what} {coding} {status}: {}", told.text());
+            assert_eq!((told.status, told.whole), (502, true), "{case}");
+            assert_eq!(told.code(), "upstream_unreachable", "{case}");
+            assert_eq!(told.header("content-encoding"), None, "{case}");
+            assert_eq!(upstream.seen().len(), before + 1, "asked once, and no probe: {case}");
+        }
+        all_are_ready(&cluster).await;
+        assert_eq!(ask(cluster.address(), &turn(BODY)).await.status, 200, "{what}");
+    }
+}
+
+/// An answer that cannot be decoded is never taken for a whole one. If the client has received a
+/// part of it, its usage is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answer_that_cannot_be_decoded_is_never_whole() {
+    let forms = [("200 OK", JSON), ("200 OK", "text/event-stream"), ("200 OK", "chunked")];
+    let upstream = Recorder::start(move |seen| script_of_broken(seen, &forms)).await;
+    let cluster = two().recorded_by(&upstream).start().await;
+    let mut cut = 0.0;
+    for (number, (what, coding, body)) in broken().into_iter().enumerate() {
+        for (form, (_, kind)) in forms.iter().enumerate() {
+            let before = upstream.seen().len();
+            let request = turn(BODY).header("accept-encoding", "gzip, zstd");
+            let request = request.header(WANTED, &format!("{number}/{form}"));
+            let told = ask(cluster.address(), &request).await;
+            let case = format!("{what} {coding} {kind}: {} {}", told.status, told.whole);
+            match told.status {
+                200 => {
+                    assert!(!told.whole && body.starts_with(&told.body), "{case}");
+                    cut += 1.0;
+                }
+                status => assert_eq!((status, told.whole), (502, true), "{case}"),
+            }
+            assert_eq!(upstream.seen().len(), before + 1, "{case}: sent once");
+        }
+    }
+    assert!(cut > 8.0, "at least each stream was cut: {cut}");
+    cluster.shows("warmkey_active_turns", 0.0).await;
+    let metrics = cluster.replica().metrics().await;
+    let completed = r#"warmkey_turns_total{transport="http",outcome="completed"}"#;
+    assert!(metrics.get(completed).abs() < f64::EPSILON);
+    let missing = metrics.sum("warmkey_usage_missing_total");
+    assert!((missing - cut).abs() < 0.5, "{missing} of {cut}");
 }

@@ -8,38 +8,17 @@ use crate::client::Client;
 use crate::metrics::Transport;
 use crate::setting::Size;
 use crate::task::Tasks;
+use crate::turn::account::Account;
 use crate::turn::http::form::Document;
 use crate::turn::http::relay::relay;
 use crate::turn::http::translation::Counted;
 use crate::turn::memory::{BodyMemory, MemoryPlace};
 use crate::turn::tests::{bound, gateway};
-use crate::wire::error_body::ErrorBody;
-use crate::wire::terminal::Terminal;
-
-#[tokio::test]
-async fn failure_inside_an_answer_counts_for_the_requested_model() {
-    let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
-    let (_, binding, _) = bound(&gateway, &client).await;
-    let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
-    account.note_model("m");
-    account.note_attempt(&binding, false, &gateway.registry.loads);
-    let course = Course {
-        account,
-        registry: Arc::clone(&gateway.registry),
-        key: Arc::clone(&binding.key),
-        form: Form::Native(Dialect::Responses),
-    };
-    let failure =
-        Some(ErrorBody { code: Some("rate_limit_exceeded".into()), ..ErrorBody::default() });
-    course.end(Reading { terminal: Some(Terminal::Failed), failure, ..Reading::default() }, None);
-    let is_ready = |model| gateway.registry.is_ready(&binding.key, model);
-    assert!(!is_ready("m") && is_ready("n") && is_ready(""));
-}
 
 /// hyper may copy what it gets at once, and the memory counts until the last piece has gone.
 #[tokio::test]
 async fn long_document_goes_in_pieces_and_counts_until_the_last() {
-    let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
+    let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
     let (_, binding, _) = bound(&gateway, &client).await;
     let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
     let memory = BodyMemory::new(Size(16 << 20));
@@ -66,7 +45,7 @@ async fn long_document_goes_in_pieces_and_counts_until_the_last() {
 /// The idle timeout is the upstream's: it does not run while the gateway's own work is waited for.
 #[tokio::test(start_paused = true)]
 async fn answer_that_waits_for_the_gateway_is_no_silent_one() {
-    let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
+    let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
     let (_, binding, _) = bound(&gateway, &client).await;
     let idle_timeout = binding.key.upstream.idle_timeout;
     let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
@@ -84,4 +63,57 @@ async fn answer_that_waits_for_the_gateway_is_no_silent_one() {
     pump.start(&tasks).await;
     let come = relay.collect().await.expect("the answer is whole").to_bytes();
     assert!(come == body && began.elapsed() >= idle_timeout * 2, "{:?}", began.elapsed());
+}
+
+/// Reads all of an encoded answer that claims this length, in two pieces.
+async fn passed(coding: &str, bytes: &[u8]) -> (usize, bool) {
+    let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
+    let (_, binding, _) = bound(&gateway, &client).await;
+    let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+    let course = Course::new(&gateway, binding.key, account);
+    let headers = HeaderMap::from_iter([
+        (http::header::CONTENT_TYPE, "text/event-stream".parse().unwrap()),
+        (http::header::CONTENT_ENCODING, coding.parse().unwrap()),
+    ]);
+    let body = reqwest::Response::from(http::Response::new(bytes.to_vec()));
+    let rest = Some(AnswerBody::from(body).in_pieces());
+    let status = http::StatusCode::OK;
+    let answer = Answer { status, headers, head: Bytes::new(), rest, upgrade: None };
+    let (mut relay, pump) = relay(answer, None, course);
+    let tasks = Tasks::new();
+    pump.start(&tasks).await;
+    let mut length = 0;
+    loop {
+        match relay.frame().await {
+            Some(Ok(frame)) => {
+                let data = frame.into_data().expect("no trailers");
+                assert!(bytes[length..].starts_with(&data), "as it came");
+                length += data.len();
+            }
+            last => return (length, last.is_none()),
+        }
+    }
+}
+
+/// No byte passes with which an answer turns out to be unreadable. A client that knows the length
+/// would take it for whole.
+#[tokio::test]
+async fn answer_is_cut_before_what_cannot_be_decoded() {
+    use std::io::Write;
+    let noise: Vec<u8> =
+        (0..40_000_u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_be_bytes()).collect();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(&noise).unwrap();
+    let mut zstd = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    zstd.include_checksum(true).unwrap();
+    zstd.write_all(&noise).unwrap();
+    for (coding, whole) in [("gzip", gzip.finish().unwrap()), ("zstd", zstd.finish().unwrap())] {
+        assert_eq!(passed(coding, &whole).await, (whole.len(), true), "{coding}");
+        let (length, is_whole) = passed(coding, &whole[..whole.len() - 1]).await;
+        assert!(length < whole.len() - 1 && length > 0 && !is_whole, "{coding}: truncated");
+        let broken = [&whole[..60_000], &[0xff; 9][..], &whole[60_009..]].concat();
+        let (length, is_whole) = passed(coding, &broken).await;
+        assert!(length < broken.len() && length > 0 && !is_whole, "{coding}: broken");
+        assert_eq!(passed(coding, &noise).await, (0, false), "{coding}: not encoded at all");
+    }
 }

@@ -61,9 +61,9 @@ async fn replaced(
     }
     let Case { has_begun, is_provisional, is_announced, .. } = case;
     let frame = r#"{"type":"error","status":429}"#;
-    let (headers, began) = (&headers, Instant::now());
+    let (headers, sent) = (&headers, Some(Instant::now()));
     let refused =
-        Refused { judgement, frame, headers, began, has_begun, is_provisional, is_announced };
+        Refused { judgement, frame, headers, sent, has_begun, is_provisional, is_announced };
     let reason = refused.reason().map(Reason::name);
     let instead = Replacement::of(
         &gateway,
@@ -208,7 +208,7 @@ async fn limit_of_the_transport_is_no_limit_of_the_key() {
         judgement: limited,
         frame: "{}",
         headers: &headers,
-        began: Instant::now(),
+        sent: Some(Instant::now()),
         has_begun: false,
         is_provisional: false,
         is_announced: true,
@@ -237,7 +237,7 @@ async fn model_that_two_clients_are_denied_is_denied_to_the_project() {
             judgement: DENIED,
             frame: "{}",
             headers: &headers,
-            began: Instant::now(),
+            sent: Some(Instant::now()),
             has_begun: false,
             is_provisional: false,
             is_announced: true,
@@ -269,7 +269,7 @@ async fn undecided_401_is_one_clients_until_a_second_meets_it() {
             judgement: REJECTED,
             frame: "{}",
             headers: &headers,
-            began: Instant::now(),
+            sent: Some(Instant::now()),
             has_begun: false,
             is_provisional: false,
             is_announced: true,
@@ -291,7 +291,7 @@ async fn limited_again(gateway: &Gateway, client: &Client) -> (Replacement, Bind
         judgement: Judgement::Model(Shortage::Limited(Some(2 * SECOND))),
         frame: "{}",
         headers: &headers,
-        began: Instant::now(),
+        sent: Some(Instant::now()),
         has_begun: false,
         is_provisional: false,
         is_announced: true,

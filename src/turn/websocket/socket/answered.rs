@@ -10,11 +10,10 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
-use crate::clock::time_of_day;
 use crate::error::Error;
 use crate::health::diagnose::{Concern, Judgement, Met, ModelUse, judge};
 use crate::telemetry::TurnId;
-use crate::turn::account::Arrival;
+use crate::turn::account::{Account, Arrival};
 use crate::turn::memory::LIGHT;
 use crate::turn::websocket::frame::{Event, Stage};
 use crate::turn::websocket::lanes::Turn;
@@ -56,7 +55,7 @@ impl Socket {
                 let case = (Met::Turn, asked);
                 error
                     .rename_model(asked.model, self.binding.key.upstream.host.name_of(asked.model));
-                let judgement = judge(case, status, &error, &headers, time_of_day());
+                let judgement = judge(case, status, &error, &headers, self.clock.time());
                 return self
                     .replace_error(lane, &failed, judgement, (&text, &headers))
                     .await
@@ -139,18 +138,39 @@ impl Socket {
         let due = if is_begin { self.created(state, lane) } else { DueWrites::default() };
         if let Some(mut turn) = state.lanes.end_turn(lane) {
             turn.account.note_status(StatusCode::OK);
-            let (session, began) = (self.binding.session.as_ref(), turn.account.began());
-            if let Some(failure) = &reading.failure {
-                let (asked, key) = (turn.account.asked_model(), &self.binding.key);
-                if let Some(wait) = self.gateway().registry.observe_failure(key, asked, failure) {
-                    self.gateway().limit_for_client((session, key), asked, (began, wait));
-                }
-            } else if let Some(session) = session.filter(|_| !turn.is_warm_up) {
-                self.gateway().failover.client_waits.served(session);
+            if self.gateway().observe_end(&turn.account, &self.binding.key, &reading) {
+                self.leave_limited(&turn);
             }
             turn.account.note_end(reading, None);
         }
         due
+    }
+
+    /// Makes the client connect anew, if another key would serve it in place of this limited one.
+    /// The client has received part of the answer, so its end passes first.
+    fn leave_limited(&self, turn: &Turn<Account>) {
+        let (gateway, asked) = (self.gateway(), turn.account.asked_model());
+        // After a handshake that names another model or none, or for a special tier, the gateway
+        // would choose the same key again.
+        if self.announced != asked.model || asked.tier.is_some() {
+            return;
+        }
+        let demand = Demand {
+            session: self.binding.session.clone(),
+            lineage: self.lineage.clone(),
+            carries_sealed: Sealed::Known(true),
+            by_websocket: true,
+            model: asked.model,
+            ..Demand::of(&self.client)
+        };
+        let tried = Tried::nothing(gateway.failover.options.wait);
+        let within = match turn.needs_project {
+            true => Reach::project_of(&self.binding.key),
+            false => Reach::Anywhere,
+        };
+        if gateway.bindings.would_leave(demand.with_tried(&tried, within), &self.binding) {
+            self.leaving.notify_one();
+        }
     }
 
     /// Returns the replacement of an error frame.
@@ -161,12 +181,12 @@ impl Socket {
         judgement: Judgement,
         (frame, headers): (&str, &HeaderMap),
     ) -> Option<String> {
-        let Failed { began, has_begun, model, tier, is_sealed, needs_project } = failed;
+        let Failed { sent, has_begun, model, tier, is_sealed, needs_project } = failed;
         let is_provisional = self.binding.is_provisional && !self.state().is_confirmed;
         let is_announced = self.announced == *model;
-        let (began, has_begun) = (*began, *has_begun);
+        let (sent, has_begun) = (*sent, *has_begun);
         let refused =
-            Refused { judgement, frame, headers, began, has_begun, is_provisional, is_announced };
+            Refused { judgement, frame, headers, sent, has_begun, is_provisional, is_announced };
         let is_foreign = judgement == Judgement::Request(Concern::Foreign);
         let demand = Demand {
             session: self.binding.session.clone(),

@@ -130,7 +130,7 @@ impl Socket {
         let on = Served { binding: &self.binding, has_served };
         if message.is_create {
             let client = self.gateway().entry.enter_again(self.proof)?;
-            may_ask_for(&client, message.model.as_deref())?;
+            may_ask_for(&client, message.model.as_deref(), message.references)?;
         }
         may_reach(self.gateway(), &self.client.id, message, is_own, &on).await
     }

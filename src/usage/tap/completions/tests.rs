@@ -79,3 +79,48 @@ fn document_is_read_whole() {
     let reading = tap.finish(true);
     assert_eq!((reading.terminal, reading.usage), (Some(Terminal::Completed), Some(usage())));
 }
+
+/// Lines of data belong together up to the empty line, and are joined by a line's end.
+#[test]
+fn event_with_several_lines_of_data_is_read() {
+    let parts = USAGE
+        .replace(r#","choices""#, "\ndata: ,\"choices\"")
+        .replace(r#"},"completion_tokens""#, "}\ndata: ,\"completion_tokens\"")
+        .replace(r#"}}"#, "}\ndata:}");
+    assert!(parts.lines().count() > 3 && parts.lines().any(|line| line.ends_with('}')));
+    let error = "data: {\"error\":\ndata: {\"code\":\"server_error\"}}";
+    for (event, expected, code) in
+        [(parts.as_str(), Some(usage()), None), (error, None, Some("server_error"))]
+    {
+        for newline in ["\n", "\r\n", "\r"] {
+            let text = stream(&[CHUNK, LAST, event, "data: [DONE]"]).replace('\n', newline);
+            for size in [1, 7, text.len()] {
+                let mut tap = tap("text/event-stream");
+                text.as_bytes().chunks(size).for_each(|chunk| tap.observe(chunk));
+                assert!(tap.is_over());
+                let reading = tap.finish(false);
+                let found = reading.failure.and_then(|error| error.code);
+                assert_eq!((reading.usage, found.as_deref()), (expected.clone(), code), "{text}");
+            }
+        }
+    }
+}
+
+/// Only the last usage can be the turn's: some services state the tokens so far with each chunk.
+#[test]
+fn usage_is_the_last_one_or_missing() {
+    let odd = USAGE.replace(r#""prompt_tokens":9"#, r#""prompt_tokens":"many""#);
+    let early = USAGE.replace(":9,", ":4,");
+    for (lines, expected) in [
+        (vec![USAGE], Some(usage())),
+        (vec![&early, USAGE, CHUNK], Some(usage())),
+        (vec![USAGE, &odd], None),
+        (vec![&odd, USAGE], Some(usage())),
+        (vec![USAGE, r#"data: {"choices":[],"usage":[]}"#], None),
+        (vec![USAGE, r#"data: {"choices":[],"usage":null}"#], Some(usage())),
+    ] {
+        let mut tap = tap("text/event-stream");
+        tap.observe(stream(&[&lines[..], &["data: [DONE]"]].concat()).as_bytes());
+        assert_eq!(tap.finish(true).usage, expected, "{lines:?}");
+    }
+}

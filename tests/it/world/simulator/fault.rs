@@ -132,6 +132,11 @@ impl Fault {
         self.and("encoding", json!(coding))
     }
 
+    /// Says when to come back.
+    pub fn again_in(self, seconds: u64) -> Self {
+        self.and("retry_after", json!(seconds))
+    }
+
     /// Strikes requests for this service tier.
     pub fn tier(self, tier: &str) -> Self {
         self.and("tier", json!(tier))
