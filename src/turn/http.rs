@@ -8,6 +8,7 @@ pub mod heavy_places;
 pub mod issued;
 pub mod translation;
 pub mod form;
+pub mod course;
 pub mod passage;
 pub mod relay;
 pub mod exchange;

@@ -40,6 +40,8 @@ impl Reading {
 pub enum Tap {
     Responses(Decoder<Reader>),
     Chat(Box<Decoder<Completions>>),
+    /// What was learned before the tap gave up the rest.
+    GivenUp(Box<Reading>),
 }
 
 impl Tap {
@@ -53,11 +55,37 @@ impl Tap {
         Self::Chat(Box::new(Decoder::new(headers, Completions::new(headers))))
     }
 
+    /// Reads a whole chunk, however long that takes.
     pub fn observe(&mut self, chunk: &[u8]) {
+        while !self.step(chunk) {}
+    }
+
+    /// Reads the next part of `chunk`. Returns whether all of the chunk is read. Otherwise the next
+    /// call must be about the same chunk.
+    pub fn step(&mut self, chunk: &[u8]) -> bool {
         match self {
-            Self::Responses(decoder) => decoder.observe(chunk),
-            Self::Chat(decoder) => decoder.observe(chunk),
+            Self::Responses(decoder) => decoder.step(chunk),
+            Self::Chat(decoder) => decoder.step(chunk),
+            Self::GivenUp(_) => true,
         }
+    }
+
+    /// The bytes that the tap holds.
+    pub fn held(&self) -> usize {
+        match self {
+            Self::Responses(decoder) => decoder.held() + decoder.reader().map_or(0, Reader::held),
+            Self::Chat(decoder) => decoder.held() + decoder.reader().map_or(0, Completions::held),
+            Self::GivenUp(_) => 0,
+        }
+    }
+
+    /// Reads no further, and holds nothing any more. If the answer's end has not come, its usage is
+    /// missing.
+    pub fn give_up(&mut self) {
+        *self = match self.is_over() {
+            true => Self::GivenUp(Box::new(self.finish(false))),
+            false => Self::Responses(Decoder::Blind),
+        };
     }
 
     /// Whether the upstream has sent its terminal event.
@@ -67,6 +95,7 @@ impl Tap {
                 decoder.reader().is_some_and(|reader| reader.reading.is_some())
             }
             Self::Chat(decoder) => decoder.reader().is_some_and(Completions::is_over),
+            Self::GivenUp(_) => true,
         }
     }
 
@@ -75,6 +104,7 @@ impl Tap {
         let read = match self {
             Self::Responses(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
             Self::Chat(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
+            Self::GivenUp(reading) => Some(std::mem::take(&mut **reading)),
         };
         // An answer that cannot be read is judged by its status.
         let blind =
@@ -132,6 +162,10 @@ pub(crate) const START: usize = 64;
 impl Reader {
     fn new(headers: &HeaderMap) -> Self {
         Self { is_stream: is_stream(headers), ..Self::default() }
+    }
+
+    fn held(&self) -> usize {
+        self.kept.capacity() + self.open.as_ref().map_or(0, |open| open.capacity())
     }
 
     fn read_stream(&mut self, mut bytes: &[u8]) {

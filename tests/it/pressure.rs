@@ -17,5 +17,6 @@ mod slow;
 mod soak;
 mod splicing;
 mod stalled;
+mod streams;
 mod tasks;
 mod versions;

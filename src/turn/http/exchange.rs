@@ -27,11 +27,11 @@ use crate::task::Tasks;
 use crate::telemetry::{Share, TurnId};
 use crate::turn::account::{Account, kept_name};
 use crate::turn::entry::may_ask_for;
+use crate::turn::http::course::Course;
 use crate::turn::http::form::{self, Form};
 use crate::turn::http::heavy_places::HeavyPlaces;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::issued::writer;
-use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, Replay, Replayed, Text};
 use crate::turn::memory::{LIGHT, MemoryPlace};
@@ -116,7 +116,8 @@ async fn answer(
     }
     match turns.exchange(&mut account, endpoint, request).await {
         Ok(Exchanged { key, answer, form, gate }) => {
-            let course = Course::new(&turns.gateway, key, account).in_form(form);
+            let course =
+                Course::new(&turns.gateway, &turns.replay.memory, key, account).in_form(form);
             pass_on(course, answer, gate, &turns.tasks).await
         }
         Err(error) => {
@@ -308,11 +309,9 @@ impl HttpTurns {
 
     /// Makes a gate that delays the answer's ids until their owner is recorded.
     fn gate(&self, answer: &Answer, client: &Client, binding: &Binding, budget: Budget) -> IdGate {
-        let owner = Owner::of(binding);
-        IdGate::new(
-            &answer.headers,
-            writer((&self.gateway, &self.heavy), &client.id, owner, budget),
-        )
+        let (owner, memory) = (Owner::of(binding), &self.replay.memory);
+        let write_down = writer((&self.gateway, &self.heavy), &client.id, owner, budget);
+        IdGate::new(&answer.headers, memory, write_down)
     }
 
     /// Scans the body's text, and keeps it only if the turn needs it decoded. `None`: the text is

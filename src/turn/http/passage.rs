@@ -10,18 +10,16 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::health::registry::Registry;
-use crate::key::Key;
 use crate::key::leak::LeakScan;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
 use crate::outcome::body::{AnswerBody, CutAnswer};
-use crate::turn::Gateway;
-use crate::turn::account::Account;
+use crate::turn::http::course::Course;
 use crate::turn::http::form::Form;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::translation::Translation;
 use crate::turn::idle::Idle;
+use crate::turn::memory::ReadingMemory;
 use crate::usage::tap::{Reading, Tap};
 use crate::wire::endpoint::Dialect;
 
@@ -47,34 +45,6 @@ pub enum Broken {
     Full,
 }
 
-/// A turn whose answer passes, and the key whose health the answer's end may affect.
-pub struct Course {
-    pub account: Account,
-    pub registry: Arc<Registry>,
-    pub key: Arc<Key>,
-    form: Form,
-}
-
-impl Course {
-    pub fn new(gateway: &Gateway, key: Arc<Key>, account: Account) -> Self {
-        let (registry, form) = (Arc::clone(&gateway.registry), Form::Native(Dialect::Responses));
-        Self { account, registry, key, form }
-    }
-
-    /// Gives the answer another form.
-    pub fn in_form(self, form: Form) -> Self {
-        Self { form, ..self }
-    }
-
-    /// Ends the turn. A failure that the answer states counts for its key's health.
-    fn end(mut self, reading: Reading, broken: Option<Ending>) {
-        if let Some(failure) = &reading.failure {
-            self.registry.observe_failure(&self.key, self.account.asked_model(), failure);
-        }
-        self.account.note_end(reading, broken);
-    }
-}
-
 /// The state of a passage. The fields that every event touches lie together, because memory
 /// accesses dominate an event's cost when a thousand streams run. `repr(C)` keeps this order.
 /// Rarely used fields are boxed or come last.
@@ -87,6 +57,8 @@ pub struct Passage {
     pub has_left: bool,
     /// The answer's first byte has arrived.
     has_begun: bool,
+    /// What the tap holds counts in the memory.
+    is_counted: bool,
     gate: Option<Box<IdGate>>,
     tap: Tap,
     leak_scan: LeakScan,
@@ -104,6 +76,9 @@ pub struct Passage {
     is_flushed: bool,
     /// Translates a stream. `None`: its bytes pass unchanged.
     translation: Option<Box<Translation>>,
+    /// Bytes that the tap has not read to their end yet.
+    unread: Bytes,
+    memory: ReadingMemory,
     /// `None`: the turn has ended.
     turn: Option<Box<Course>>,
 }
@@ -153,6 +128,9 @@ impl Passage {
             joined: BytesMut::new(),
             translation,
             idle: Idle::new(key.upstream.idle_timeout),
+            unread: Bytes::new(),
+            is_counted: false,
+            memory: ReadingMemory::of(&turn.memory),
             tap,
             leak_scan,
             turn: Some(Box::new(turn)),
@@ -165,6 +143,7 @@ impl Passage {
             reader: None,
             writer: None,
         };
+        passage.count();
         passage.join(head);
         // A client that knows the length may leave before the pump has found the end.
         if passage.upstream.is_none() {
@@ -197,17 +176,27 @@ impl Passage {
                     Err(_) => Next::End(Some(Broken::Full)),
                 });
             }
-            let data = match ready!(self.poll_data(context)) {
-                Ok(Some(data)) => data,
-                Ok(None) => return Poll::Ready(Next::End(None)),
-                Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
+            let data = match self.unread.is_empty() {
+                false => std::mem::take(&mut self.unread),
+                true => match ready!(self.poll_data(context)) {
+                    Ok(Some(data)) => data,
+                    Ok(None) => return Poll::Ready(Next::End(None)),
+                    Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
+                },
             };
             if !std::mem::replace(&mut self.has_begun, true)
                 && let Some(turn) = &mut self.turn
             {
                 turn.account.note_first_byte();
             }
-            self.tap.observe(&data);
+            let is_read = self.tap.step(&data);
+            self.count();
+            if !is_read {
+                // Other turns of this thread come first.
+                self.unread = data;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             if self.leak_scan.finds(&data)
                 && let Some(turn) = &mut self.turn
             {
@@ -228,7 +217,8 @@ impl Passage {
     /// work, which has bounds of its own.
     pub fn awaits_upstream(&self) -> bool {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
-        !keeps_some && self.translation.as_ref().is_none_or(|one| !one.is_working())
+        let is_read = !keeps_some && self.unread.is_empty();
+        is_read && self.translation.as_ref().is_none_or(|one| !one.is_working())
     }
 
     /// Decides how `data` goes to the client. `since`: how long after the bytes before it came.
@@ -242,6 +232,19 @@ impl Passage {
             () if data.len() >= LARGE => Next::Large(data),
             () => Next::InCompany(data),
         }
+    }
+
+    /// Counts what the tap holds. Without memory for it, the tap gives up, and not the answer.
+    fn count(&mut self) {
+        let held = self.tap.held();
+        if held < ReadingMemory::FREE && !self.is_counted {
+            return;
+        }
+        if !self.memory.has_room_for(held) {
+            self.tap.give_up();
+            self.memory.take();
+        }
+        self.is_counted = !self.memory.is_empty();
     }
 
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, CutAnswer>> {
@@ -335,7 +338,7 @@ impl Passage {
             self.joined.extend_from_slice(&translation.end());
         }
         self.flush();
-        self.upstream = None;
+        (self.upstream, self.unread) = (None, Bytes::new());
         self.closed = Some(broken);
         wake(&mut self.reader);
         wake(&mut self.writer);

@@ -24,8 +24,9 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::outcome::Answer;
 use crate::task::Tasks;
+use crate::turn::http::course::Course;
 use crate::turn::http::id_gate::IdGate;
-use crate::turn::http::passage::{Broken, Course, Next, Passage, wake};
+use crate::turn::http::passage::{Broken, Next, Passage, wake};
 
 /// Joined bytes that are sent without waiting for further frames.
 const FULL: usize = 16 * 1024;

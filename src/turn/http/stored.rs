@@ -16,10 +16,10 @@ use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::identify::Identity;
 use crate::turn::account::Account;
+use crate::turn::http::course::Course;
 use crate::turn::http::exchange::{HttpTurns, catch_panic, pass_on};
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::issued::writer;
-use crate::turn::http::passage::Course;
 use crate::turn::http::relay::Outgoing;
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::request::{Content, Request as Asked};
@@ -46,7 +46,7 @@ async fn answer(
 ) -> Response<Outgoing> {
     match turns.ask_about(&mut account, endpoint, request).await {
         Ok((key, answer, gate)) => {
-            let course = Course::new(&turns.gateway, key, account);
+            let course = Course::new(&turns.gateway, &turns.replay.memory, key, account);
             pass_on(course, answer, gate, &turns.tasks).await
         }
         Err(error) => {
@@ -96,7 +96,7 @@ impl HttpTurns {
         let shows_items = matches!(call, StoredCall::Retrieve);
         let gate = (shows_items && answer.status.is_success()).then(|| {
             let write_down = writer((&self.gateway, &self.heavy), &client.id, owner, budget);
-            IdGate::of_items(&answer.headers, write_down)
+            IdGate::of_items(&answer.headers, &self.replay.memory, write_down)
         });
         Ok((binding.key, answer, gate))
     }

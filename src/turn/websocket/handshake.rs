@@ -28,8 +28,8 @@ use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::lineage::{Lineage, announced_model};
 use crate::turn::account::Account;
+use crate::turn::http::course::Course;
 use crate::turn::http::exchange::{catch_panic, pass_on};
-use crate::turn::http::passage::Course;
 use crate::turn::http::relay::Outgoing;
 use crate::turn::websocket::meter::{Meter, Source};
 use crate::turn::websocket::peer::frames;
@@ -80,7 +80,8 @@ async fn answer(
                     open(turns, account, &head.headers, connected, (client, upstream), accepted)
                 }
                 None => {
-                    let course = Course::new(&turns.gateway, connected.binding.key, account);
+                    let key = connected.binding.key;
+                    let course = Course::new(&turns.gateway, &turns.memory, key, account);
                     pass_on(course, connected.answer, None, &turns.answers).await
                 }
             }

@@ -121,6 +121,26 @@ async fn heavy_message_of_an_upstream_holds_up_nobody() {
     cluster.replica().shows(MEMORY, 0.0).await;
 }
 
+/// A list of short elements takes many times the memory of its text if it is kept as a list.
+#[tokio::test]
+async fn answer_of_many_short_elements_takes_no_more_than_is_counted() {
+    let zeros = "0,".repeat(12 * MIB);
+    let document = dense(0).replace("\"output\":[", &format!("\"output\":[{zeros}"));
+    assert!(document.len() > 24 * MIB);
+    let json = "content-type: application/json\r\n";
+    let steps = vec![Step::Send(answer("200 OK", json, document.as_bytes()))];
+    let upstream = Recorder::answering(steps).await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).upstream("speaks = [\"responses\"]").start().await;
+    let before = cluster.replica().process().resident();
+    let told = ask(cluster.address(), &chat("")).await;
+    assert_eq!(told.json()["choices"][0]["message"]["content"], "hi", "{}", told.text());
+    let grown = cluster.replica().process().peak().saturating_sub(before) >> 20;
+    // Three times the text is counted.
+    assert!(grown < 24 * 4, "{grown} MiB more");
+    cluster.replica().shows(MEMORY, 0.0).await;
+}
+
 /// An answer that is translated as a whole counts while it comes, and waits for its place.
 #[tokio::test]
 async fn collected_answer_counts_in_the_memory_for_bodies() {

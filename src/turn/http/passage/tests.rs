@@ -1,13 +1,15 @@
 //! Tests of how an answer passes from its upstream to its client.
 
 use http::HeaderMap;
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 
 use super::*;
 use crate::client::Client;
 use crate::metrics::Transport;
 use crate::setting::Size;
 use crate::task::Tasks;
+use crate::turn::account::Account;
 use crate::turn::http::form::Document;
 use crate::turn::http::relay::relay;
 use crate::turn::http::translation::Counted;
@@ -27,6 +29,7 @@ async fn failure_inside_an_answer_counts_for_the_requested_model() {
         account,
         registry: Arc::clone(&gateway.registry),
         key: Arc::clone(&binding.key),
+        memory: BodyMemory::new(Size(1 << 20)),
         form: Form::Native(Dialect::Responses),
     };
     let failure =
@@ -49,8 +52,8 @@ async fn long_document_goes_in_pieces_and_counts_until_the_last() {
     let whole = bytes.clone();
     let (text, tap) = (Counted { bytes, place }.into(), Tap::new(&HeaderMap::new()));
     let document = Document { text, tap, has_leaked: false };
-    let course =
-        Course::new(&gateway, binding.key, account).in_form(Form::Document(Box::new(document)));
+    let course = Course::new(&gateway, &memory, binding.key, account)
+        .in_form(Form::Document(Box::new(document)));
     let (status, headers) = (http::StatusCode::OK, HeaderMap::new());
     let answer = Answer { status, headers, head: Bytes::new(), rest: None, upgrade: None };
     let mut passage = Passage::new(answer, None, course);
@@ -70,10 +73,11 @@ async fn answer_that_waits_for_the_gateway_is_no_silent_one() {
     let (_, binding, _) = bound(&gateway, &client).await;
     let idle_timeout = binding.key.upstream.idle_timeout;
     let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
-    let course = Course::new(&gateway, binding.key, account);
+    let memory = BodyMemory::new(Size(1 << 20));
+    let course = Course::new(&gateway, &memory, binding.key, account);
     let json = http::HeaderValue::from_static("application/json");
     let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, json)]);
-    let gate = IdGate::new(&headers, move |_| tokio::time::sleep(idle_timeout * 2));
+    let gate = IdGate::new(&headers, &memory, move |_| tokio::time::sleep(idle_timeout * 2));
     let body = r#"{"id":"resp_1","object":"response","status":"completed","output":[]}"#;
     let rest = reqwest::Response::from(http::Response::new(body)).into();
     let status = http::StatusCode::OK;
@@ -84,4 +88,71 @@ async fn answer_that_waits_for_the_gateway_is_no_silent_one() {
     pump.start(&tasks).await;
     let come = relay.collect().await.expect("the answer is whole").to_bytes();
     assert!(come == body && began.elapsed() >= idle_timeout * 2, "{:?}", began.elapsed());
+}
+
+/// A terminal event of half a megabyte.
+fn long_end() -> String {
+    let text = "x".repeat(400_000);
+    format!(
+        "data: {{\"type\":\"response.completed\",\"response\":{{\"usage\":{{\"input_tokens\":3}},\"x\":\"{text}\"}}}}\n\n"
+    )
+}
+
+/// Relays a stream of this body with so much memory. Returns the most that was used, and whether
+/// the usage was read.
+async fn relayed(memory: &BodyMemory, coding: &'static str, body: Vec<u8>) -> (usize, bool) {
+    let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
+    let (_, binding, _) = bound(&gateway, &client).await;
+    let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+    let course = Course::new(&gateway, memory, binding.key, account);
+    let headers = [
+        (http::header::CONTENT_TYPE, "text/event-stream".parse().unwrap()),
+        (http::header::CONTENT_ENCODING, coding.parse().unwrap()),
+    ];
+    let headers = HeaderMap::from_iter(headers);
+    let chunks: Vec<_> = body.chunks(16_000).map(Bytes::copy_from_slice).collect();
+    let frames = chunks.into_iter().map(|data| Ok::<_, std::io::Error>(Frame::data(data)));
+    let stream = StreamBody::new(futures_util::stream::iter(frames));
+    let rest = http::Response::new(reqwest::Body::wrap(stream));
+    let rest = Some(reqwest::Response::from(rest).into());
+    let answer =
+        Answer { status: http::StatusCode::OK, headers, head: Bytes::new(), rest, upgrade: None };
+    let mut passage = Passage::new(answer, None, course);
+    let (mut come, mut most) = (Vec::new(), 0);
+    let missing = |page: String| {
+        let line = page.lines().find(|line| line.starts_with("warmkey_usage_missing_total"));
+        line.expect("it is on the page").ends_with(" 1")
+    };
+    std::future::poll_fn(|context| {
+        loop {
+            let next = passage.poll_next(context);
+            most = most.max(memory.used());
+            match ready!(next) {
+                Next::Alone(data)
+                | Next::Large(data)
+                | Next::InCompany(data)
+                | Next::Last(data) => come.extend_from_slice(&data),
+                Next::End(broken) => return Poll::Ready(passage.end(broken)),
+            }
+        }
+    })
+    .await;
+    assert!(come == body, "unchanged");
+    drop(passage);
+    assert_eq!(memory.used(), 0);
+    (most, !missing(gateway.books.metrics.render()))
+}
+
+#[tokio::test]
+async fn reading_of_an_answer_counts_and_is_given_up_without_memory() {
+    let events = format!("data: {{}}\n\n{}", long_end()).into_bytes();
+    let folded = zstd::encode_all(&events[..], 3).unwrap();
+    for (coding, body) in [("identity", events), ("zstd", folded)] {
+        let memory = BodyMemory::new(Size(4 << 20));
+        let (most, has_usage) = relayed(&memory, coding, body.clone()).await;
+        assert!(has_usage && most > 400_000, "{coding}: {most}");
+        let little = BodyMemory::new(Size(1 << 18));
+        let (most, has_usage) = relayed(&little, coding, body).await;
+        assert!(!has_usage && most <= (1 << 18) * 5 / 4, "{coding}: {most}");
+    }
 }
