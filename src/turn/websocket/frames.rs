@@ -1,7 +1,8 @@
 //! Reads and writes the messages of one connection, and gives the memory of large ones back.
 //!
-//! A long message goes to a client in several frames. The library copies a frame that it writes,
-//! and moves all that is left of it after each write, which takes long for many megabytes.
+//! A long message goes out in several frames, a few at a time, between which other connections of
+//! the thread have their turn. The library copies and masks a frame that it writes, and moves all
+//! that is left of it after each write, which takes long for many megabytes.
 //!
 //! The WebSocket library keeps the buffers of the largest message for as long as the connection
 //! lives. An idle socket would therefore hold a whole history. Between two messages, with nothing
@@ -26,6 +27,8 @@ const KEPT: usize = 16 * 1024;
 /// Longest message that goes in one frame, and the frames of a longer one.
 const LONG: usize = 1024 * 1024;
 const FRAME: usize = 64 * 1024;
+/// Frames of a long message that are written at once.
+const AT_ONCE: usize = 8;
 
 /// The messages of one connection, in both directions.
 pub struct Frames<I> {
@@ -69,13 +72,20 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Frames<I> {
 
     /// Ready when all frames of a long message are with the library.
     fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        while !self.rest.is_empty() {
+        for _ in 0..AT_ONCE {
+            if self.rest.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
             ready!(self.stream().poll_ready_unpin(context))?;
             let piece = self.rest.split_to(self.rest.len().min(FRAME));
             let is_first = std::mem::take(&mut self.is_first);
             let kind = OpCode::Data(if is_first { Data::Text } else { Data::Continue });
             let frame = Frame::message(piece, kind, self.rest.is_empty());
             self.stream().start_send_unpin(Message::Frame(frame))?;
+        }
+        if !self.rest.is_empty() {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         Poll::Ready(Ok(()))
     }
@@ -162,8 +172,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Sink<Message> for Frames<I> {
     fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), Error> {
         self.note(&message);
         self.is_unsent = true;
-        if self.role == Role::Server
-            && message.len() > LONG
+        if message.len() > LONG
             && let Message::Text(text) = message
         {
             (self.rest, self.is_first) = (text.into(), true);
@@ -267,8 +276,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_message_goes_to_a_client_in_frames_and_stays_one_message() {
-        let (mut ours, theirs) = pair(Role::Server, 30_000).await;
+    async fn long_message_goes_out_in_frames_and_stays_one_message() {
+        for role in [Role::Server, Role::Client] {
+            long_message_stays_one(role).await;
+        }
+    }
+
+    /// Each write of a long message is short, also if the peer takes everything at once.
+    #[tokio::test]
+    async fn long_message_is_written_in_parts() {
+        for role in [Role::Server, Role::Client] {
+            let (mut ours, mut theirs) = pair(role, 64 << 20).await;
+            let (mut polls, mut all, mut come) = (0, 0, vec![0; 32 << 20]);
+            let mut sending = std::pin::pin!(ours.send(text(16 << 20)));
+            let mut is_sent = false;
+            while !is_sent {
+                is_sent = futures_util::poll!(sending.as_mut()).is_ready();
+                let reading = tokio::io::AsyncReadExt::read(theirs.get_mut(), &mut come);
+                let length = reading.now_or_never().map_or(0, Result::unwrap);
+                assert!(length <= (AT_ONCE + 2) * (FRAME + 16), "{length} at once");
+                (polls, all) = (polls + 1, all + length);
+                assert!(polls < 10_000, "it ends");
+            }
+            assert!(all > 16 << 20 && polls >= (16 << 20) / FRAME / AT_ONCE, "{all} in {polls}");
+        }
+    }
+
+    async fn long_message_stays_one(role: Role) {
+        let (mut ours, theirs) = pair(role, 30_000).await;
         let long = format!("{}\u{e9}{}", "x".repeat(FRAME - 1), "y".repeat(8 << 20));
         let (mut to, mut got) = theirs.split();
         let sent = Message::text(long.clone());

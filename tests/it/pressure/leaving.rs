@@ -4,9 +4,9 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::streams;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::recorder::{COMPLETED, Recorder, Step, chunk, stream_head};
-use super::streams;
 use crate::world::waiting::{SOON, eventually, within};
 use crate::world::wire::{Answer, Connection, Request};
 
@@ -122,8 +122,12 @@ async fn client_of_http2_that_comes_late_is_told_to_go_away_at_once() {
 #[tokio::test]
 async fn turn_over_http2_at_the_end_of_a_drain_is_served() {
     let upstream = Recorder::start(|_| {
-        vec![Step::Send(stream_head("")), Step::Hold, Step::Send(chunk(COMPLETED.as_bytes())),
-            Step::Send(b"0\r\n\r\n".to_vec())]
+        vec![
+            Step::Send(stream_head("")),
+            Step::Hold,
+            Step::Send(chunk(COMPLETED.as_bytes())),
+            Step::Send(b"0\r\n\r\n".to_vec()),
+        ]
     })
     .await;
     let mut cluster =

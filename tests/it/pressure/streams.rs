@@ -23,7 +23,9 @@ pub async fn client(cluster: &Running) -> SendRequest<Bytes> {
 }
 
 /// Sends a turn. Returns its answer, whose body may still come.
-pub async fn turn(client: &SendRequest<Bytes>) -> Result<http::Response<h2::RecvStream>, h2::Error> {
+pub async fn turn(
+    client: &SendRequest<Bytes>,
+) -> Result<http::Response<h2::RecvStream>, h2::Error> {
     let request = Request::post("http://gateway/v1/responses")
         .header("authorization", format!("Bearer {ALICE}"))
         .body(())

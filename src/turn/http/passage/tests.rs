@@ -103,7 +103,9 @@ fn long_end() -> String {
 async fn relayed(memory: &BodyMemory, coding: &'static str, body: Vec<u8>) -> (usize, bool) {
     let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
     let (_, binding, _) = bound(&gateway, &client).await;
-    let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+    let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+    account.note_attempt(&binding, false, &gateway.registry.loads);
+    account.note_status(http::StatusCode::OK);
     let course = Course::new(&gateway, memory, binding.key, account);
     let headers = [
         (http::header::CONTENT_TYPE, "text/event-stream".parse().unwrap()),
