@@ -23,7 +23,7 @@ use crate::outcome::{Answer, Outcome, Refusal};
 use crate::process::lacks_descriptors;
 use crate::upstream::framing::is_framed_once;
 use crate::upstream::request::{Content, Request};
-use crate::wire::decoder::Coding;
+use crate::wire::decoder::{Coding, unfold_zstd};
 use crate::wire::error_body::ErrorBody;
 
 /// Maximum bytes of an error answer that are read for its meaning. Real ones are a few hundred
@@ -216,7 +216,7 @@ fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
     let mut text = Vec::new();
     let read = match Coding::of(headers) {
         Coding::Gzip => MultiGzDecoder::new(body).take(ERROR_BODY as u64).read_to_end(&mut text),
-        Coding::Zstd => zstd::stream::read::Decoder::with_buffer(body)
+        Coding::Zstd => unfold_zstd(body)
             .and_then(|decoder| decoder.take(ERROR_BODY as u64).read_to_end(&mut text)),
         Coding::Plain | Coding::Unknown => return Cow::Borrowed(body),
     };

@@ -4,7 +4,7 @@
 //! not read: it passes, and its content is unknown. A chunk that decodes to much is read in steps,
 //! so that other turns of its thread have their turn.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
@@ -22,7 +22,7 @@ const STEP: usize = 128 * 1024;
 const PIECE: usize = 16 * 1024;
 /// Bytes that a decoder of gzip holds: its window, and the buffers of the library.
 const GZIP: usize = 96 * 1024;
-/// Logarithm of the largest window of a zstd answer: 8 MiB (RFC 9659, section 3).
+/// Logarithm of the largest window of a zstd text: 8 MiB (RFC 9659, section 3).
 const WINDOW: u32 = 23;
 
 /// The content coding of a body.
@@ -54,6 +54,13 @@ impl Coding {
         }
         found
     }
+}
+
+/// Reads a whole text in zstd, which may need no larger window than HTTP allows.
+pub fn unfold_zstd(bytes: &[u8]) -> io::Result<impl Read> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes)?;
+    decoder.window_log_max(WINDOW)?;
+    Ok(decoder)
 }
 
 /// A decoder for a reader of type `R`, in the encoding of the answer.
@@ -333,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn window_of_an_answer_is_limited() {
+    fn window_of_a_text_is_limited() {
         for (log, expected) in [(23, Some(64)), (24, None), (27, None)] {
             let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
             encoder.window_log(log).unwrap();
@@ -341,6 +348,8 @@ mod tests {
             encoder.flush().unwrap();
             let bytes = encoder.finish().unwrap();
             assert_eq!(decoded("zstd", &bytes, bytes.len()), expected, "{log}");
+            let whole = unfold_zstd(&bytes).unwrap().read_to_end(&mut Vec::new());
+            assert_eq!(whole.ok(), expected, "{log}");
         }
     }
 

@@ -69,8 +69,7 @@ pub struct Passage {
     /// Woken when something is ready.
     pub reader: Option<Waker>,
     upstream: Option<AnswerBody>,
-    /// Woken when there is space again, when frames come close together, or when the client has
-    /// left.
+    /// Woken when there is space again, frames come close together, or the client has left.
     pub writer: Option<Waker>,
     length: usize,
     is_flushed: bool,
@@ -121,8 +120,7 @@ impl Passage {
         }
         let mut passage = Self {
             has_begun,
-            // A client that knows the length leaves with the last byte, so a known length of zero
-            // is an end, too. The same holds below.
+            // A client that knows the length leaves with the last byte: zero is an end, too.
             upstream: answer.rest.filter(|upstream| !upstream.is_complete()),
             gate: gate.map(Box::new),
             joined: BytesMut::new(),
@@ -217,8 +215,8 @@ impl Passage {
     /// work, which has bounds of its own.
     pub fn awaits_upstream(&self) -> bool {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
-        let is_read = !keeps_some && self.unread.is_empty();
-        is_read && self.translation.as_ref().is_none_or(|one| !one.is_working())
+        let has_unread = keeps_some || !self.unread.is_empty();
+        !has_unread && self.translation.as_ref().is_none_or(|one| !one.is_working())
     }
 
     /// Decides how `data` goes to the client. `since`: how long after the bytes before it came.

@@ -1,5 +1,5 @@
-//! Refusals before the body has come, in every way in which a body comes: each reaches a client that
-//! writes everything first, and reads then.
+//! Refusals before the body has come, in every way in which a body comes: each reaches a client
+//! that writes everything first, and reads then.
 
 use bytes::Bytes;
 use http::Request;
