@@ -219,9 +219,9 @@ async fn message_of_an_upstream_that_never_ends_has_a_deadline() {
     client.send(&turn).await;
     there.text().await;
     let began = Instant::now();
-    there.0.get_mut().write_all(&begun(0x01, 64, b"{\"type\":")).await.expect("it is taken");
+    there.0.get_mut().write_all(&begun(0x01, 8, b"{\"type\":")).await.expect("it is taken");
     let (error, _) = tokio::join!(client.json(), async {
-        // Pings are answered meanwhile, on the other side of the unfinished message.
+        // Pings are answered meanwhile, behind the first frame of the message.
         let pong = [0x8a, 0];
         while began.elapsed() < Duration::from_secs(45) {
             tokio::time::sleep(ms(500)).await;
