@@ -39,8 +39,8 @@ async fn heavy_answer_to_a_chat_client_holds_up_nobody() {
     let document = dense(40 * MIB);
     let json = "content-type: application/json\r\n";
     let steps = vec![Step::Send(answer("200 OK", json, document.as_bytes()))];
-    let (_upstream, cluster) = on_one_thread(steps, "speaks = [\"responses\"]").await;
-    holds_up_nobody(&cluster, async || {
+    let (upstream, cluster) = on_one_thread(steps, "speaks = [\"responses\"]").await;
+    holds_up_nobody(&upstream, &cluster, async || {
         let told = ask(cluster.address(), &chat("")).await;
         assert_eq!(told.status, 200, "{}", told.text());
         assert_eq!(told.json()["choices"][0]["message"]["content"], "hi");
@@ -59,8 +59,8 @@ async fn heavy_event_of_a_chat_stream_holds_up_nobody() {
     let mut steps = vec![Step::Send(stream_head(""))];
     steps.extend(event.as_bytes().chunks(MIB).map(|part| Step::Send(chunk(part))));
     steps.push(Step::Send(b"0\r\n\r\n".to_vec()));
-    let (_upstream, cluster) = on_one_thread(steps, "speaks = [\"responses\"]").await;
-    holds_up_nobody(&cluster, async || {
+    let (upstream, cluster) = on_one_thread(steps, "speaks = [\"responses\"]").await;
+    holds_up_nobody(&upstream, &cluster, async || {
         let told = ask(cluster.address(), &chat("\"stream\":true,")).await;
         let text = told.text();
         assert!(told.whole && text.ends_with("data: [DONE]\n\n"), "{text}");
