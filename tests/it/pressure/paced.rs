@@ -103,7 +103,7 @@ pub async fn on_one_thread(steps: Vec<Step>, options: &str) -> (Recorder, Runnin
 }
 
 /// Checks that the events of another client come meanwhile, while `work` is done: in the median of
-/// [`RUNS`], none is later than a part of the time that the work takes. The test's own processes and
+/// [`RUNS`], none is later than a part of the time that the work takes. The test's own process and
 /// the upstream may be late by themselves, which shows in events that come straight from there.
 pub async fn holds_up_nobody(upstream: &Recorder, cluster: &Running, mut work: impl AsyncFnMut()) {
     let mut median = Median::default();

@@ -134,7 +134,10 @@ async fn relayed(memory: &BodyMemory, coding: &'static str, body: Vec<u8>) -> (u
                 | Next::Large(data)
                 | Next::InCompany(data)
                 | Next::Last(data) => come.extend_from_slice(&data),
-                Next::End(broken) => return Poll::Ready(passage.end(broken)),
+                Next::End(broken) => {
+                    passage.end(broken);
+                    return Poll::Ready(());
+                }
             }
         }
     })
