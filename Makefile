@@ -49,16 +49,16 @@ demo: ## build, then compare the cache reads of sessions under several ways of r
 	cargo run --locked -- demo
 
 test: ## run all tests but those of real clients; installs missing servers (Debian, as root)
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl nginx:nginx
 	cargo test --locked --no-fail-fast
 
 test-long: ## play ten times as many sessions on failing keys as `make test`, and soak under pressure; takes minutes
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl nginx:nginx
 	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon soak usage_of_many_rows day_is_told
 
 # The load is an endless loop on each core and 50,000 connections in TIME-WAIT.
 test-busy: ## run `make test` three times on a machine kept busy; as root
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl python3:python3
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl nginx:nginx python3:python3
 	cargo test --locked --no-run
 	for run in 1 2 3; do python3 -B tests/busy.py $(MAKE) test || exit; done
 
@@ -114,7 +114,7 @@ $(AI)/package-lock.json:
 		ai@$(AI_VERSION) @ai-sdk/openai@$(AI_OPENAI_VERSION) zod@$(ZOD_VERSION)
 
 test-chart: $(CHART_TOOLS)/complete ## the chart by Helm 3 and 4, its manifests, rules and dashboard; installs prometheus like `make test`
-	@sh tests/need.sh redis-server:redis-server openssl:openssl prometheus:prometheus promtool:prometheus python3:python3
+	@sh tests/need.sh redis-server:redis-server openssl:openssl nginx:nginx prometheus:prometheus promtool:prometheus python3:python3
 	cargo test --locked --no-run
 	cd tests/chart && WARMKEY=$(abspath $(WARMKEY)) $(CHART_PYTHON) -m unittest
 

@@ -91,7 +91,7 @@ impl Replica {
         let tls = listeners.tls();
 
         let store = open_store(&fixed, memory, &metrics, &tasks).await?;
-        let traces = trace_pipe(&fixed, &name, &metrics)?;
+        let traces = trace_pipe(&fixed, &name, &metrics, &tasks)?;
         if let Some(pipe) = &traces {
             work.connect(pipe);
         }
@@ -229,11 +229,12 @@ fn trace_pipe(
     fixed: &Fixed,
     name: &str,
     metrics: &Arc<Metrics>,
+    tasks: &Tasks,
 ) -> Result<Option<Arc<TracePipe>>, String> {
     let pipe = fixed
         .collector
         .as_ref()
-        .map(|collector| TracePipe::start(collector, name, Arc::clone(metrics)));
+        .map(|collector| TracePipe::start(collector, name, Arc::clone(metrics), tasks));
     Ok(pipe.transpose()?.map(Arc::new))
 }
 

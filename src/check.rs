@@ -232,7 +232,8 @@ mod tests {
         };
         let keys = [key("b-1", "org-b"), key("a-1", "org-a"), key("a-2", "org-a")].concat();
         let plan = Config::parse(&format!("{text}\n{keys}")).unwrap().plan();
-        let descriptors = Descriptors { limit: 20_000, before: 20_000, clients: 9_000, admin: 64 };
+        let descriptors =
+            Descriptors { limit: 20_000, before: 20_000, clients: 9_000, idle: 2_250, admin: 64 };
         describe(&plan.map_err(|faults| faults.join("; ")).unwrap(), descriptors)
     }
 

@@ -22,8 +22,11 @@ pub struct Descriptors {
     pub limit: usize,
     /// The limit before it was raised.
     pub before: usize,
-    /// Connections of clients. As many are kept for upstreams.
+    /// Connections of clients. As many requests may be in flight, each with a connection to an
+    /// upstream.
     pub clients: usize,
+    /// Idle connections to upstreams.
+    pub idle: usize,
     /// Connections of operators, probes and Prometheus.
     pub admin: usize,
 }
@@ -48,7 +51,7 @@ impl Descriptors {
     fn of(limit: usize) -> Self {
         let reserve = RESERVE.min(limit / 4);
         let clients = ((limit - reserve) / 2).clamp(1, MOST);
-        Self { limit, before: limit, clients, admin: (reserve / 4).max(1) }
+        Self { limit, before: limit, clients, idle: clients / 4, admin: (reserve / 4).max(1) }
     }
 }
 
@@ -86,7 +89,8 @@ mod tests {
         {
             let shared = Descriptors::of(limit);
             assert_eq!((shared.clients, shared.admin), (clients, admin), "{limit}");
-            assert!(limit == 1 || 2 * clients + admin < limit, "something is left for the store");
+            let all = 2 * clients + shared.idle + admin;
+            assert!(limit == 1 || all < limit, "something is left for the store: {all}");
         }
     }
 }

@@ -69,6 +69,11 @@ impl Tasks {
         self.spawn(run_again(name, make, Arc::clone(&self.restarts)));
     }
 
+    /// Notes that the work `name`, which goes on, has panicked.
+    pub fn note_panic(&self, name: &'static str) {
+        note_panic(name, &self.restarts);
+    }
+
     /// How often a task panicked and began again.
     pub fn restarts(&self) -> u64 {
         self.restarts.load(Ordering::Relaxed)
@@ -82,6 +87,17 @@ impl Tasks {
     }
 }
 
+/// Whether a test has ordered that the work `name` panics once.
+pub fn must_panic(name: &str) -> bool {
+    planted::panics(name)
+}
+
+/// Counts and tells a panic of the work `name`.
+pub fn note_panic(name: &'static str, restarts: &AtomicU64) {
+    restarts.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(task = name, "a task panicked, and begins again");
+}
+
 async fn run_again<F: Future<Output = ()>>(
     name: &'static str,
     make: impl Fn() -> F,
@@ -91,8 +107,7 @@ async fn run_again<F: Future<Output = ()>>(
     // Nothing of a run survives its panic but what `make` keeps.
     while AssertUnwindSafe(planted::run(make(), panics)).catch_unwind().await.is_err() {
         panics = false;
-        restarts.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(task = name, "a task panicked, and begins again");
+        note_panic(name, &restarts);
         tokio::time::sleep(PAUSE).await;
     }
 }

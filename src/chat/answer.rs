@@ -93,7 +93,7 @@ pub fn translate(document: &[u8]) -> Result<Vec<u8>, ToldFailure> {
         return Err(ToldFailure::of(error.unwrap_or(b"null")));
     };
     let mut said = Said::default();
-    array(output).unwrap_or_default().into_iter().for_each(|item| said.take(item));
+    array(output).into_iter().flatten().for_each(|item| said.take(item));
     let mut out = Vec::with_capacity(document.len());
     let mut object = Object::open(&mut out);
     Head::of(document).write(&mut object, "chat.completion");
@@ -138,8 +138,8 @@ impl<'b> Said<'b> {
     fn take(&mut self, item: &'b [u8]) {
         let [kind, content] = fields(item, ["type", "content"]).unwrap_or_default();
         if kind == Some(br#""message""#) {
-            let parts = content.and_then(array).unwrap_or_default();
-            parts.into_iter().for_each(|part| self.take_part(part));
+            let parts = content.and_then(array).into_iter().flatten();
+            parts.for_each(|part| self.take_part(part));
         } else if let Some(call) = Call::of(item) {
             let mut out = Vec::new();
             let mut object = Object::open(&mut out);
@@ -154,8 +154,8 @@ impl<'b> Said<'b> {
             fields(part, ["text", "refusal", "annotations"]).unwrap_or_default();
         self.texts.extend(text.and_then(inside));
         self.refusals.extend(refusal.and_then(inside));
-        let annotations = annotations.and_then(array).unwrap_or_default();
-        self.annotations.extend(annotations.into_iter().filter_map(annotation));
+        let annotations = annotations.and_then(array).into_iter().flatten();
+        self.annotations.extend(annotations.filter_map(annotation));
     }
 
     fn write(&self, out: &mut Vec<u8>) {

@@ -7,6 +7,8 @@ use crate::error::{Error, ErrorKind};
 use crate::wire::quotes::unescaped;
 use crate::wire::scan::Scanner;
 
+/// Maximum fields of an object: their list takes many times the memory of a text of short ones.
+const MOST_FIELDS: usize = 4096;
 /// Maximum characters of a client's field name in an error.
 const LONGEST_NAME: usize = 64;
 
@@ -23,6 +25,7 @@ pub struct Fields<'b> {
 impl<'b> Fields<'b> {
     pub fn of(raw: &'b [u8], place: String) -> Result<Self, Error> {
         match object(raw) {
+            Some(list) if list.len() > MOST_FIELDS => Err(invalid(&place, "has too many fields")),
             Some(list) => Ok(Self { place, list }),
             None => Err(invalid(&place, "is not an object")),
         }
@@ -55,11 +58,13 @@ impl<'b> Fields<'b> {
     }
 
     /// The elements of the array in `name`, each with its place.
-    pub fn elements(&self, name: &str) -> Result<Vec<(String, &'b [u8])>, Error> {
-        let not_array = || invalid(&self.at(name), "is not an array");
-        let list = array(self.needed(name)?).ok_or_else(not_array)?;
-        let numbered = list.into_iter().enumerate();
-        Ok(numbered.map(|(index, raw)| (format!("{}[{index}]", self.at(name)), raw)).collect())
+    pub fn elements(
+        &self,
+        name: &str,
+    ) -> Result<impl Iterator<Item = (String, &'b [u8])> + use<'b>, Error> {
+        let place = self.at(name);
+        let list = array(self.needed(name)?).ok_or_else(|| invalid(&place, "is not an array"))?;
+        Ok(list.enumerate().map(move |(index, raw)| (format!("{place}[{index}]"), raw)))
     }
 
     /// Refuses a field that is not in `known`. A null asks for nothing and passes.
@@ -93,7 +98,8 @@ pub fn invalid(place: &str, what: &str) -> Error {
         .about(place)
 }
 
-/// The fields of an object in their order. `None`: `raw` is not an object.
+/// The fields of an object in their order, with one beyond [`MOST_FIELDS`] at the most. `None`:
+/// `raw` is not an object.
 pub fn object(raw: &[u8]) -> Option<Entries<'_>> {
     let (mut scanner, mut list) = (Scanner::new(raw), Vec::new());
     if !scanner.take(b'{') {
@@ -106,6 +112,9 @@ pub fn object(raw: &[u8]) -> Option<Entries<'_>> {
         let name = unescaped(scanner.string().ok()?);
         scanner.expect(b':').ok()?;
         list.push((name, scanner.value().ok()?));
+        if list.len() > MOST_FIELDS {
+            return Some(list);
+        }
         if !scanner.take(b',') {
             scanner.expect(b'}').ok()?;
             return Some(list);
@@ -113,21 +122,26 @@ pub fn object(raw: &[u8]) -> Option<Entries<'_>> {
     }
 }
 
-/// The elements of an array in their order. `None`: `raw` is not an array.
-pub fn array(raw: &[u8]) -> Option<Vec<&[u8]>> {
-    let (mut scanner, mut list) = (Scanner::new(raw), Vec::new());
-    if !scanner.take(b'[') {
-        return None;
-    }
-    if scanner.take(b']') {
-        return Some(list);
-    }
-    loop {
-        list.push(scanner.value().ok()?);
-        if !scanner.take(b',') {
-            scanner.expect(b']').ok()?;
-            return Some(list);
-        }
+/// The elements of an array in their order, one after the other: a list of them would take many
+/// times the memory of a text of short elements. `None`: `raw` is not an array.
+pub fn array(raw: &[u8]) -> Option<Elements<'_>> {
+    let mut scanner = Scanner::new(raw);
+    scanner.take(b'[').then(|| Elements { is_over: scanner.take(b']'), scanner })
+}
+
+/// The elements of an array. They end at the first one that is not JSON.
+pub struct Elements<'b> {
+    scanner: Scanner<'b>,
+    is_over: bool,
+}
+
+impl<'b> Iterator for Elements<'b> {
+    type Item = &'b [u8];
+
+    fn next(&mut self) -> Option<&'b [u8]> {
+        let next = (!self.is_over).then(|| self.scanner.value().ok()).flatten();
+        self.is_over = next.is_none() || !self.scanner.take(b',');
+        next
     }
 }
 

@@ -15,6 +15,8 @@ use crate::wire::peek::fields;
 
 /// Maximum bytes of an event. The last event repeats the whole answer.
 const LONGEST: usize = 64 * 1024 * 1024;
+/// Bytes that one known part or call takes up.
+const KNOWN: usize = 96;
 
 /// The translation of one stream.
 pub struct Stream {
@@ -65,6 +67,12 @@ impl Stream {
     /// The bytes of the event that has not ended yet.
     pub const fn held(&self) -> usize {
         self.line.len() + self.data.len()
+    }
+
+    /// The memory that the translation takes up: also what it knows of the parts and calls so far.
+    pub fn memory(&self) -> usize {
+        let known = self.told.len() + self.noted.len() + self.calls.len();
+        self.held() + known * KNOWN
     }
 
     /// Takes the next bytes of the upstream's stream. Returns the chunks that they complete.
@@ -220,7 +228,7 @@ impl Stream {
         self.call(item, output, true);
         let [kind, content] = fields(item, ["type", "content"]).unwrap_or_default();
         let parts = content.filter(|_| kind == Some(br#""message""#)).and_then(array);
-        for (index, part) in parts.unwrap_or_default().into_iter().enumerate() {
+        for (index, part) in parts.into_iter().flatten().enumerate() {
             let index = index.to_string();
             let place = [output, b"/", index.as_bytes()].concat();
             if !is_in(&self.told, output, &index) {
@@ -229,7 +237,7 @@ impl Stream {
             }
             if !is_in(&self.noted, output, &index) {
                 let [notes] = fields(part, ["annotations"]).unwrap_or_default();
-                for note in notes.and_then(array).unwrap_or_default() {
+                for note in notes.and_then(array).into_iter().flatten() {
                     self.annotated(Some(note), place.clone());
                 }
             }
@@ -287,8 +295,8 @@ impl Stream {
         if self.told.is_empty() && self.calls.is_empty() {
             // Its items may have other indexes than those of the events before. If these had told
             // something, the client would read it twice.
-            let items = output.and_then(array).unwrap_or_default();
-            for (index, item) in items.into_iter().enumerate() {
+            let items = output.and_then(array).into_iter().flatten();
+            for (index, item) in items.enumerate() {
                 self.item(item, index.to_string().as_bytes());
             }
         }

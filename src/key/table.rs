@@ -35,7 +35,7 @@ impl Table {
         }
         let pools = settings.iter().filter_map(|key| known.get(key.upstream.as_str()));
         let pools = pools.map(|upstream| pools_of(upstream.wiring.http2)).sum();
-        let idle = idle_connections(Descriptors::of_process().clients, pools);
+        let idle = idle_connections(Descriptors::of_process().idle, pools);
         let mut keys: Vec<Arc<Key>> = Vec::new();
         for key in settings {
             let upstream = known
@@ -304,7 +304,7 @@ const fn pools_of(http2: Http2) -> usize {
 }
 
 /// The idle connections of each of `pools`, so that all together stay within what the process keeps
-/// for upstreams.
+/// for idle ones.
 fn idle_connections(kept: usize, pools: usize) -> usize {
     (kept / pools.max(1)).clamp(MIN_IDLE, MAX_IDLE)
 }

@@ -164,8 +164,8 @@ label! {
     ListenerName = "listener" { Clients, Admin }
 }
 label! {
-    /// Why a connection was ended or not accepted.
-    ConnectionRefusal = "reason" { Silent, Limit, Descriptors }
+    /// Why a connection was ended or not accepted, or a request on one was refused.
+    ConnectionRefusal = "reason" { Silent, Limit, Descriptors, Requests }
 }
 label! {
     /// Why a request without a valid token was refused.

@@ -16,7 +16,7 @@ families! {
         ),
         not_taken: Counters<ConnectionRefusal> = counters(
             "connections_refused",
-            "Connections that were ended or not accepted because there were too many, by reason",
+            "Connections that were ended or not accepted because there were too many, or requests on them, by reason",
         ),
         refused: Counters<StrangerRefusal> = counters(
             "refused",

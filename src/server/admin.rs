@@ -30,7 +30,7 @@ pub fn admin_routes(
     let page = move || async move {
         metrics.body_memory(memory.used(), memory.limit());
         metrics.log_lines_dropped(log::dropped());
-        metrics.task_restarts(tasks.restarts());
+        metrics.task_restarts(tasks.restarts() + log::restarts());
         let mut response = Response::new(axum::body::Body::from(metrics.render()));
         response
             .headers_mut()

@@ -19,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
@@ -41,6 +42,8 @@ const BUFFER: usize = 64 * 1024;
 const HEAD: u32 = 64 * 1024;
 /// Bytes of answers that wait for a client which does not read a stream of HTTP/2.
 const STREAM_BUFFER: usize = 64 * 1024;
+/// Most streams of one connection over HTTP/2, where the process may have so many requests.
+const STREAMS: u32 = 256;
 /// Time for which a leaving replica still serves requests on open connections. They were on their
 /// way when their client was told.
 pub const MOMENT: Duration = Duration::from_secs(1);
@@ -84,6 +87,10 @@ impl From<CancellationToken> for Ending {
 #[derive(Clone, Copy)]
 pub struct PeerAddress(pub IpAddr);
 
+/// Marks a request that is one too many: it must be refused.
+#[derive(Clone, Copy)]
+pub struct OneTooMany;
+
 /// Serves one connection to its end.
 pub async fn connection<I, S, B>(
     stream: I,
@@ -106,15 +113,21 @@ pub async fn connection<I, S, B>(
         + 'static,
 {
     let (has_asked, is_http2) = (&AtomicBool::new(false), &AtomicBool::new(false));
+    let speaks_http2 = &Notify::new();
     let (leaving, place, seat) = (&ending.leaving, &seat, Arc::clone(&seat));
     let service = service_fn(move |request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
         let is_shared = request.version() == Version::HTTP_2;
-        is_http2.store(is_shared, Ordering::Relaxed);
+        if is_shared && !is_http2.swap(true, Ordering::Relaxed) {
+            speaks_http2.notify_one();
+        }
         let in_flight = place.begin();
         let mut request =
             request.map(|body| Watched::new(body, (!is_shared).then(|| Arc::clone(place))));
         request.extensions_mut().insert(PeerAddress(peer));
+        if in_flight.is_too_many() {
+            request.extensions_mut().insert(OneTooMany);
+        }
         let (answering, leaving) = (service.clone().call(request), leaving.clone());
         async move {
             let mut response = answering.await?;
@@ -131,6 +144,7 @@ pub async fn connection<I, S, B>(
             }))
         }
     });
+    let streams = u32::try_from(seat.most_requests()).map_or(STREAMS, |most| most.min(STREAMS));
     let mut builder = auto::Builder::new(Streams);
     // To copy an event costs less than to hand it over in three pieces.
     builder
@@ -142,7 +156,7 @@ pub async fn connection<I, S, B>(
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(256)
+        .max_concurrent_streams(streams)
         .max_header_list_size(HEAD)
         .max_send_buf_size(STREAM_BUFFER)
         // Finds out peers that have gone without closing.
@@ -157,9 +171,11 @@ pub async fn connection<I, S, B>(
     let mut first_request_timeout = pin!(tokio::time::sleep(header_timeout));
     let told = async {
         leaving.cancelled().await;
-        // HTTP/1.1 says it with its answers.
-        if !is_http2.load(Ordering::Relaxed) {
-            ending.over().await;
+        // HTTP/1.1 says it with its answers, HTTP/2 with a frame. Which of both a client speaks is
+        // known with its first request.
+        tokio::select! {
+            () = speaks_http2.notified() => {}
+            () = ending.over() => {}
         }
     };
     let (mut told, mut cut) = (pin!(told), pin!(ending.cutting.cancelled()));

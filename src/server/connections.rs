@@ -4,11 +4,14 @@
 //! request, between two requests, and while the rest of a refused body comes. At the limit, the
 //! longest silent connection is ended for a new one. Connections with requests in flight are never
 //! ended.
+//!
+//! A connection over HTTP/2 may have many requests in flight, and each may need a connection to an
+//! upstream. As many may be in flight as there may be connections; further ones are refused.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -28,6 +31,8 @@ const TELL: Duration = Duration::from_secs(60);
 pub struct Connections {
     listener: ListenerName,
     most: usize,
+    /// Requests in flight on all connections.
+    requests: AtomicUsize,
     metrics: Option<Arc<Metrics>>,
     state: Mutex<State>,
 }
@@ -68,13 +73,15 @@ impl Connections {
         if listener == ListenerName::Clients {
             metrics.connections_limit(most);
         }
-        Arc::new(Self { listener, most, metrics: Some(metrics), state: Mutex::default() })
+        let (requests, metrics) = (AtomicUsize::new(0), Some(metrics));
+        Arc::new(Self { listener, most, requests, metrics, state: Mutex::default() })
     }
 
     /// Connections that nothing counts.
     pub fn unlimited() -> Arc<Self> {
-        let (listener, state) = (ListenerName::Clients, Mutex::default());
-        Arc::new(Self { listener, most: usize::MAX, metrics: None, state })
+        let (listener, most, metrics) = (ListenerName::Clients, usize::MAX, None);
+        let (requests, state) = (AtomicUsize::new(0), Mutex::default());
+        Arc::new(Self { listener, most, requests, metrics, state })
     }
 
     /// Takes a new connection in. `None`: there are too many, and none is silent.
@@ -134,6 +141,11 @@ impl Connections {
         }
     }
 
+    /// Most connections.
+    pub const fn most(&self) -> usize {
+        self.most
+    }
+
     fn tell(&self, state: &mut State) {
         if state.told.is_none_or(|told| told.elapsed() >= TELL) {
             state.told = Some(Instant::now());
@@ -167,7 +179,17 @@ impl Seat {
             self.all.lock().silent.remove(&since);
         }
         drop(now);
-        InFlightRequest(Arc::clone(self))
+        let others = self.all.requests.fetch_add(1, Ordering::Relaxed);
+        let is_too_many = others >= self.all.most;
+        if is_too_many {
+            self.all.count_refusal(ConnectionRefusal::Requests);
+        }
+        InFlightRequest { seat: Arc::clone(self), is_too_many }
+    }
+
+    /// Most requests that may be in flight on this connection.
+    pub fn most_requests(&self) -> usize {
+        self.all.most
     }
 
     /// Ready when the connection must give way. Wakes the task that polled last.
@@ -202,7 +224,11 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let since = self.now().silent_since;
+        let (since, for_life) = {
+            let now = self.now();
+            (now.silent_since, now.requests)
+        };
+        self.all.requests.fetch_sub(for_life, Ordering::Relaxed);
         let mut state = self.all.lock();
         state.open -= 1;
         if let Some(since) = since {
@@ -216,21 +242,32 @@ impl Drop for Seat {
 }
 
 /// A request in flight on a connection.
-pub struct InFlightRequest(Arc<Seat>);
+pub struct InFlightRequest {
+    seat: Arc<Seat>,
+    is_too_many: bool,
+}
 
 impl InFlightRequest {
     /// Keeps the request in flight for as long as the connection lives: it is a WebSocket now.
     pub fn for_life(self) {
-        self.0.now().requests += 1;
+        self.seat.now().requests += 1;
+        self.seat.all.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether more requests were in flight than may be when it began.
+    pub const fn is_too_many(&self) -> bool {
+        self.is_too_many
     }
 }
 
 impl Drop for InFlightRequest {
     fn drop(&mut self) {
-        let mut now = self.0.now();
+        let Self { seat, .. } = self;
+        seat.all.requests.fetch_sub(1, Ordering::Relaxed);
+        let mut now = seat.now();
         now.requests -= 1;
         if now.requests == 0 {
-            now.silent_since = Some(self.0.all.lock().fall_silent(&self.0.end));
+            now.silent_since = Some(seat.all.lock().fall_silent(&seat.end));
         }
     }
 }
@@ -285,6 +322,27 @@ impl Drop for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_of_all_connections_are_counted_together() {
+        let metrics = Arc::new(Metrics::new());
+        let all = Connections::new(ListenerName::Clients, 3, Arc::clone(&metrics));
+        let [one, two] = [(); 2].map(|()| all.enter().unwrap());
+        let held = [one.begin(), one.begin(), two.begin()];
+        assert!(held.iter().all(|request| !request.is_too_many()));
+        assert!(two.begin().is_too_many() && one.begin().is_too_many());
+        drop(held);
+        // A WebSocket's request is one for as long as its connection lives.
+        two.begin().for_life();
+        let [second, third] = [one.begin(), one.begin()];
+        assert!(!third.is_too_many() && one.begin().is_too_many());
+        drop(two);
+        assert!(!one.begin().is_too_many());
+        drop((second, third));
+        assert_eq!(all.requests.load(Ordering::Relaxed), 0);
+        let series = r#"warmkey_connections_refused_total{reason="requests"} 3"#;
+        assert!(metrics.render().contains(series));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn longest_silent_connection_gives_way() {

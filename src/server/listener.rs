@@ -74,7 +74,7 @@ impl Listener {
             + 'static,
     {
         let ending = ending.into();
-        let mut overflow = Overflow::default();
+        let mut overflow = Overflow::new(self.connections.most());
         let over = ending.over();
         tokio::pin!(over);
         loop {

@@ -1,14 +1,16 @@
 //! Refuses connections that are too many, or for which the process has no descriptor.
 //!
 //! The replica answers before it reads the request. It reads the request afterwards: a connection
-//! that closes with unread bytes is reset, and its client would lose the answer.
+//! that closes with unread bytes is reset, and its client would lose the answer. For a limited
+//! number of clients, it reads until they have sent all. Further clients get the answer as well,
+//! and what they have sent so far is read. Those that are still sending then may lose the answer.
 //!
 //! The system reports a lack of descriptors even if no client waits. Accepting with a spare
 //! descriptor shows whether one does, so that a connection gives way only to a client.
 
 use std::fs::File;
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,9 +31,11 @@ pub const PAUSE: Duration = Duration::from_millis(50);
 const REFILLS: usize = 20;
 /// Time for one client to take its answer, and the longest silence of one that still sends.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Refused clients that get an answer at the same time. Further ones only see their connection
-/// closed.
+/// Refused clients for which the gateway waits at the same time. Each keeps a descriptor meanwhile,
+/// so there are fewer on a small listener.
 const AT_ONCE: usize = 64;
+/// Most bytes that are read of a client for which it does not wait.
+const GLANCE: usize = 256 * 1024;
 
 /// The parts that a listener needs to refuse connections.
 pub struct Overflow {
@@ -48,13 +52,13 @@ pub enum NextClient {
     Unknown,
 }
 
-impl Default for Overflow {
-    fn default() -> Self {
-        Self { at_once: Arc::new(Semaphore::new(AT_ONCE)), spare: spare() }
-    }
-}
-
 impl Overflow {
+    /// For a listener of `most` connections.
+    pub fn new(most: usize) -> Self {
+        let at_once = AT_ONCE.min(most / 8).max(1);
+        Self { at_once: Arc::new(Semaphore::new(at_once)), spare: spare() }
+    }
+
     /// Message where there are too many connections.
     pub const TOO_MANY: &str = "This replica has no room for another connection. Please try again.";
     /// Message where the process has too many files open.
@@ -62,10 +66,14 @@ impl Overflow {
 
     /// Refuses a connection. A client that speaks TLS could not read the answer, and gets none.
     pub fn refuse(&self, stream: TcpStream, message: &'static str, is_tls: bool, tasks: &Tasks) {
-        let Ok(place) = Arc::clone(&self.at_once).try_acquire_owned() else { return };
         if is_tls {
             return;
         }
+        let Ok(place) = Arc::clone(&self.at_once).try_acquire_owned() else {
+            // A client that has left already needs no answer.
+            let _ = tell_at_once(stream, message);
+            return;
+        };
         tasks.spawn(async move {
             tell(stream, message).await;
             drop(place);
@@ -124,6 +132,22 @@ async fn tell(mut stream: TcpStream, message: &str) {
     }
 }
 
+/// Answers without waiting. The answer fits into the buffer of a new connection.
+fn tell_at_once(stream: TcpStream, message: &str) -> io::Result<()> {
+    // The runtime does not know yet that the connection is ready, and it would not ask the system.
+    let mut stream = stream.into_std()?;
+    stream.write_all(answer(message).as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let (mut unread, mut all) = ([0; 16 * 1024], 0);
+    while all < GLANCE {
+        match stream.read(&mut unread)? {
+            0 => break,
+            count => all += count,
+        }
+    }
+    Ok(())
+}
+
 fn answer(message: &str) -> String {
     let error = serde_json::json!({"error": {
         "message": message, "type": "server_error", "param": null, "code": "no_key_available",
@@ -141,6 +165,26 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+
+    /// A client for which no place is left has its answer, too, if it has sent its request.
+    #[tokio::test]
+    async fn client_beyond_those_that_are_waited_for_reads_the_answer() {
+        let socket = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (overflow, tasks) = (Overflow::new(1), Tasks::new());
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            let mut client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let (stream, _) = socket.accept().await.unwrap();
+            overflow.refuse(stream, Overflow::TOO_MANY, false, &tasks);
+            clients.push(client);
+        }
+        for mut client in clients {
+            let mut text = String::new();
+            client.read_to_string(&mut text).await.unwrap();
+            assert!(text.starts_with("HTTP/1.1 503 ") && text.ends_with("}}"), "{text}");
+        }
+    }
 
     #[tokio::test]
     async fn client_that_has_sent_much_reads_the_answer() {

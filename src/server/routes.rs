@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use ::http::header::{CONTENT_LENGTH, HOST, HeaderName};
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -15,6 +16,7 @@ use http_body::Body as _;
 use tower_service::Service;
 
 use crate::error::{Error, ErrorKind};
+use crate::server::connection::OneTooMany;
 use crate::server::connections::Watched;
 use crate::server::pages::may_be_of_a_page;
 use crate::server::slowing::Slowing;
@@ -33,6 +35,8 @@ use crate::wire::endpoint::{Endpoint, model_name, single_slashes};
 const HEAD: usize = 16 * 1024;
 /// Size that a header counts besides its name and value (RFC 9113, section 6.5.2).
 const HEADER: usize = 32;
+/// `Retry-After` of a request that is one too many.
+const SOON: Duration = Duration::from_secs(1);
 
 /// The clients' endpoints. Answers are not axum's, which would box each answer: every event would
 /// pay for the box.
@@ -75,6 +79,11 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
 async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoing> {
     let ClientRoutes { http: turns, websocket: sockets, models, .. } = routes;
     let gateway = &turns.gateway;
+    if request.extensions().get::<OneTooMany>().is_some() {
+        const FULL: &str = "This replica has no room for another request. Please try again.";
+        let error = Error::new(ErrorKind::NoKeyAvailable, FULL).retry_after(SOON);
+        return refuse(gateway, &request, &error);
+    }
     if is_too_large(&request) {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         let mut response = refuse(gateway, &request, &unreadable::error(status));

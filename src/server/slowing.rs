@@ -1,5 +1,5 @@
 //! Delays the refusals of wrong tokens, each refusal to one address longer than the last, up to a
-//! limit.
+//! limit. Addresses beyond those that are remembered count together, as one.
 //!
 //! A valid token never waits, even after wrong ones from its address: behind a balancer, all
 //! clients have one address. Keeps no token and no hash of a token.
@@ -33,13 +33,39 @@ const WAITING: usize = 256;
 
 pub struct Slowing {
     metrics: Arc<Metrics>,
-    seen: Mutex<HashMap<IpAddr, Seen>>,
+    seen: Mutex<Callers>,
     places: Semaphore,
+}
+
+/// The callers that have shown wrong tokens.
+#[derive(Default)]
+struct Callers {
+    known: HashMap<IpAddr, Seen>,
+    /// All callers beyond those.
+    others: Option<Seen>,
 }
 
 struct Seen {
     count: u32,
     last: Instant,
+}
+
+impl Seen {
+    const fn new(now: Instant) -> Self {
+        Self { count: 0, last: now }
+    }
+
+    /// Counts one more wrong token, and returns how long its refusal waits.
+    fn note(&mut self, now: Instant) -> Duration {
+        if now - self.last >= MEMORY {
+            self.count = 0;
+        }
+        (self.count, self.last) = (self.count.saturating_add(1), now);
+        match self.count.checked_sub(FREE + 1) {
+            None => Duration::ZERO,
+            Some(over) => LONGEST.min(FIRST * 2_u32.pow(over.min(8))),
+        }
+    }
 }
 
 impl Slowing {
@@ -69,23 +95,16 @@ impl Slowing {
     }
 
     fn note(&self, peer: IpAddr, now: Instant) -> Duration {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= MOST && !seen.contains_key(&peer) {
-            seen.retain(|_, seen| now - seen.last < MEMORY);
-            if seen.len() >= MOST {
+        let Callers { known, others } =
+            &mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST && !known.contains_key(&peer) {
+            known.retain(|_, seen| now - seen.last < MEMORY);
+            if known.len() >= MOST {
                 // So many addresses at once cannot be slowed one by one.
-                return FIRST;
+                return others.get_or_insert_with(|| Seen::new(now)).note(now);
             }
         }
-        let entry = seen.entry(peer).or_insert(Seen { count: 0, last: now });
-        if now - entry.last >= MEMORY {
-            entry.count = 0;
-        }
-        (entry.count, entry.last) = (entry.count.saturating_add(1), now);
-        match entry.count.checked_sub(FREE + 1) {
-            None => Duration::ZERO,
-            Some(over) => LONGEST.min(FIRST * 2_u32.pow(over.min(8))),
-        }
+        known.entry(peer).or_insert_with(|| Seen::new(now)).note(now)
     }
 }
 
@@ -159,13 +178,29 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn addresses_beyond_those_that_are_remembered_wait_together() {
+        let slowing = Slowing::new(Arc::new(Metrics::new()), 4);
+        let peer = |number: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(number));
+        let note = |number| slowing.note(peer(number), Instant::now());
+        for number in 0..MOST as u32 {
+            assert!(note(number).is_zero());
+        }
+        let beyond: Vec<_> = (0..20).map(|number| note(MOST as u32 + number)).collect();
+        assert!(beyond[..FREE as usize].iter().all(Duration::is_zero));
+        assert_eq!((beyond[FREE as usize], beyond[19]), (FIRST, LONGEST));
+        assert!(note(0).is_zero(), "a known address has its own count");
+        tokio::time::advance(MEMORY).await;
+        assert!(note(u32::MAX).is_zero(), "there is room again");
+    }
+
     #[test]
     fn memory_of_addresses_is_bounded() {
         let (slowing, now) = (Slowing::new(Arc::new(Metrics::new()), 4), Instant::now());
         for number in 0..MOST as u32 * 2 {
             slowing.note(std::net::Ipv4Addr::from_bits(number).into(), now);
         }
-        assert_eq!(slowing.seen.lock().unwrap().len(), MOST);
+        assert_eq!(slowing.seen.lock().unwrap().known.len(), MOST);
         let [one, two] = ["2001:db8::1", "2001:db8::ffff:2"].map(|it| network(it.parse().unwrap()));
         assert_eq!(one, two);
     }

@@ -12,6 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::clock::time_of_day;
+use crate::task::{must_panic, note_panic};
 
 /// Most bytes that wait: some ten thousand lines.
 const MOST: usize = 4 * 1024 * 1024;
@@ -19,6 +20,9 @@ const MOST: usize = 4 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Least time between two lines about dropped lines.
 const TELL: Duration = Duration::from_secs(10);
+
+/// The name of the thread that writes, as a task that may panic.
+const NAME: &str = "log_writer";
 
 static LOG: Log = Log::new();
 
@@ -30,6 +34,8 @@ struct Log {
     /// Signals that everything is written or dropped.
     emptied: Condvar,
     dropped: AtomicU64,
+    /// How often the thread that writes has panicked.
+    panics: AtomicU64,
 }
 
 struct Queue {
@@ -59,8 +65,11 @@ pub fn start() {
     STARTED.call_once(|| {
         drop(std::thread::spawn(|| {
             let mut writer = Writer::new(io::stderr());
-            // A panic costs the lines that were being written.
-            while catch_unwind(AssertUnwindSafe(|| writer.run(&LOG))).is_err() {}
+            writer.must_panic = must_panic(NAME);
+            // The lines that were being written are still there.
+            while catch_unwind(AssertUnwindSafe(|| writer.run(&LOG))).is_err() {
+                note_panic(NAME, &LOG.panics);
+            }
         }));
     });
 }
@@ -68,6 +77,11 @@ pub fn start() {
 /// Number of lines that were dropped since the start of the process.
 pub fn dropped() -> u64 {
     LOG.dropped.load(Ordering::Relaxed)
+}
+
+/// How often the thread that writes has panicked and begun again.
+pub fn restarts() -> u64 {
+    LOG.panics.load(Ordering::Relaxed)
 }
 
 /// Waits until all lines are written, at most `timeout`.
@@ -85,6 +99,7 @@ impl Log {
             filled: Condvar::new(),
             emptied: Condvar::new(),
             dropped: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
         }
     }
 
@@ -129,6 +144,11 @@ impl Log {
 /// Writes the lines of a [`Log`] to `destination`.
 struct Writer<W> {
     destination: W,
+    /// The lines that are being written, and how many bytes of them the destination has taken.
+    batch: Vec<u8>,
+    written: usize,
+    /// A test has ordered a panic in the middle of the work.
+    must_panic: bool,
     /// The last write broke off within a line.
     is_torn: bool,
     /// Dropped lines that a line in the log has told of, and when.
@@ -138,7 +158,15 @@ struct Writer<W> {
 
 impl<W: Write> Writer<W> {
     const fn new(destination: W) -> Self {
-        Self { destination, is_torn: false, told: 0, told_at: SystemTime::UNIX_EPOCH }
+        Self {
+            destination,
+            batch: Vec::new(),
+            written: 0,
+            must_panic: false,
+            is_torn: false,
+            told: 0,
+            told_at: SystemTime::UNIX_EPOCH,
+        }
     }
 
     fn run(&mut self, log: &Log) {
@@ -148,38 +176,40 @@ impl<W: Write> Writer<W> {
     }
 
     fn step(&mut self, log: &Log) {
-        let mut bytes = log.take();
-        if self.is_torn && !bytes.is_empty() {
-            bytes.insert(0, b'\n');
+        if self.batch.is_empty() {
+            (self.batch, self.written) = (log.take(), 0);
+            if self.is_torn && !self.batch.is_empty() {
+                self.batch.insert(0, b'\n');
+            }
         }
-        let written = self.write(&bytes);
-        let rest = &bytes[written..];
+        self.write();
+        let (taken, rest) = self.batch.split_at(self.written);
         if rest.is_empty() {
             self.is_torn = false;
             self.tell(log.dropped.load(Ordering::Relaxed));
         } else {
             let lost = rest.iter().filter(|byte| **byte == b'\n').count();
             log.dropped.fetch_add(u64::try_from(lost).unwrap_or(u64::MAX), Ordering::Relaxed);
-            self.is_torn |= bytes[..written].last().is_some_and(|byte| *byte != b'\n');
+            self.is_torn |= taken.last().is_some_and(|byte| *byte != b'\n');
             pause(PAUSE);
         }
+        self.batch = Vec::new();
         log.written();
     }
 
-    /// Returns how many bytes the destination took.
-    fn write(&mut self, bytes: &[u8]) -> usize {
-        let mut written = 0;
-        while written < bytes.len() {
-            match self.destination.write(&bytes[written..]) {
+    /// Writes as much as the destination takes.
+    fn write(&mut self) {
+        while self.written < self.batch.len() {
+            assert!(!std::mem::take(&mut self.must_panic), "a test ordered this panic");
+            match self.destination.write(&self.batch[self.written..]) {
                 Ok(0) => break,
-                Ok(count) => written += count,
+                Ok(count) => self.written += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // Another process made standard error non-blocking.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => pause(PAUSE / 10),
                 Err(_) => break,
             }
         }
-        written
     }
 
     /// Logs how many lines were dropped, once in a while.
@@ -241,6 +271,20 @@ mod tests {
         writer.step(&log);
         assert_eq!(writer.destination.taken.len(), MOST + line.len());
         assert_eq!((writer.told, log.dropped.load(Ordering::Relaxed)), (3, 3), "told of once");
+    }
+
+    #[test]
+    fn panic_of_the_writer_costs_no_line() {
+        let log = Log::new();
+        log.push(b"one\ntwo\n");
+        let mut writer = Writer::new(Disk { room: usize::MAX, taken: Vec::new() });
+        writer.must_panic = true;
+        assert!(catch_unwind(AssertUnwindSafe(|| writer.step(&log))).is_err());
+        log.push(b"three\n");
+        writer.step(&log);
+        writer.step(&log);
+        assert_eq!(writer.destination.taken, b"one\ntwo\nthree\n");
+        assert_eq!(log.dropped.load(Ordering::Relaxed), 0);
     }
 
     #[test]

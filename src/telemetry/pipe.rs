@@ -4,14 +4,16 @@
 //! each trace that the collector did not take.
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanExporter, SpanProcessor,
 };
@@ -19,9 +21,12 @@ use opentelemetry_sdk::trace::{
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
+use crate::task::{Tasks, must_panic};
 use crate::telemetry::CollectorAddress;
 use crate::telemetry::collector::Collector;
 
+/// The name of the export, as a task that may panic.
+const NAME: &str = "traces";
 /// Maximum spans that wait: about 16 MB, or seven seconds at 200 turns a second.
 const WAITING: usize = 8_192;
 /// Maximum spans of one export.
@@ -46,6 +51,7 @@ impl TracePipe {
         collector: &CollectorAddress,
         instance: &str,
         metrics: Arc<Metrics>,
+        tasks: &Tasks,
     ) -> Result<Self, String> {
         // The environment may add attributes: OTEL_RESOURCE_ATTRIBUTES.
         let resource = Resource::builder()
@@ -55,15 +61,17 @@ impl TracePipe {
                 KeyValue::new("service.instance.id", instance.to_owned()),
             ])
             .build();
-        Ok(Self::over(Collector::at(collector, &resource)?, metrics))
+        Ok(Self::over(Collector::at(collector, &resource)?, metrics, tasks))
     }
 
-    fn over(exporter: impl SpanExporter + 'static, metrics: Arc<Metrics>) -> Self {
+    fn over(exporter: impl SpanExporter + 'static, metrics: Arc<Metrics>, tasks: &Tasks) -> Self {
         let flow = Arc::new(Flow {
             metrics,
             waiting: AtomicUsize::new(0),
             is_full: AtomicBool::new(false),
             failing: Mutex::default(),
+            tasks: tasks.clone(),
+            must_panic: AtomicBool::new(must_panic(NAME)),
         });
         let config = BatchConfigBuilder::default()
             .with_max_queue_size(WAITING)
@@ -114,6 +122,10 @@ struct Flow {
     /// The last trace found no room.
     is_full: AtomicBool,
     failing: Mutex<Failing>,
+    /// Counts panics.
+    tasks: Tasks,
+    /// A test has ordered a panic in the middle of the work.
+    must_panic: AtomicBool,
 }
 
 /// The state of the log about failed exports.
@@ -167,7 +179,17 @@ impl<E: SpanExporter> SpanExporter for CountedExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         self.flow.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
         let traces = batch.iter().filter(|span| is_root(span)).count() as u64;
-        let result = self.exporter.export(batch).await;
+        let exporting = async {
+            let result = self.exporter.export(batch).await;
+            let must_panic = self.flow.must_panic.swap(false, Ordering::Relaxed);
+            assert!(!must_panic, "a test ordered this panic");
+            result
+        };
+        // The thread that exports has no other guard: a panic would end it for good.
+        let result = AssertUnwindSafe(exporting).catch_unwind().await.unwrap_or_else(|_| {
+            self.flow.tasks.note_panic(NAME);
+            Err(OTelSdkError::InternalFailure("the export panicked".into()))
+        });
         self.flow.count_export(&result, traces, Instant::now());
         result
     }
@@ -187,7 +209,6 @@ mod tests {
     use opentelemetry::InstrumentationScope;
     use opentelemetry::trace::{SpanContext, Status, TraceFlags, TraceState};
     use opentelemetry::{SpanId, TraceId};
-    use opentelemetry_sdk::error::OTelSdkError;
     use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::time::SystemTime;
@@ -224,7 +245,7 @@ mod tests {
             let (orders, ordered) = channel();
             let (metrics, exported) = (Arc::new(Metrics::new()), Arc::default());
             let puppet = Puppet { orders: Mutex::new(ordered), exported: Arc::clone(&exported) };
-            let pipe = Arc::new(TracePipe::over(puppet, Arc::clone(&metrics)));
+            let pipe = Arc::new(TracePipe::over(puppet, Arc::clone(&metrics), &Tasks::new()));
             Self { pipe, metrics, orders, exported }
         }
 
@@ -273,6 +294,25 @@ mod tests {
         (0..3).for_each(|_| stage.pipe.send(trace()));
         Arc::clone(&stage.pipe).close().await;
         assert_eq!((stage.dropped(), stage.exported.load(Ordering::Relaxed)), (3, 0));
+    }
+
+    #[tokio::test]
+    async fn panic_of_an_export_costs_its_traces_and_no_later_ones() {
+        let stage = Stage::new();
+        stage.pipe.flow.must_panic.store(true, Ordering::Relaxed);
+        stage.orders.send(Ok(())).unwrap();
+        (0..3).for_each(|_| stage.pipe.send(trace()));
+        let (deadline, flow) = (Instant::now() + GATHER * 10, &stage.pipe.flow);
+        while flow.tasks.restarts() == 0 {
+            assert!(Instant::now() < deadline, "it panics");
+            tokio::time::sleep(GATHER / 100).await;
+        }
+        (0..2).for_each(|_| stage.pipe.send(trace()));
+        let Stage { pipe, exported, orders, .. } = stage;
+        drop(orders);
+        Arc::clone(&pipe).close().await;
+        assert_eq!(exported.load(Ordering::Relaxed), 2 * 5, "all have left the process");
+        assert_eq!(pipe.flow.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -45,6 +45,39 @@ struct Count {
     freed: Notify,
 }
 
+/// Counts what the gateway holds of one answer only to read it. Where that finds no memory, the
+/// answer passes unread.
+pub struct ReadingMemory {
+    memory: BodyMemory,
+    place: MemoryPlace,
+}
+
+impl ReadingMemory {
+    /// Bytes that count nothing. Most answers never hold more.
+    pub const FREE: usize = UNIT;
+
+    pub fn of(memory: &BodyMemory) -> Self {
+        Self { memory: memory.clone(), place: MemoryPlace::default() }
+    }
+
+    /// Counts `held` bytes, which may be less than before. Returns false if there is no memory for
+    /// them.
+    pub fn has_room_for(&mut self, held: usize) -> bool {
+        let units = held / UNIT;
+        self.place.shrink(units);
+        self.memory.grow(&mut self.place, units, self.memory.most()).is_ok()
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.place.units == 0
+    }
+
+    /// Takes what was counted so far: somebody else holds it now.
+    pub fn take(&mut self) -> MemoryPlace {
+        std::mem::take(&mut self.place)
+    }
+}
+
 /// A part of the memory, given back when dropped.
 #[derive(Default)]
 pub struct MemoryPlace {
@@ -175,6 +208,20 @@ mod tests {
         assert_eq!((memory.used(), memory.limit()), (10 * UNIT, 10 * UNIT));
         drop((one, two));
         assert_eq!((memory.free_units(), memory.used()), (10, 0));
+    }
+
+    #[test]
+    fn reading_of_an_answer_finds_no_memory_beyond_that_of_answers() {
+        let memory = BodyMemory::new(Size(8 * UNIT as u64));
+        let [mut one, mut two] = [(); 2].map(|()| ReadingMemory::of(&memory));
+        assert!(one.has_room_for(UNIT - 1) && one.is_empty() && memory.used() == 0);
+        assert!(one.has_room_for(9 * UNIT) && two.has_room_for(UNIT));
+        assert!(!two.has_room_for(2 * UNIT), "a quarter more, and nothing beyond");
+        assert!(one.has_room_for(3 * UNIT) && two.has_room_for(2 * UNIT));
+        let place = one.take();
+        assert!(one.is_empty() && memory.used() == 5 * UNIT, "it counts on");
+        drop((place, two));
+        assert_eq!(memory.used(), 0);
     }
 
     #[tokio::test(start_paused = true)]

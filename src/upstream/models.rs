@@ -100,7 +100,9 @@ pub fn request(key: &Key, query: Option<&str>) -> reqwest::Request {
 pub async fn read_list(headers: &HeaderMap, mut rest: AnswerBody) -> Option<ModelList> {
     let mut body = Decoder::new(headers, Vec::new());
     while let Some(part) = rest.chunk().await.ok()? {
-        body.observe(&part);
+        while !body.step(&part) {
+            tokio::task::yield_now().await;
+        }
         if body.reader()?.len() > MOST_BYTES {
             return None;
         }

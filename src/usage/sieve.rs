@@ -9,6 +9,9 @@ use memchr::{memchr2, memchr3};
 const LONGEST: usize = 4 * 1024;
 const MOST: usize = 256 * 1024;
 
+/// Most memory that is kept for the next text.
+const SPARE: usize = 4 * 1024;
+
 /// Longest text that is kept as it is.
 pub const WHOLE: usize = 512 * 1024;
 
@@ -58,14 +61,17 @@ impl Kept {
         }
     }
 
-    #[cfg(test)]
+    /// The memory that the text takes up.
     pub fn capacity(&self) -> usize {
         self.whole.capacity() + self.sieve.as_ref().map_or(0, |sieve| sieve.kept.capacity())
     }
 
-    /// Forgets the text, and keeps the next one in the same memory.
+    /// Forgets the text, and keeps the next one in the same memory, unless that is much.
     pub fn clear(&mut self) {
         self.whole.clear();
+        if self.whole.capacity() > SPARE {
+            self.whole = Vec::new();
+        }
         self.sieve = None;
     }
 }

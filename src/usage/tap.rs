@@ -46,6 +46,11 @@ impl Reading {
 pub enum Tap {
     Responses(Decoder<Reader>),
     Chat(Box<Decoder<Completions>>),
+    /// The tap had no memory for the rest of the answer, which passes unread.
+    GivenUp {
+        reading: Box<Reading>,
+        is_over: bool,
+    },
 }
 
 impl Tap {
@@ -59,10 +64,18 @@ impl Tap {
         Self::Chat(Box::new(Decoder::new(headers, Completions::new(headers))))
     }
 
+    /// Reads a whole chunk, however long that takes.
     pub fn observe(&mut self, chunk: &[u8]) {
+        while !self.step(chunk) {}
+    }
+
+    /// Reads the next part of `chunk`. Returns whether all of the chunk is read. Otherwise the next
+    /// call must be about the same chunk.
+    pub fn step(&mut self, chunk: &[u8]) -> bool {
         match self {
-            Self::Responses(decoder) => decoder.observe(chunk),
-            Self::Chat(decoder) => decoder.observe(chunk),
+            Self::Responses(decoder) => decoder.step(chunk),
+            Self::Chat(decoder) => decoder.step(chunk),
+            Self::GivenUp { .. } => true,
         }
     }
 
@@ -71,6 +84,7 @@ impl Tap {
         match self {
             Self::Responses(decoder) => decoder.end(),
             Self::Chat(decoder) => decoder.end(),
+            Self::GivenUp { .. } => {}
         }
     }
 
@@ -79,7 +93,25 @@ impl Tap {
         match self {
             Self::Responses(decoder) => decoder.is_blind(),
             Self::Chat(decoder) => decoder.is_blind(),
+            Self::GivenUp { .. } => false,
         }
+    }
+
+    /// The bytes that the tap holds.
+    pub fn held(&self) -> usize {
+        match self {
+            Self::Responses(decoder) => decoder.held() + decoder.reader().map_or(0, Reader::held),
+            Self::Chat(decoder) => decoder.held() + decoder.reader().map_or(0, Completions::held),
+            Self::GivenUp { .. } => 0,
+        }
+    }
+
+    /// Reads no further, and holds nothing any more. If the answer's end has not come, its usage is
+    /// missing.
+    pub fn give_up(&mut self) {
+        let is_over = self.is_over();
+        let reading = if is_over { self.finish(false) } else { Reading::default() };
+        *self = Self::GivenUp { reading: Box::new(reading), is_over };
     }
 
     /// Whether the upstream has sent its terminal event.
@@ -89,6 +121,7 @@ impl Tap {
                 decoder.reader().is_some_and(|reader| reader.reading.is_some())
             }
             Self::Chat(decoder) => decoder.reader().is_some_and(Completions::is_over),
+            Self::GivenUp { is_over, .. } => *is_over,
         }
     }
 
@@ -97,6 +130,12 @@ impl Tap {
         let read = match self {
             Self::Responses(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
             Self::Chat(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
+            Self::GivenUp { reading, is_over: true } => Some(std::mem::take(&mut **reading)),
+            // An answer whose end was not read is judged by its status.
+            Self::GivenUp { .. } => {
+                let terminal = ended.then_some(Terminal::Completed);
+                Some(Reading { terminal, ..Reading::default() })
+            }
         };
         // An answer that cannot be read has no end, and no usage.
         read.unwrap_or_default()
@@ -152,6 +191,10 @@ pub(crate) const START: usize = 64;
 impl Reader {
     fn new(headers: &HeaderMap) -> Self {
         Self { is_stream: is_stream(headers), ..Self::default() }
+    }
+
+    fn held(&self) -> usize {
+        self.kept.capacity() + self.open.as_ref().map_or(0, |open| open.capacity())
     }
 
     fn read_stream(&mut self, mut bytes: &[u8]) {

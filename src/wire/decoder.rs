@@ -1,24 +1,26 @@
 //! Decodes a copy of an answer's bytes for a reader. The answer itself is never decoded.
 //!
-//! A few bytes may decode to gigabytes. An answer beyond a limit of memory or time is as unreadable
-//! as one that is not in its coding, and does not pass on.
+//! A few bytes may decode to gigabytes. An answer beyond a limit is as unreadable as one that is
+//! not in its coding, and does not pass on. A chunk that decodes to much is read in steps, so that
+//! other turns of its thread have their turn.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
-use zstd::stream::raw::{self, DParameter};
-use zstd::stream::zio;
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
 /// An answer may decode to this many times its size, and to `ANY_RATIO` bytes at least.
 const RATIO: usize = 200;
 const ANY_RATIO: usize = 1024 * 1024;
-/// The largest piece that is decoded at once, and most bytes that it may decode to, because other
-/// turns wait meanwhile.
+/// Bytes that one step decodes, because other turns wait meanwhile: some tenths of a millisecond.
+const STEP: usize = 128 * 1024;
+/// Bytes that are decoded at once.
 pub const PIECE: usize = 16 * 1024;
-const UNFOLDED: usize = 4 * 1024 * 1024;
-/// Logarithm of the largest window of a zstd answer: 8 MiB (RFC 9659, section 3).
+/// Bytes that a decoder of gzip holds: its window, and the buffers of the library.
+const GZIP: usize = 96 * 1024;
+/// Logarithm of the largest window of a zstd text: 8 MiB (RFC 9659, section 3).
 const WINDOW: u32 = 23;
 
 /// The content coding of a body.
@@ -52,13 +54,37 @@ impl Coding {
     }
 }
 
+/// Reads a whole text in zstd, which may need no larger window than HTTP allows.
+pub fn unfold_zstd(bytes: &[u8]) -> io::Result<impl Read> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes)?;
+    decoder.window_log_max(WINDOW)?;
+    Ok(decoder)
+}
+
 /// A decoder for a reader of type `R`, in the encoding of the answer.
 pub enum Decoder<R: Write> {
     Plain(R),
-    Gzip(Box<MultiGzDecoder<Bounded<R>>>),
-    Zstd(Box<zio::Writer<Bounded<R>, raw::Decoder<'static>>>),
+    Gzip(Box<Gzip<R>>),
+    Zstd(Box<Zstd<R>>),
     /// The encoding is unsupported, the bytes are invalid, or they decode to too much.
     Blind,
+}
+
+/// A decoder of gzip.
+pub struct Gzip<R: Write> {
+    decoder: MultiGzDecoder<Bounded<R>>,
+    /// Bytes of the current chunk that are decoded.
+    at: usize,
+}
+
+/// A decoder of zstd.
+pub struct Zstd<R> {
+    context: DCtx<'static>,
+    reader: Bounded<R>,
+    /// Bytes of the current chunk that are decoded.
+    at: usize,
+    /// No frame is unfinished.
+    is_whole: bool,
 }
 
 /// A reader that takes a limited number of bytes.
@@ -66,28 +92,25 @@ pub struct Bounded<R> {
     reader: R,
     /// Bytes that the whole answer may still decode to.
     left: usize,
-    /// Bytes that the current piece may still decode to.
-    of_piece: usize,
     has_begun: bool,
 }
 
 impl<R> Bounded<R> {
     const fn new(reader: R) -> Self {
-        Self { reader, left: ANY_RATIO, of_piece: 0, has_begun: false }
+        Self { reader, left: ANY_RATIO, has_begun: false }
     }
 
-    /// Allows for one more piece of this length.
-    const fn begin(&mut self, piece: usize) {
-        self.left = self.left.saturating_add(piece.saturating_mul(RATIO));
-        (self.of_piece, self.has_begun) = (UNFOLDED, true);
+    /// Allows for one more chunk of this length.
+    const fn begin(&mut self, chunk: usize) {
+        self.left = self.left.saturating_add(chunk.saturating_mul(RATIO));
+        self.has_begun = true;
     }
 }
 
 impl<R: Write> Write for Bounded<R> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let limits = self.left.checked_sub(bytes.len()).zip(self.of_piece.checked_sub(bytes.len()));
-        let (left, of_piece) = limits.ok_or(io::ErrorKind::QuotaExceeded)?;
-        (self.left, self.of_piece) = (left, of_piece);
+        let left = self.left.checked_sub(bytes.len());
+        self.left = left.ok_or(io::ErrorKind::QuotaExceeded)?;
         self.reader.write_all(bytes)?;
         Ok(bytes.len())
     }
@@ -101,33 +124,35 @@ impl<R: Write> Decoder<R> {
     pub fn new(headers: &HeaderMap, reader: R) -> Self {
         match Coding::of(headers) {
             Coding::Plain => Self::Plain(reader),
-            Coding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(Bounded::new(reader)))),
-            Coding::Zstd => raw::Decoder::new()
-                .and_then(|mut decoder| {
-                    decoder.set_parameter(DParameter::WindowLogMax(WINDOW))?;
-                    Ok(zio::Writer::new(Bounded::new(reader), decoder))
-                })
-                .map_or(Self::Blind, |writer| Self::Zstd(Box::new(writer))),
+            Coding::Gzip => {
+                let decoder = MultiGzDecoder::new(Bounded::new(reader));
+                Self::Gzip(Box::new(Gzip { decoder, at: 0 }))
+            }
+            Coding::Zstd => {
+                Zstd::new(reader).map_or(Self::Blind, |zstd| Self::Zstd(Box::new(zstd)))
+            }
             Coding::Unknown => Self::Blind,
         }
     }
 
+    /// Reads a whole chunk, however long that takes.
     pub fn observe(&mut self, chunk: &[u8]) {
-        let result = match self {
-            Self::Plain(reader) => reader.write_all(chunk),
-            Self::Gzip(decoder) => chunk.chunks(PIECE).try_for_each(|piece| {
-                decoder.get_mut().begin(piece.len());
-                decoder.write_all(piece).and_then(|()| decoder.flush())
-            }),
-            Self::Zstd(decoder) => chunk.chunks(PIECE).try_for_each(|piece| {
-                decoder.writer_mut().begin(piece.len());
-                decoder.write_all(piece).and_then(|()| decoder.flush())
-            }),
-            Self::Blind => Ok(()),
+        while !self.step(chunk) {}
+    }
+
+    /// Reads the next part of `chunk`. Returns whether all of the chunk is read. Otherwise the next
+    /// call must be about the same chunk.
+    pub fn step(&mut self, chunk: &[u8]) -> bool {
+        let is_read = match self {
+            Self::Plain(reader) => reader.write_all(chunk).map(|()| true),
+            Self::Gzip(gzip) => gzip.step(chunk),
+            Self::Zstd(zstd) => zstd.step(chunk),
+            Self::Blind => Ok(true),
         };
-        if result.is_err() {
+        is_read.unwrap_or_else(|_| {
             *self = Self::Blind;
-        }
+            true
+        })
     }
 
     /// Whether the answer cannot be read any further.
@@ -139,11 +164,22 @@ impl<R: Write> Decoder<R> {
     pub fn end(&mut self) {
         let is_whole = match self {
             Self::Plain(_) | Self::Blind => return,
-            Self::Gzip(decoder) => !decoder.get_ref().has_begun || decoder.try_finish().is_ok(),
-            Self::Zstd(decoder) => !decoder.writer().has_begun || decoder.finish().is_ok(),
+            Self::Gzip(gzip) => {
+                !gzip.decoder.get_ref().has_begun || gzip.decoder.try_finish().is_ok()
+            }
+            Self::Zstd(zstd) => zstd.is_whole,
         };
         if !is_whole {
             *self = Self::Blind;
+        }
+    }
+
+    /// The bytes that the decoder holds, without those of its reader.
+    pub fn held(&self) -> usize {
+        match self {
+            Self::Plain(_) | Self::Blind => 0,
+            Self::Gzip(_) => GZIP,
+            Self::Zstd(zstd) => zstd.context.sizeof(),
         }
     }
 
@@ -151,8 +187,8 @@ impl<R: Write> Decoder<R> {
     pub fn reader(&self) -> Option<&R> {
         match self {
             Self::Plain(reader) => Some(reader),
-            Self::Gzip(decoder) => Some(&decoder.get_ref().reader),
-            Self::Zstd(decoder) => Some(&decoder.writer().reader),
+            Self::Gzip(gzip) => Some(&gzip.decoder.get_ref().reader),
+            Self::Zstd(zstd) => Some(&zstd.reader.reader),
             Self::Blind => None,
         }
     }
@@ -160,130 +196,64 @@ impl<R: Write> Decoder<R> {
     pub fn reader_mut(&mut self) -> Option<&mut R> {
         match self {
             Self::Plain(reader) => Some(reader),
-            Self::Gzip(decoder) => Some(&mut decoder.get_mut().reader),
-            Self::Zstd(decoder) => Some(&mut decoder.writer_mut().reader),
+            Self::Gzip(gzip) => Some(&mut gzip.decoder.get_mut().reader),
+            Self::Zstd(zstd) => Some(&mut zstd.reader.reader),
             Self::Blind => None,
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::HeaderValue;
-
-    /// Counts what it reads.
-    #[derive(Default)]
-    struct Count(usize);
-
-    impl Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
+impl<R: Write> Gzip<R> {
+    fn step(&mut self, chunk: &[u8]) -> io::Result<bool> {
+        if self.at == 0 {
+            self.decoder.get_mut().begin(chunk.len());
         }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn encoded(coding: &str, text: &[u8]) -> Vec<u8> {
-        if coding == "zstd" {
-            return zstd::encode_all(text, 3).unwrap();
-        }
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-        encoder.write_all(text).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    /// Decodes chunks of this size. Returns how many bytes the reader got, if it got all.
-    fn decoded(coding: &'static str, bytes: &[u8], size: usize) -> Option<usize> {
-        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
-        let mut decoder = Decoder::new(&headers, Count::default());
-        bytes.chunks(size).for_each(|chunk| decoder.observe(chunk));
-        decoder.reader().map(|count| count.0)
-    }
-
-    #[test]
-    fn answer_that_unfolds_too_far_is_not_read() {
-        for coding in ["gzip", "zstd"] {
-            let small = vec![b' '; ANY_RATIO];
-            assert_eq!(decoded(coding, &encoded(coding, &small), 64), Some(ANY_RATIO));
-            let bomb = encoded(coding, &vec![b' '; 64 << 20]);
-            for size in [1, 100, bomb.len()] {
-                assert_eq!(decoded(coding, &bomb, size), None, "{coding} {size}");
+        let before = self.decoder.get_ref().left;
+        while self.at < chunk.len() {
+            if before - self.decoder.get_ref().left >= STEP {
+                return Ok(false);
             }
-            // Within the ratio, and more than one piece may decode to.
-            let noise: Vec<u8> =
-                (0..UNFOLDED as u32 / 2).flat_map(|n| (n / 8).to_be_bytes()).collect();
-            let folded = encoded(coding, &noise);
-            assert!(noise.len() / folded.len() < RATIO && noise.len() > UNFOLDED);
-            for size in [4 << 10, folded.len()] {
-                assert_eq!(decoded(coding, &folded, size), Some(noise.len()), "{coding}");
+            match self.decoder.write(&chunk[self.at..])? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                count => self.at += count,
             }
         }
-    }
-
-    #[test]
-    fn answer_is_whole_only_if_its_coding_is() {
-        let ended = |coding: &'static str, bytes: &[u8]| {
-            let headers =
-                HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
-            let mut decoder = Decoder::new(&headers, Count::default());
-            decoder.observe(bytes);
-            assert!(!decoder.is_blind(), "{coding}: what has come can be read");
-            decoder.end();
-            decoder.reader().map(|count| count.0)
-        };
-        for coding in ["gzip", "zstd"] {
-            let whole = encoded(coding, b"a text that is worth it");
-            assert_eq!(ended(coding, &whole), Some(23), "{coding}");
-            let twice = [&whole[..], &whole].concat();
-            assert_eq!(ended(coding, &twice), Some(46), "{coding}: several members or frames");
-            assert_eq!(ended(coding, b""), Some(0), "{coding}: nothing has no coding");
-            for length in 1..whole.len() {
-                assert_eq!(ended(coding, &whole[..length]), None, "{coding}: {length} bytes");
-            }
-        }
-        assert_eq!(ended("identity", b"any"), Some(3));
-    }
-
-    #[test]
-    fn window_of_an_answer_is_limited() {
-        for (log, expected) in [(23, Some(64)), (24, None), (27, None)] {
-            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
-            encoder.window_log(log).unwrap();
-            encoder.write_all(&[b'x'; 64]).unwrap();
-            encoder.flush().unwrap();
-            let bytes = encoder.finish().unwrap();
-            assert_eq!(decoded("zstd", &bytes, bytes.len()), expected, "{log}");
-        }
-    }
-
-    #[test]
-    fn coding_is_read_in_every_spelling() {
-        let of = |values: &[&'static str]| {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(CONTENT_ENCODING, HeaderValue::from_static(value));
-            }
-            Coding::of(&headers)
-        };
-        for (values, expected) in [
-            (&[][..], Coding::Plain),
-            (&[""], Coding::Plain),
-            (&["Identity"], Coding::Plain),
-            (&["GZIP"], Coding::Gzip),
-            (&["x-GZip"], Coding::Gzip),
-            (&["identity, gzip"], Coding::Gzip),
-            (&[" Zstd "], Coding::Zstd),
-            (&["identity", "zstd"], Coding::Zstd),
-            (&["br"], Coding::Unknown),
-            (&["deflate"], Coding::Unknown),
-            (&["gzip, zstd"], Coding::Unknown),
-            (&["gzip", "gzip"], Coding::Unknown),
-        ] {
-            assert_eq!(of(values), expected, "{values:?}");
-        }
+        self.at = 0;
+        self.decoder.flush().map(|()| true)
     }
 }
+
+impl<R: Write> Zstd<R> {
+    /// `None`: the library has no memory.
+    fn new(reader: R) -> Option<Self> {
+        let mut context = DCtx::try_create()?;
+        context.set_parameter(DParameter::WindowLogMax(WINDOW)).ok()?;
+        Some(Self { context, reader: Bounded::new(reader), at: 0, is_whole: true })
+    }
+
+    fn step(&mut self, chunk: &[u8]) -> io::Result<bool> {
+        if self.at == 0 {
+            self.reader.begin(chunk.len());
+        }
+        let mut text = [0_u8; PIECE];
+        for _ in 0..STEP / PIECE {
+            let mut input = InBuffer { src: chunk, pos: self.at };
+            let mut output = OutBuffer::around(&mut text[..]);
+            let expected = self
+                .context
+                .decompress_stream(&mut output, &mut input)
+                .map_err(|_| io::ErrorKind::InvalidData)?;
+            let come = output.pos();
+            (self.at, self.is_whole) = (input.pos, expected == 0);
+            self.reader.write_all(&text[..come])?;
+            if self.at == chunk.len() && (come < PIECE || self.is_whole) {
+                self.at = 0;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests;

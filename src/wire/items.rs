@@ -47,7 +47,7 @@ pub fn referred(inputs: &[&[u8]]) -> Vec<String> {
 pub fn listed(document: &[u8]) -> Option<Vec<String>> {
     let [output] = fields(document, ["output"]).ok()?;
     let items = elements(output.unwrap_or_default());
-    Some(items.into_iter().filter_map(id).take(MOST).collect())
+    Some(items.filter_map(id).take(MOST).collect())
 }
 
 /// The id of the item that an event adds to its response. `data` is the event.
@@ -67,19 +67,16 @@ fn id(item: &[u8]) -> Option<String> {
     inner(Some(item), "id")?.into_text()
 }
 
-/// The elements of `list`, which is part of a JSON text. What is no list has none.
-fn elements(list: &[u8]) -> Vec<&[u8]> {
-    let (mut scanner, mut found) = (Scanner::new(list), Vec::new());
-    if !scanner.take(b'[') || scanner.take(b']') {
-        return found;
-    }
-    while let Ok(element) = scanner.value() {
-        found.push(element);
-        if !scanner.take(b',') {
-            break;
-        }
-    }
-    found
+/// The elements of `list`, which is part of a JSON text, one after the other: a list of them could
+/// take many times its memory. What is no list has none.
+fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut scanner = Scanner::new(list);
+    let mut has_more = scanner.take(b'[') && !scanner.take(b']');
+    std::iter::from_fn(move || {
+        let element = has_more.then(|| scanner.value().ok()).flatten();
+        has_more = element.is_some() && scanner.take(b',');
+        element
+    })
 }
 
 /// The ids of an item, and what tells whether it stands for a stored one.

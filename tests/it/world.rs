@@ -9,6 +9,7 @@ pub mod waiting;
 pub mod wire;
 
 pub mod balancer;
+pub mod nginx;
 pub mod cable;
 pub mod certificates;
 pub mod trap;

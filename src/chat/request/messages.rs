@@ -15,7 +15,10 @@ const PARSED: &str = "parsed";
 const PARSED_ARGUMENTS: &str = "parsed_arguments";
 
 /// Writes the items of `messages`.
-pub fn items(out: &mut Vec<u8>, messages: Vec<(String, &[u8])>) -> Result<(), Error> {
+pub fn items<'b>(
+    out: &mut Vec<u8>,
+    messages: impl Iterator<Item = (String, &'b [u8])>,
+) -> Result<(), Error> {
     let mut items = Items { out, is_empty: true, custom: HashSet::new() };
     items.out.push(b'[');
     for (place, raw) in messages {
@@ -89,11 +92,9 @@ impl Items<'_> {
         if message.get(PARSED).is_some() && message.get("content").is_none() {
             return Err(unsupported(&message.at(PARSED)));
         }
-        let calls = match message.get("tool_calls") {
-            Some(_) => message.elements("tool_calls")?,
-            None => Vec::new(),
-        };
-        let (refusal, has_calls) = (message.get("refusal"), !calls.is_empty());
+        let calls = message.get("tool_calls").map(|_| message.elements("tool_calls"));
+        let mut calls = calls.transpose()?.into_iter().flatten().peekable();
+        let (refusal, has_calls) = (message.get("refusal"), calls.peek().is_some());
         let text = message.get("content");
         let is_empty = text.is_none_or(|text| text == b"\"\"" || text == b"[]");
         if !is_empty || refusal.is_some() || !has_calls {

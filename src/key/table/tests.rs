@@ -244,7 +244,7 @@ fn table_without_a_key_or_with_a_repeated_id_is_refused() {
 }
 
 #[test]
-fn idle_connections_of_all_pools_stay_within_what_is_kept_for_upstreams() {
+fn idle_connections_of_all_pools_stay_within_what_is_kept_for_them() {
     for (kept, pools, idle) in [
         (16_384, 2, MAX_IDLE),
         (16_384, 64, 256),

@@ -7,6 +7,7 @@ use crate::metrics::Ending;
 use crate::turn::Gateway;
 use crate::turn::account::Account;
 use crate::turn::http::form::Form;
+use crate::turn::memory::BodyMemory;
 use crate::usage::tap::Reading;
 use crate::wire::endpoint::Dialect;
 
@@ -37,14 +38,21 @@ impl From<Broken> for Ending {
 pub struct Course {
     pub account: Account,
     pub key: Arc<Key>,
+    /// Counts what is held to read the answer.
+    pub memory: BodyMemory,
     gateway: Arc<Gateway>,
     form: Form,
 }
 
 impl Course {
-    pub fn new(gateway: &Arc<Gateway>, key: Arc<Key>, account: Account) -> Self {
-        let (gateway, form) = (Arc::clone(gateway), Form::Native(Dialect::Responses));
-        Self { account, key, gateway, form }
+    pub fn new(
+        gateway: &Arc<Gateway>,
+        memory: &BodyMemory,
+        key: Arc<Key>,
+        account: Account,
+    ) -> Self {
+        let (gateway, memory) = (Arc::clone(gateway), memory.clone());
+        Self { account, key, memory, gateway, form: Form::Native(Dialect::Responses) }
     }
 
     /// Gives the answer another form.
@@ -88,6 +96,7 @@ mod tests {
     use crate::client::Client;
     use crate::metrics::Transport;
     use crate::session::identify::Identity;
+    use crate::setting::Size;
     use crate::turn::tests::{bound, gateway};
     use crate::wire::error_body::ErrorBody;
     use crate::wire::terminal::Terminal;
@@ -105,7 +114,8 @@ mod tests {
         }
         account.note_attempt(binding, false, &gateway.registry.loads);
         account.note_status(http::StatusCode::OK);
-        Course::new(gateway, Arc::clone(&binding.key), account)
+        let memory = BodyMemory::new(Size(1 << 20));
+        Course::new(gateway, &memory, Arc::clone(&binding.key), account)
     }
 
     fn limited() -> Reading {

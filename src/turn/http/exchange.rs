@@ -110,7 +110,8 @@ async fn answer(
     }
     match turns.exchange(&mut account, endpoint, request).await {
         Ok(Exchanged { key, answer, form, gate }) => {
-            let course = Course::new(&turns.gateway, key, account).in_form(form);
+            let course =
+                Course::new(&turns.gateway, &turns.replay.memory, key, account).in_form(form);
             pass_on(course, answer, gate, &turns.tasks).await
         }
         Err(error) => {
@@ -280,11 +281,9 @@ impl HttpTurns {
 
     /// Makes a gate that delays the answer's ids until their owner is recorded.
     fn gate(&self, answer: &Answer, client: &Client, binding: &Binding, budget: Budget) -> IdGate {
-        let owner = Owner::of(binding);
-        IdGate::new(
-            &answer.headers,
-            writer((&self.gateway, &self.heavy), &client.id, owner, budget),
-        )
+        let (owner, memory) = (Owner::of(binding), &self.replay.memory);
+        let write_down = writer((&self.gateway, &self.heavy), &client.id, owner, budget);
+        IdGate::new(&answer.headers, memory, write_down)
     }
 }
 

@@ -30,7 +30,7 @@ pub fn writer(
         let (heavy, budget) = (Arc::clone(&heavy), Arc::clone(&budget));
         async move {
             if let Some(document) = document {
-                let read = move || listed(&document).unwrap_or_default();
+                let read = move || listed(document.as_ref()).unwrap_or_default();
                 items = heavy.finish(&client, read).await.unwrap_or_else(|error| {
                     tracing::warn!(
                         cause = %error,

@@ -16,6 +16,8 @@ use crate::wire::items::{MOST, added, listed};
 const LINE: usize = 64 * 1024;
 /// The longest document that is searched, without what long strings have beyond their beginning.
 const DOCUMENT: usize = 4 * 1024 * 1024;
+/// Most memory that is kept for the next line of a stream.
+const SPARE: usize = 4 * 1024;
 /// The longest string of a document that is kept whole.
 const STRING: usize = 1024;
 /// The bytes of `\uXXXX` after its backslash.
@@ -40,10 +42,27 @@ impl ItemFinder {
         ))
     }
 
-    /// Searches the next chunk. Returns the ids that it completes.
+    /// Searches the whole of the next chunk. Returns the ids that it completes.
     pub fn search(&mut self, chunk: &[u8]) -> Vec<String> {
-        self.0.observe(chunk);
-        self.0.reader_mut().map(Text::take).unwrap_or_default()
+        let mut ids = Vec::new();
+        while !self.step(chunk, &mut ids) {}
+        ids
+    }
+
+    /// Searches the next part of `chunk`, and adds the ids that it completes. Returns whether all
+    /// of the chunk is searched. Otherwise the next call must be about the same chunk.
+    pub fn step(&mut self, chunk: &[u8], ids: &mut Vec<String>) -> bool {
+        let is_read = self.0.step(chunk);
+        ids.extend(self.0.reader_mut().map(Text::take).unwrap_or_default());
+        is_read
+    }
+
+    /// The bytes that the search holds.
+    pub fn held(&self) -> usize {
+        let held = |text: &Text| {
+            text.kept.capacity() + text.long.as_ref().map_or(0, |document| document.capacity())
+        };
+        self.0.held() + self.0.reader().map_or(0, held)
     }
 
     /// A whole document that is too long to be read here, for [`listed`]. The client may not read
@@ -157,6 +176,9 @@ impl Text {
         if self.kept.len() > LINE {
             self.kind = Kind::Skipped;
             self.kept.clear();
+        }
+        if self.kept.is_empty() && self.kept.capacity() > SPARE {
+            self.kept = Vec::new();
         }
         self.found += ids.len();
         self.is_over |= self.found > MOST;

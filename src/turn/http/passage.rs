@@ -18,6 +18,7 @@ use crate::turn::http::form::Form;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::translation::Translation;
 use crate::turn::idle::Idle;
+use crate::turn::memory::ReadingMemory;
 use crate::usage::tap::Tap;
 
 /// A frame that comes this long after the frame before nearly always comes alone, so it is sent at
@@ -42,6 +43,8 @@ pub struct Passage {
     pub has_left: bool,
     /// The answer's first byte has arrived.
     has_begun: bool,
+    /// What the tap holds counts in the memory.
+    is_counted: bool,
     gate: Option<Box<IdGate>>,
     tap: Tap,
     leak_scan: LeakScan,
@@ -52,13 +55,15 @@ pub struct Passage {
     /// Woken when something is ready.
     pub reader: Option<Waker>,
     upstream: Option<AnswerBody>,
-    /// Woken when there is space again, when frames come close together, or when the client has
-    /// left.
+    /// Woken when there is space again, frames come close together, or the client has left.
     pub writer: Option<Waker>,
     length: usize,
     is_flushed: bool,
     /// Translates a stream. `None`: its bytes pass unchanged.
     translation: Option<Box<Translation>>,
+    /// Bytes that the tap has not read to their end yet.
+    unread: Bytes,
+    memory: ReadingMemory,
     /// `None`: the turn has ended.
     turn: Option<Box<Course>>,
 }
@@ -101,13 +106,15 @@ impl Passage {
         }
         let mut passage = Self {
             has_begun,
-            // A client that knows the length leaves with the last byte, so a known length of zero
-            // is an end, too. The same holds below.
+            // A client that knows the length leaves with the last byte: zero is an end, too.
             upstream: answer.rest.filter(|upstream| !upstream.is_complete()),
             gate: gate.map(Box::new),
             joined: BytesMut::new(),
             translation,
             idle: Idle::new(key.upstream.idle_timeout),
+            unread: Bytes::new(),
+            is_counted: false,
+            memory: ReadingMemory::of(&turn.memory),
             tap,
             leak_scan,
             turn: Some(Box::new(turn)),
@@ -120,6 +127,7 @@ impl Passage {
             reader: None,
             writer: None,
         };
+        passage.count();
         passage.join(head);
         // A client that knows the length may leave before the pump has found the end.
         if passage.upstream.is_none() {
@@ -152,21 +160,32 @@ impl Passage {
                     Err(_) => Next::End(Some(Broken::Full)),
                 });
             }
-            let data = match ready!(self.poll_data(context)) {
-                Ok(Some(data)) => data,
-                Ok(None) => {
-                    self.tap.end();
-                    let broken = self.tap.is_blind().then_some(Broken::Unreadable);
-                    return Poll::Ready(Next::End(broken));
-                }
-                Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
+            let data = match self.unread.is_empty() {
+                false => std::mem::take(&mut self.unread),
+                true => match ready!(self.poll_data(context)) {
+                    Ok(Some(data)) => data,
+                    Ok(None) => {
+                        self.tap.end();
+                        let broken = self.tap.is_blind().then_some(Broken::Unreadable);
+                        return Poll::Ready(Next::End(broken));
+                    }
+                    Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
+                },
             };
             if !std::mem::replace(&mut self.has_begun, true)
                 && let Some(turn) = &mut self.turn
             {
                 turn.account.note_first_byte();
             }
-            if !self.can_read(&data) {
+            let is_read = self.tap.step(&data);
+            self.count();
+            if !is_read {
+                // Other turns of this thread come first.
+                self.unread = data;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !self.may_pass() {
                 return Poll::Ready(Next::End(Some(Broken::Unreadable)));
             }
             if self.leak_scan.finds(&data)
@@ -185,10 +204,9 @@ impl Passage {
         }
     }
 
-    /// Reads the next bytes. They may pass only if they can be decoded, and a client that knows the
-    /// length of its answer takes the last ones for its end.
-    fn can_read(&mut self, data: &[u8]) -> bool {
-        self.tap.observe(data);
+    /// Whether the bytes that the tap has read may pass: only if they can be decoded. A client that
+    /// knows the length of its answer takes the last ones for its end.
+    fn may_pass(&mut self) -> bool {
         if self.upstream.as_ref().is_some_and(AnswerBody::is_complete) {
             self.tap.end();
         }
@@ -199,7 +217,8 @@ impl Passage {
     /// work, which has bounds of its own.
     pub fn awaits_upstream(&self) -> bool {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
-        !keeps_some && self.translation.as_ref().is_none_or(|one| !one.is_working())
+        let has_unread = keeps_some || !self.unread.is_empty();
+        !has_unread && self.translation.as_ref().is_none_or(|one| !one.is_working())
     }
 
     /// Decides how `data` goes to the client. `since`: how long after the bytes before it came.
@@ -213,6 +232,19 @@ impl Passage {
             () if data.len() >= LARGE => Next::Large(data),
             () => Next::InCompany(data),
         }
+    }
+
+    /// Counts what the tap holds. Without memory for it, the tap gives up, and not the answer.
+    fn count(&mut self) {
+        let held = self.tap.held();
+        if held < ReadingMemory::FREE && !self.is_counted {
+            return;
+        }
+        if !self.memory.has_room_for(held) {
+            self.tap.give_up();
+            self.memory.take();
+        }
+        self.is_counted = !self.memory.is_empty();
     }
 
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, CutAnswer>> {
@@ -302,7 +334,7 @@ impl Passage {
             self.joined.extend_from_slice(&translation.end());
         }
         self.flush();
-        self.upstream = None;
+        (self.upstream, self.unread) = (None, Bytes::new());
         self.closed = Some(broken);
         wake(&mut self.reader);
         wake(&mut self.writer);

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
 use crate::turn::memory::{BodyMemory, MemoryPlace, time_for};
-use crate::wire::decoder::Coding;
+use crate::wire::decoder::{Coding, unfold_zstd};
 use crate::wire::imprint::Imprint;
 use crate::wire::peek::Peek;
 
@@ -137,11 +137,9 @@ impl Replay {
         let allowed = ANY_RATIO.max(body.bytes.len().saturating_mul(RATIO));
         match Coding::of(headers) {
             Coding::Plain => Ok(Text::Plain(&body.bytes)),
-            Coding::Zstd => self.decode(
-                zstd::stream::read::Decoder::with_buffer(&body.bytes[..]).map_err(not_decodable)?,
-                allowed,
-                most,
-            ),
+            Coding::Zstd => {
+                self.decode(unfold_zstd(&body.bytes).map_err(not_decodable)?, allowed, most)
+            }
             Coding::Gzip => {
                 self.decode(flate2::bufread::MultiGzDecoder::new(&body.bytes[..]), allowed, most)
             }

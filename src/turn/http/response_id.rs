@@ -35,15 +35,31 @@ impl Finder {
         ))
     }
 
-    /// Searches the next chunk.
+    /// Searches the whole of the next chunk.
     pub fn search(&mut self, chunk: &[u8]) -> FoundId {
-        self.0.observe(chunk);
-        let Some(text) = self.0.reader_mut() else { return FoundId::Nothing };
-        match text.id() {
-            Some(id) => FoundId::Id(id),
-            None if text.length > SEARCHED => FoundId::Nothing,
-            None => FoundId::NotYet,
+        loop {
+            match self.step(chunk) {
+                (FoundId::NotYet, false) => {}
+                (found, _) => return found,
+            }
         }
+    }
+
+    /// Searches the next part of `chunk`. Returns whether all of the chunk is searched. Otherwise
+    /// the next call must be about the same chunk.
+    pub fn step(&mut self, chunk: &[u8]) -> (FoundId, bool) {
+        let is_read = self.0.step(chunk);
+        let Some(text) = self.0.reader_mut() else { return (FoundId::Nothing, true) };
+        match text.id() {
+            Some(id) => (FoundId::Id(id), true),
+            None if text.length > SEARCHED => (FoundId::Nothing, true),
+            None => (FoundId::NotYet, is_read),
+        }
+    }
+
+    /// The bytes that the search holds.
+    pub fn held(&self) -> usize {
+        self.0.held() + self.0.reader().map_or(0, |text| text.kept.capacity())
     }
 }
 

@@ -46,7 +46,7 @@ async fn answer(
 ) -> Response<Outgoing> {
     match turns.ask_about(&mut account, endpoint, request).await {
         Ok((key, answer, gate)) => {
-            let course = Course::new(&turns.gateway, key, account);
+            let course = Course::new(&turns.gateway, &turns.replay.memory, key, account);
             pass_on(course, answer, gate, &turns.tasks).await
         }
         Err(error) => {
@@ -96,7 +96,7 @@ impl HttpTurns {
         let shows_items = matches!(call, StoredCall::Retrieve);
         let gate = (shows_items && answer.status.is_success()).then(|| {
             let write_down = writer((&self.gateway, &self.heavy), &client.id, owner, budget);
-            IdGate::of_items(&answer.headers, write_down)
+            IdGate::of_items(&answer.headers, &self.replay.memory, write_down)
         });
         Ok((binding.key, answer, gate))
     }

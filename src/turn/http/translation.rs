@@ -144,8 +144,7 @@ impl Translation {
 
     /// Keeps the stream, and counts what it holds.
     fn hold(&mut self, stream: Box<Stream>) {
-        let held = stream.held();
-        let counted = self.work.memory.follow_answer(&mut self.place, held);
+        let counted = self.work.memory.follow_answer(&mut self.place, stream.memory());
         self.state = counted.map_or(State::Lost, |()| State::Ready(stream));
     }
 

@@ -82,7 +82,8 @@ async fn answer(
                     open(turns, account, &head.headers, connected, (client, upstream), accepted)
                 }
                 None => {
-                    let course = Course::new(&turns.gateway, connected.binding.key, account);
+                    let key = connected.binding.key;
+                    let course = Course::new(&turns.gateway, &turns.memory, key, account);
                     pass_on(course, connected.answer, None, &turns.answers).await
                 }
             }

@@ -42,6 +42,11 @@ impl Completions {
         self.is_over
     }
 
+    /// The memory that the line or the document takes up.
+    pub fn held(&self) -> usize {
+        self.kept.capacity()
+    }
+
     pub fn finish(&mut self, ended: bool) -> Reading {
         if !self.is_stream {
             if !ended {

@@ -91,10 +91,10 @@ async fn heavy_chat_body_holds_up_nobody() {
 /// Checks that the events of another client come meanwhile, while folded bodies of this `text` are
 /// served.
 async fn hold_up_nobody(text: Vec<u8>, request: impl Fn(Vec<u8>) -> Request, options: &str) {
-    let (_upstream, cluster) = on_one_thread(completed(), options).await;
+    let (upstream, cluster) = on_one_thread(completed(), options).await;
     let folded = zstd::encode_all(&text[..], 3).expect("memory is enough");
     assert!(folded.len() > text.len() / 190, "{} of {}", folded.len(), text.len());
-    holds_up_nobody(&cluster, async || {
+    holds_up_nobody(&upstream, &cluster, async || {
         let request = request(folded.clone()).header("content-encoding", "zstd");
         assert_eq!(ask(cluster.address(), &request).await.status, 200);
     })

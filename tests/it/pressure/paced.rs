@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::lateness::Lateness;
 use crate::world::recorder::{Recorder, Seen, Step, chunk, stream_head};
 use crate::world::waiting::ms;
 use crate::world::wire::{Connection, Piece, Request};
@@ -18,8 +19,29 @@ pub const PACE: Duration = ms(20);
 
 const PACED: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"paced","stream":true,"input":"x"}"#;
 
-/// Runs of which one must show that nobody waits.
-pub const RUNS: usize = 12;
+/// Runs whose median must show that nobody waits.
+pub const RUNS: usize = 9;
+
+/// The results of so many runs, of which more than half decide.
+#[derive(Default)]
+pub struct Median {
+    good: usize,
+    bad: Vec<(Duration, Duration)>,
+}
+
+impl Median {
+    /// Notes a run that took so long, while the events of others were so late, and they would have
+    /// been so late without it. Returns whether the median is known to be good. Fails the test if
+    /// the median is known to be bad.
+    pub fn note(&mut self, took: Duration, late: Duration, machine: Duration) -> bool {
+        match late.saturating_sub(machine) < took / 8 {
+            true => self.good += 1,
+            false => self.bad.push((took, late)),
+        }
+        assert!(self.bad.len() <= RUNS / 2, "of work and late: {:?}", self.bad);
+        self.good > RUNS / 2
+    }
+}
 
 /// The answer of a [`Recorder`](crate::world::recorder::Recorder) that paces its events for ever.
 fn paced() -> Vec<Step> {
@@ -62,7 +84,8 @@ pub fn worst(late: &[Duration]) -> Duration {
 }
 
 fn is_paced(seen: &Seen) -> bool {
-    String::from_utf8_lossy(&seen.body).contains("paced")
+    // A long body would hold up the upstream itself.
+    seen.body.len() < 1_000 && String::from_utf8_lossy(&seen.body).contains("paced")
 }
 
 /// A replica with one thread for turns, before an upstream that paces one stream, and answers
@@ -79,16 +102,21 @@ pub async fn on_one_thread(steps: Vec<Step>, options: &str) -> (Recorder, Runnin
     (upstream, cluster)
 }
 
-/// Checks that the events of another client come meanwhile, while `work` is done: none is later
-/// than a part of the time that the work takes.
-pub async fn holds_up_nobody(cluster: &Running, mut work: impl AsyncFnMut()) {
-    let (address, mut last) = (cluster.address(), (Duration::ZERO, Duration::ZERO));
+/// Checks that the events of another client come meanwhile, while `work` is done: in the median of
+/// [`RUNS`], none is later than a part of the time that the work takes. The test's own process and
+/// the upstream may be late by themselves, which shows in events that come straight from there.
+pub async fn holds_up_nobody(upstream: &Recorder, cluster: &Running, mut work: impl AsyncFnMut()) {
+    let mut median = Median::default();
     // A machine that compiles meanwhile has slow moments of its own.
-    for _ in 0..RUNS {
+    let lateness = Lateness::watch();
+    loop {
+        let from = std::time::Instant::now();
         let is_over = Arc::new(AtomicBool::new(false));
-        let others = tokio::spawn({
+        let others = [cluster.address(), upstream.address()].map(|address| {
             let is_over = Arc::clone(&is_over);
-            async move { events(address, &Request::turn(ALICE, PACED), &is_over).await }
+            tokio::spawn(
+                async move { events(address, &Request::turn(ALICE, PACED), &is_over).await },
+            )
         });
         let mut took = Duration::MAX;
         for _ in 0..3 {
@@ -97,11 +125,11 @@ pub async fn holds_up_nobody(cluster: &Running, mut work: impl AsyncFnMut()) {
             took = took.min(began.elapsed());
         }
         is_over.store(true, Ordering::Relaxed);
-        let late = worst(&others.await.expect("the client runs"));
-        if late < took / 8 {
+        let [through, straight] = others;
+        let late = worst(&through.await.expect("the client runs"));
+        let straight = worst(&straight.await.expect("the client runs"));
+        if median.note(took, late, straight.max(lateness.longest(from))) {
             return;
         }
-        last = (took, late);
     }
-    panic!("{last:?} of work and late, in each of {RUNS} runs");
 }

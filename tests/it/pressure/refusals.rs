@@ -26,6 +26,15 @@ pub async fn written_first(
     answer.whole.then(|| (answer.status, answer.code()))
 }
 
+/// Requests that are refused before their bodies have come, where `max_body` is 24 MiB and
+/// `replay_total` 4 MiB: line, token, bytes, and the answer.
+pub const CASES: [(&str, &str, usize, (u16, &str)); 4] = [
+    ("POST /responses", "sk-wrong", 12 << 20, (401, "invalid_api_key")),
+    ("POST /v2/responses", ALICE, 12 << 20, (404, "unknown_url")),
+    ("POST /responses", ALICE, 32 << 20, (413, "request_too_large")),
+    ("POST /responses", ALICE, 16 << 20, (503, "no_key_available")),
+];
+
 #[tokio::test]
 async fn refusal_reaches_a_client_that_writes_first() {
     let upstream = Recorder::answering(completed()).await;
@@ -35,12 +44,7 @@ async fn refusal_reaches_a_client_that_writes_first() {
         .server("replay_total", "\"4MiB\"")
         .start()
         .await;
-    for (line, token, size, expected) in [
-        ("POST /responses", "sk-wrong", 12 << 20, (401, "invalid_api_key")),
-        ("POST /v2/responses", ALICE, 12 << 20, (404, "unknown_url")),
-        ("POST /responses", ALICE, 32 << 20, (413, "request_too_large")),
-        ("POST /responses", ALICE, 16 << 20, (503, "no_key_available")),
-    ] {
+    for (line, token, size, expected) in CASES {
         for attempt in 0..4 {
             let refusal = written_first(&cluster, line, token, size).await;
             let refusal = refusal.as_ref().map(|(status, code)| (*status, code.as_str()));

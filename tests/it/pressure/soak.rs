@@ -10,22 +10,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::disk::Disk;
 use super::heavy::foldable;
 use super::memory::frame;
-use super::paced::{events, worst_tenth};
+use super::paced::{PACE, events, worst_tenth};
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::Codex;
 use crate::world::lateness::Lateness;
 use crate::world::redis::Redis;
 use crate::world::simulator::siblings;
-use crate::world::socket::{open, session};
-use crate::world::waiting::{SOON, eventually, is_long, ms};
+use crate::world::socket::{head, open, open_with, plain, session};
+use crate::world::waiting::{ANSWER, SOON, eventually, is_long, ms};
 use crate::world::wire::{Request, try_ask};
 
 /// Sessions that play turns all the time, by HTTP and on WebSockets.
@@ -103,13 +105,68 @@ async fn heavy(address: SocketAddr, is_over: Switch, folded: Vec<u8>) {
     }
 }
 
-/// Messages that never end, on one connection after the other.
+/// Messages that never end, each on a connection of its own, which the client keeps until the
+/// gateway ends it. A short soak ends before.
 async fn unfinished(address: SocketAddr, is_over: Switch) {
+    let mut held = JoinSet::new();
     while !is_on(&is_over) {
-        let Ok((mut socket, _)) = open(address, ALICE, &[]).await else { continue };
-        let _ = socket.0.get_mut().write_all(&frame(0x01, &vec![b'x'; 4 << 20])).await;
-        sleep(ms(2_000)).await;
+        held.spawn(hold_unfinished(address, Arc::clone(&is_over)));
+        sleep(ms(1_000)).await;
     }
+    for is_refused in held.join_all().await {
+        assert!(is_refused, "the gateway ends a message that never ends, and says why");
+    }
+}
+
+/// Sends a message without its last fragment. Returns whether the gateway refuses it in the end.
+async fn hold_unfinished(address: SocketAddr, is_over: Switch) -> bool {
+    let Ok((mut socket, _)) = open(address, ALICE, &[]).await else { return false };
+    // It may take 46 s.
+    let sending = socket.0.get_mut().write_all(&frame(0x01, &vec![b'x'; 256 << 10])).await;
+    let refusal = async {
+        while let Some(Ok(message)) = socket.0.next().await {
+            if let Message::Text(text) = message {
+                return text.contains("request_timeout");
+            }
+        }
+        false
+    };
+    let short = async {
+        while is_long() || !is_on(&is_over) {
+            sleep(ms(50)).await;
+        }
+    };
+    tokio::select! {
+        is_refused = timeout(ANSWER * 2, refusal) => sending.is_ok() && is_refused == Ok(true),
+        () = short => sending.is_ok(),
+    }
+}
+
+/// How late each event of paced answers on one WebSocket comes after the one before.
+async fn socket_events(
+    address: SocketAddr,
+    (target, token): (&str, &str),
+    is_over: Switch,
+) -> Vec<Duration> {
+    let named = [("session-id", "paced-socket"), ("thread-id", "paced-socket")];
+    let opened = open_with(address, &head(target, token, &named), b"").await;
+    let (mut socket, _) = opened.unwrap_or_else(|refused| panic!("{refused:?}"));
+    let mut late = Vec::new();
+    while !is_on(&is_over) {
+        socket.send(&plain("SLOW:200x20ms")).await;
+        let mut last: Option<Instant> = None;
+        loop {
+            let event = socket.text().await;
+            let now = Instant::now();
+            late.extend(last.map(|last| (now - last).saturating_sub(PACE)));
+            last = Some(now);
+            assert!(!event.contains(r#""type":"error""#), "{event}");
+            if event.contains(r#""type":"response.completed""#) || is_on(&is_over) {
+                break;
+            }
+        }
+    }
+    late
 }
 
 /// A replica of a newer version works beside this one: it renews its heartbeat, and writes more
@@ -184,8 +241,9 @@ const PACED: &str =
     r#"{"model":"gpt-5.4","prompt_cache_key":"paced","stream":true,"input":"SLOW:200x20ms"}"#;
 
 /// How late the events of other clients come through the replica, and straight from the upstream,
-/// and how late a thread of this machine is meanwhile. Of each, the median of the worst tenth.
-async fn measure(cluster: &Running, span: Duration) -> [Duration; 3] {
+/// first over HTTP and then on a WebSocket, and how late a thread of this machine is meanwhile. Of
+/// each, the median of the worst tenth.
+async fn measure(cluster: &Running, span: Duration) -> [Duration; 5] {
     let is_over = Switch::default();
     let through = Request::turn(ALICE, PACED);
     let straight = Request::turn("sk-canary-org-a-1", PACED).target("/v1/responses");
@@ -196,12 +254,21 @@ async fn measure(cluster: &Running, span: Duration) -> [Duration; 3] {
             tokio::spawn(async move { events(address, &request, &is_over).await })
         },
     );
+    let ways = [
+        (cluster.address(), ("/responses", ALICE)),
+        (cluster.upstream().address(), ("/v1/responses", "sk-canary-org-a-1")),
+    ];
+    let sockets =
+        ways.map(|(address, way)| tokio::spawn(socket_events(address, way, Arc::clone(&is_over))));
     sleep(span).await;
     turn_on(&is_over);
+    let [socket, straight_socket] = sockets;
+    let socket = worst_tenth(socket.await.expect("the client runs"));
+    let straight_socket = worst_tenth(straight_socket.await.expect("the client runs"));
     let [through, straight] = measured;
     let through = worst_tenth(through.await.expect("the client runs"));
     let straight = worst_tenth(straight.await.expect("the client runs"));
-    [through, straight, lateness.worst_tenth(began)]
+    [through, straight, socket, straight_socket, lateness.worst_tenth(began)]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -256,7 +323,7 @@ async fn soak_under_pressure_costs_others_nothing() {
     disk.empty(&filling);
     let lost = [0, 1].map(|number| counts[number].read());
     println!(
-        "[lost, all] {lost:?}; worst tenth [through, straight, machine] {before:?}, {after:?}; {took:?}; {full}"
+        "[lost, all] {lost:?}; worst tenth [through, straight, socket, straight socket, machine] {before:?}, {after:?}; {took:?}; {full}"
     );
     disk.works(&filling).await;
     turn_on(&done);
@@ -267,8 +334,12 @@ async fn soak_under_pressure_costs_others_nothing() {
     if is_long() {
         // The upstream is late by itself, because it reads the heavy bodies, too: what the replica
         // adds is the difference.
-        let added = |[through, straight, _]: [Duration; 3]| through.saturating_sub(straight);
-        assert!(added(after) < added(before) + ms(50), "{before:?} and then {after:?}");
+        let added = |[through, straight, socket, straight_socket, _]: [Duration; 5]| {
+            [through.saturating_sub(straight), socket.saturating_sub(straight_socket)]
+        };
+        for (before, after) in added(before).into_iter().zip(added(after)) {
+            assert!(after < before + ms(50), "{before:?} and then {after:?}");
+        }
     }
     eventually(Duration::from_secs(90), "memory and descriptors are back", async || {
         let is_back = process.resident() < memory + memory / 4 + (16 << 20)

@@ -1,6 +1,7 @@
 //! Tasks on which everything depends: each of them panics once, and the replica works as before.
 
 use crate::world::cluster::{ALICE, Cluster};
+use crate::world::collector::Collector;
 use crate::world::redis::shape::Shape;
 use crate::world::simulator::siblings;
 use crate::world::waiting::{SOON, eventually};
@@ -21,6 +22,27 @@ fn begun_again(log: &str) -> std::collections::BTreeSet<String> {
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter_map(|line| line["task"].as_str().map(str::to_owned))
         .collect()
+}
+
+/// The thread that exports traces panics within an export, and exports what comes later.
+#[tokio::test]
+async fn export_of_traces_that_panics_begins_again() {
+    let collector = Collector::start().await;
+    let mut cluster = Cluster::new()
+        .keys(siblings("org-a", 2))
+        .telemetry(&collector.options())
+        .environment("WARMKEY_PANIC", "traces")
+        .start()
+        .await;
+    for turn in 1..=3 {
+        let answer = ask(cluster.address(), &Request::turn(ALICE, body(turn))).await;
+        assert!(answer.status == 200 && answer.whole, "{}", answer.text());
+        collector.traced(turn).await;
+        cluster.replica().shows(RESTARTS, 1.0).await;
+    }
+    assert!(begun_again(&cluster.logs()).contains("traces"));
+    cluster.replica().terminate().await;
+    assert_eq!(cluster.replicas[0].exit(SOON).await.code(), Some(0));
 }
 
 /// Everything that runs in the background panics in the middle of its work.
@@ -48,6 +70,7 @@ async fn task_that_panics_begins_again() {
             "clients",
             "heartbeat",
             "ledger_teller",
+            "log_writer",
             "membership",
             "merging",
             "owners",

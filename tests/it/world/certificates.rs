@@ -1,9 +1,18 @@
 //! Certificates for one test: an authority, and a server that the authority vouches for.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
+use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::world::waiting::{SOON, within};
 
@@ -70,6 +79,23 @@ impl Certificates {
     /// The file of the authority, for `store.ca_file`.
     pub fn authority(&self) -> String {
         self.path("ca.pem")
+    }
+
+    /// Opens a connection to a server for which the authority vouches. It names no protocol, which
+    /// means HTTP/1.1.
+    pub async fn connect(&self, address: SocketAddr) -> TlsStream<TcpStream> {
+        let authority = CertificateDer::from_pem_file(self.authority()).expect("it is PEM");
+        let mut roots = RootCertStore::empty();
+        roots.add(authority).expect("it is a certificate");
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider knows TLS 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(address).await.expect("the listener accepts");
+        let connecting =
+            TlsConnector::from(Arc::new(config)).connect(ServerName::from(address.ip()), stream);
+        within(SOON, "a handshake", connecting).await.expect("the server is trusted")
     }
 
     /// Arguments by which Redis speaks TLS at `port`. Its own port stays plain, for the test

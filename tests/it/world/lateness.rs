@@ -42,9 +42,14 @@ impl Lateness {
         self.since(from).iter().sum()
     }
 
+    /// The longest of one thread's waits for a core since `from`.
+    pub fn longest(&self, from: Instant) -> Duration {
+        self.since(from).into_iter().max().unwrap_or_default()
+    }
+
     /// How much longer a turn may take that meets the longest of these waits in every process.
     pub fn of_a_turn(&self, from: Instant) -> Duration {
-        self.since(from).into_iter().max().unwrap_or_default() * HOPS
+        self.longest(from) * HOPS
     }
 
     /// The median of the worst tenth of the waits since `from`.

@@ -1,7 +1,8 @@
 //! Tests of how an answer passes from its upstream to its client.
 
 use http::HeaderMap;
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 
 use super::*;
 use crate::client::Client;
@@ -28,8 +29,8 @@ async fn long_document_goes_in_pieces_and_counts_until_the_last() {
     let whole = bytes.clone();
     let (text, tap) = (Counted { bytes, place }.into(), Tap::new(&HeaderMap::new()));
     let document = Document { text, tap, has_leaked: false };
-    let course =
-        Course::new(&gateway, binding.key, account).in_form(Form::Document(Box::new(document)));
+    let course = Course::new(&gateway, &memory, binding.key, account)
+        .in_form(Form::Document(Box::new(document)));
     let (status, headers) = (http::StatusCode::OK, HeaderMap::new());
     let answer = Answer { status, headers, head: Bytes::new(), rest: None, upgrade: None };
     let mut passage = Passage::new(answer, None, course);
@@ -49,10 +50,11 @@ async fn answer_that_waits_for_the_gateway_is_no_silent_one() {
     let (_, binding, _) = bound(&gateway, &client).await;
     let idle_timeout = binding.key.upstream.idle_timeout;
     let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
-    let course = Course::new(&gateway, binding.key, account);
+    let memory = BodyMemory::new(Size(1 << 20));
+    let course = Course::new(&gateway, &memory, binding.key, account);
     let json = http::HeaderValue::from_static("application/json");
     let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, json)]);
-    let gate = IdGate::new(&headers, move |_| tokio::time::sleep(idle_timeout * 2));
+    let gate = IdGate::new(&headers, &memory, move |_| tokio::time::sleep(idle_timeout * 2));
     let body = r#"{"id":"resp_1","object":"response","status":"completed","output":[]}"#;
     let rest = reqwest::Response::from(http::Response::new(body)).into();
     let status = http::StatusCode::OK;
@@ -70,7 +72,8 @@ async fn passed(coding: &str, bytes: &[u8]) -> (usize, bool) {
     let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
     let (_, binding, _) = bound(&gateway, &client).await;
     let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
-    let course = Course::new(&gateway, binding.key, account);
+    let memory = BodyMemory::new(Size(1 << 20));
+    let course = Course::new(&gateway, &memory, binding.key, account);
     let headers = HeaderMap::from_iter([
         (http::header::CONTENT_TYPE, "text/event-stream".parse().unwrap()),
         (http::header::CONTENT_ENCODING, coding.parse().unwrap()),
@@ -115,5 +118,77 @@ async fn answer_is_cut_before_what_cannot_be_decoded() {
         let (length, is_whole) = passed(coding, &broken).await;
         assert!(length < broken.len() && length > 0 && !is_whole, "{coding}: broken");
         assert_eq!(passed(coding, &noise).await, (0, false), "{coding}: not encoded at all");
+    }
+}
+
+/// A terminal event of half a megabyte.
+fn long_end() -> String {
+    let text = "x".repeat(400_000);
+    format!(
+        "data: {{\"type\":\"response.completed\",\"response\":{{\"usage\":{{\"input_tokens\":3}},\"x\":\"{text}\"}}}}\n\n"
+    )
+}
+
+/// Relays a stream of this body with so much memory. Returns the most that was used, and whether
+/// the usage was read.
+async fn relayed(memory: &BodyMemory, coding: &'static str, body: Vec<u8>) -> (usize, bool) {
+    let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
+    let (_, binding, _) = bound(&gateway, &client).await;
+    let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+    account.note_attempt(&binding, false, &gateway.registry.loads);
+    account.note_status(http::StatusCode::OK);
+    let course = Course::new(&gateway, memory, binding.key, account);
+    let headers = [
+        (http::header::CONTENT_TYPE, "text/event-stream".parse().unwrap()),
+        (http::header::CONTENT_ENCODING, coding.parse().unwrap()),
+    ];
+    let headers = HeaderMap::from_iter(headers);
+    let chunks: Vec<_> = body.chunks(16_000).map(Bytes::copy_from_slice).collect();
+    let frames = chunks.into_iter().map(|data| Ok::<_, std::io::Error>(Frame::data(data)));
+    let stream = StreamBody::new(futures_util::stream::iter(frames));
+    let rest = http::Response::new(reqwest::Body::wrap(stream));
+    let rest = Some(reqwest::Response::from(rest).into());
+    let answer =
+        Answer { status: http::StatusCode::OK, headers, head: Bytes::new(), rest, upgrade: None };
+    let mut passage = Passage::new(answer, None, course);
+    let (mut come, mut most) = (Vec::new(), 0);
+    let missing = |page: String| {
+        let line = page.lines().find(|line| line.starts_with("warmkey_usage_missing_total"));
+        line.expect("it is on the page").ends_with(" 1")
+    };
+    std::future::poll_fn(|context| {
+        loop {
+            let next = passage.poll_next(context);
+            most = most.max(memory.used());
+            match ready!(next) {
+                Next::Alone(data)
+                | Next::Large(data)
+                | Next::InCompany(data)
+                | Next::Last(data) => come.extend_from_slice(&data),
+                Next::End(broken) => {
+                    passage.end(broken);
+                    return Poll::Ready(());
+                }
+            }
+        }
+    })
+    .await;
+    assert!(come == body, "unchanged");
+    drop(passage);
+    assert_eq!(memory.used(), 0);
+    (most, !missing(gateway.books.metrics.render()))
+}
+
+#[tokio::test]
+async fn reading_of_an_answer_counts_and_is_given_up_without_memory() {
+    let events = format!("data: {{}}\n\n{}", long_end()).into_bytes();
+    let folded = zstd::encode_all(&events[..], 3).unwrap();
+    for (coding, body) in [("identity", events), ("zstd", folded)] {
+        let memory = BodyMemory::new(Size(4 << 20));
+        let (most, has_usage) = relayed(&memory, coding, body.clone()).await;
+        assert!(has_usage && most > 400_000, "{coding}: {most}");
+        let little = BodyMemory::new(Size(1 << 18));
+        let (most, has_usage) = relayed(&little, coding, body).await;
+        assert!(!has_usage && most <= (1 << 18) * 5 / 4, "{coding}: {most}");
     }
 }

@@ -1,0 +1,82 @@
+//! The places for long texts: a message that gets none in time is refused on its lane.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use super::answers::dense;
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::recorder::answer;
+use crate::world::socket::{Upstream, create, session, turn};
+use crate::world::waiting::within;
+use crate::world::wire::{Connection, Request, ask};
+
+const MIB: usize = 1 << 20;
+const MEMORY: &str = "warmkey_body_memory_bytes";
+const CHAT: &str = r#"{"model":"gpt-5.4","messages":[{"role":"user","content":"hello"}]}"#;
+
+/// Lets an answer of the client wait for memory in the client's one place: for thirty seconds. A
+/// message waits as long for the place.
+async fn wait_in_the_place(
+    cluster: &crate::world::cluster::Running,
+    upstream: &Upstream,
+) -> JoinHandle<u16> {
+    let (address, request) =
+        (cluster.address(), Request::turn(ALICE, CHAT).target("/chat/completions"));
+    let asking = tokio::spawn(async move { ask(address, &request).await.status });
+    let mut asked = upstream.asked().await;
+    let document = dense(5 * MIB);
+    let json = "content-type: application/json\r\n";
+    let _ = timeout(Duration::from_millis(50), asked.stream.read(&mut [0; 4096])).await;
+    let whole = answer("200 OK", json, document.as_bytes());
+    asked.stream.write_all(&whole).await.expect("the answer is taken");
+    asking
+}
+
+#[tokio::test]
+async fn message_that_gets_no_place_is_refused_on_its_lane() {
+    let upstream = Upstream::start().await;
+    let cluster = Cluster::new()
+        .upstream_at(&upstream.url())
+        .upstream("speaks = [\"responses\", \"websocket\"]")
+        .server("replay_total", "\"16MiB\"")
+        .server("max_body", "\"8MiB\"")
+        .start()
+        .await;
+    let (mut client, mut there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    // A body that never ends: what is left is too little to translate an answer.
+    let mut other = Connection::open(cluster.address()).await;
+    let head = format!(
+        "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: {}\r\n\r\n",
+        6 * MIB
+    );
+    other.send_raw(head.as_bytes()).await.expect("it is taken");
+    other.send_raw(&vec![b' '; 5 * MIB + 300_000]).await.expect("it is taken");
+    cluster.replica().shows_at_least(MEMORY, (5 * MIB) as f64).await;
+    // Two answers, the second of which waits for the place of the first.
+    let first = wait_in_the_place(&cluster, &upstream).await;
+    cluster.replica().shows_at_least(MEMORY, (10 * MIB) as f64).await;
+    let second = wait_in_the_place(&cluster, &upstream).await;
+    cluster.replica().shows_at_least(MEMORY, (15 * MIB) as f64).await;
+    let began = Instant::now();
+    let long = format!("\"stream_id\":\"lane\",\"text\":\"{}\",\"model\"", "x".repeat(300_000));
+    client.send(&create(None).replace("\"model\"", &long)).await;
+    let error = within(Duration::from_secs(50), "a refusal", client.json()).await;
+    assert_eq!(
+        (&error["status"], &error["error"]["code"], &error["stream_id"]),
+        (&json!(503), &json!("no_key_available"), &json!("lane"))
+    );
+    assert_eq!(error["headers"]["retry-after"], "5");
+    assert!(began.elapsed() > Duration::from_secs(25), "{:?}", began.elapsed());
+    // The connection goes on.
+    turn(&mut client, &mut there, "resp_1").await;
+    drop(other);
+    for answer in [first, second] {
+        let status = within(Duration::from_secs(50), "an end", answer).await;
+        assert!(matches!(status.expect("the client runs"), 200 | 503));
+    }
+}
