@@ -1,5 +1,5 @@
-//! The operator's side of the admin listener: asks one replica, which acts for all, and prints the
-//! answer in plain words.
+//! Runs an operator's commands: asks the admin listener of one replica, and prints the answer in
+//! plain words. That replica acts for all replicas.
 //!
 //! Reads from the configuration only the address and the token of the admin listener. Never prints
 //! a secret.

@@ -1,5 +1,5 @@
-//! Asks a running replica from outside: health checks in an image without a shell, and the chart's
-//! test pod.
+//! Asks a running replica from outside, for health checks in an image without a shell and for the
+//! chart's test pod.
 //!
 //! [`Probe`] asks the admin listener. [`Session`] is a client: it plays two turns and asks which
 //! key served them. Neither prints a secret or what a model said.

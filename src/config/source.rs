@@ -1,5 +1,5 @@
-//! Reads a configuration from its file and the files that it names. Tells whether any of them has
-//! changed.
+//! Reads a configuration from its file and from the files that the configuration names. Detects
+//! when the content of one of these files changes.
 //!
 //! Files are compared by content, never by date or link.
 //! Kubernetes changes a mounted file by swapping a link, which watching the file would not notice.

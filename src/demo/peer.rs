@@ -1,4 +1,4 @@
-//! The usual gateways: proxies that pass everything on, and pick a key by a rule of their own.
+//! The usual gateways: proxies that pass everything on and pick a key without knowing the session.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
 //! Learns from upstream headers what is left of each project's limits for a model. New sessions
-//! prefer projects with headroom; no live session moves for it.
+//! prefer projects with headroom; headroom moves no live session.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};

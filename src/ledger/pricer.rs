@@ -1,5 +1,6 @@
-//! Takes records from the queue, logs each, compares each with its session's last turn, prices
-//! each, counts the cost, and hands on its row and its trace.
+//! Prices each recorded turn, so that no turn waits for its own price. The pricer logs the record,
+//! compares the turn with its session's last turn, and counts the turn's cost. The pricer then
+//! hands the turn's row to the writer, and its record to the tracer.
 //!
 //! The pricer waits for the store for at most a second, and never for the database. If the writer's
 //! queue is full, the row is counted as dropped, and the log says so once.

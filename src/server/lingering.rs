@@ -5,8 +5,8 @@
 //! unread, the system would reset it, and a client that writes before it reads would lose the
 //! answer. The gateway therefore closes its own half, and reads on for a while.
 //!
-//! This connection also puts in the gateway's own answer to a request whose head cannot be read,
-//! because no service sees such a request.
+//! The connection also inserts the gateway's own answer to a request with an unreadable head,
+//! because no service receives such a request.
 
 use std::future::poll_fn;
 use std::io;

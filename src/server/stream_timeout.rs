@@ -1,4 +1,4 @@
-//! A stream of HTTP/2 that ends if its client takes nothing of its answer for too long.
+//! Resets an HTTP/2 stream if its client takes nothing of its answer for too long.
 //!
 //! All streams of a connection share its writes, so `send_timeout` does not see that one of them
 //! waits for its window. Such a stream would hold its answer, its upstream's connection and an

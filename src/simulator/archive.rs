@@ -1,7 +1,7 @@
 //! Stored responses as their clients may ask for them again: the object, its events, its input.
 //!
-//! A response is stored for its project and found only there. In the background, an answer is made
-//! in its own time, whether its client waits or not. The oldest responses are dropped first.
+//! A response is stored for its project and found only there. A background answer is made at its
+//! own pace, whether or not its client waits. The oldest responses are dropped first.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Which machine serves a request: the machine that its beginning steers to, or the next one once
-//! that machine is full.
+//! Decides which machine serves a request: the machine that the request's beginning selects, or the
+//! next machine once that one is full.
 //!
 //! Pure: the time is an argument. A machine takes about 15 requests a minute of one cache key, or
 //! of one beginning where there is no key. Further requests overflow to the next machine, whose

@@ -1,4 +1,4 @@
-//! Tells whether every part of the store answers, by one count of the links that do not.
+//! Reports whether every part of the store answers, from a count of the links that do not answer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,4 +1,4 @@
-//! What upstreams that speak chat get: the client's bytes, and at most one field more.
+//! Tests that an upstream which speaks chat gets the client's bytes, and at most one field more.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Tests of what a turn is counted as, however it ends.
+//! Tests of how a turn is counted, however the turn ends.
 
 use super::*;
 use crate::client::Client;

@@ -1,4 +1,4 @@
-//! Conversations that grow: each turn's body is the one of the turn before, and more.
+//! Tests of conversations that grow: each turn's body begins with the body of the turn before.
 
 use std::collections::BTreeSet;
 
