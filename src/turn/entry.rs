@@ -83,8 +83,8 @@ impl Entry {
         Ok((client, identity))
     }
 
-    /// Authenticates the client of a request, and notes the client in the account. A request that is
-    /// refused for its form gets no further.
+    /// Authenticates the client of a request, and notes the client in the account. A request of
+    /// wrong form gets no further.
     pub fn authenticate(
         &self,
         account: &mut Account,

@@ -199,7 +199,7 @@ async fn read_error(mut answer: Answer, mut rest: AnswerBody) -> Outcome {
         Ok(Err(cause)) => return Outcome::Broken(cause),
         Err(_) => false,
     };
-    let Some(text) = decoded(&answer.headers, &head, is_whole) else {
+    let Some(text) = decoded(&answer.headers, &head, is_whole).await else {
         return Outcome::Broken(UNREADABLE.into());
     };
     answer.head = head.into();
@@ -214,7 +214,7 @@ async fn read_error(mut answer: Answer, mut rest: AnswerBody) -> Outcome {
 async fn read_first(answer: Answer, mut rest: AnswerBody) -> Outcome {
     match tokio::time::timeout(ERROR_BODY_TIME, rest.chunk()).await {
         Ok(Ok(Some(first))) => {
-            if decoded(&answer.headers, &first, false).is_none() {
+            if decoded(&answer.headers, &first, false).await.is_none() {
                 return Outcome::Broken(UNREADABLE.into());
             }
             rest.take_back(first);
@@ -249,10 +249,13 @@ fn has_meaning(status: StatusCode) -> bool {
 }
 
 /// The beginning of a body as text, decoded for reading only. `None`: the bytes are not in their
-/// coding, unfold too far, or end before their coding does (`is_whole`).
-fn decoded(headers: &HeaderMap, body: &[u8], is_whole: bool) -> Option<Vec<u8>> {
+/// coding, unfold too far, or end before their coding does (`is_whole`). Other turns come between
+/// the steps.
+async fn decoded(headers: &HeaderMap, body: &[u8], is_whole: bool) -> Option<Vec<u8>> {
     let mut decoder = Decoder::new(headers, Beginning::default());
-    decoder.observe(body);
+    while !decoder.step(body) {
+        tokio::task::yield_now().await;
+    }
     if is_whole {
         decoder.end();
     }

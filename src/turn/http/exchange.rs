@@ -225,8 +225,8 @@ impl HttpTurns {
         Ok(Exchanged { key: binding.key, answer, form, gate })
     }
 
-    /// Finds the turn's session, its binding and the keys that may serve the turn: a stored response
-    /// or item that the turn continues from binds it to its owner's project.
+    /// Finds the turn's session, its binding and the keys that may serve the turn. A turn that goes
+    /// on from a stored response or item is bound to the project of its owner.
     async fn locate(
         &self,
         account: &mut Account,

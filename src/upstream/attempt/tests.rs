@@ -4,8 +4,8 @@ use super::*;
 use http::header::CONTENT_ENCODING;
 use std::io::Write;
 
-#[test]
-fn encoded_error_is_understood() {
+#[tokio::test]
+async fn encoded_error_is_understood() {
     let body = concat!(
         r#"{"error":{"message":"m","type":"insufficient_quota","#,
         r#""code":"credit_balance_exhausted"}}"#
@@ -13,7 +13,8 @@ fn encoded_error_is_understood() {
     .as_bytes();
     for coding in ["gzip", "zstd", "identity"] {
         let (headers, bytes) = encoded(coding, body);
-        let error = ErrorBody::parse(&decoded(&headers, &bytes, true).expect("it is whole"));
+        let text = decoded(&headers, &bytes, true).await.expect("it is whole");
+        let error = ErrorBody::parse(&text);
         assert_eq!(error.code.as_deref(), Some("credit_balance_exhausted"), "{coding}");
     }
 }
@@ -31,24 +32,24 @@ fn encoded(coding: &'static str, bytes: &[u8]) -> (HeaderMap, Vec<u8>) {
     (headers, bytes)
 }
 
-#[test]
-fn encoded_error_is_read_as_far_as_it_goes() {
+#[tokio::test]
+async fn encoded_error_is_read_as_far_as_it_goes() {
     let text = [br#"{"error":{"code":"a"}}"#.to_vec(), vec![b' '; 4 * ERROR_BODY]].concat();
     for coding in ["gzip", "zstd"] {
         let (headers, bytes) = encoded(coding, &text);
         assert!(bytes.len() < ERROR_BODY, "a small body that unfolds");
-        let read = |bytes: &[u8], is_whole| decoded(&headers, bytes, is_whole);
-        assert_eq!(read(&bytes, true).as_deref(), Some(&text[..ERROR_BODY]), "{coding}");
+        let read = async |bytes: &[u8], is_whole| decoded(&headers, bytes, is_whole).await;
+        assert_eq!(read(&bytes, true).await.as_deref(), Some(&text[..ERROR_BODY]), "{coding}");
         let part = &bytes[..bytes.len() - 8];
-        assert!(read(part, false).is_some(), "{coding}: the rest may still come");
-        assert_eq!(read(part, true), None, "{coding}: it was truncated");
-        assert_eq!(read(b"none of it", true), None, "{coding}");
-        assert_eq!(read(b"", true).as_deref(), Some(&b""[..]), "{coding}: nothing to decode");
+        assert!(read(part, false).await.is_some(), "{coding}: the rest may still come");
+        assert_eq!(read(part, true).await, None, "{coding}: it was truncated");
+        assert_eq!(read(b"none of it", true).await, None, "{coding}");
+        assert_eq!(read(b"", true).await.as_deref(), Some(&b""[..]), "{coding}: nothing to decode");
         let (headers, bomb) = encoded(coding, &vec![b' '; 32 << 20]);
-        assert_eq!(decoded(&headers, &bomb, true), None, "{coding}: it unfolds too far");
+        assert_eq!(decoded(&headers, &bomb, true).await, None, "{coding}: it unfolds too far");
     }
     let (headers, bytes) = encoded("br", b"as it came");
-    assert_eq!(decoded(&headers, &bytes, true), None);
+    assert_eq!(decoded(&headers, &bytes, true).await, None);
 }
 
 fn coded_response(status: u16, coding: &str, body: impl Into<reqwest::Body>) -> reqwest::Response {
