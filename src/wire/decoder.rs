@@ -143,6 +143,9 @@ impl<R: Write> Decoder<R> {
     /// Reads the next part of `chunk`. Returns whether all of the chunk is read. Otherwise the next
     /// call must be about the same chunk.
     pub fn step(&mut self, chunk: &[u8]) -> bool {
+        if chunk.is_empty() {
+            return true;
+        }
         let is_read = match self {
             Self::Plain(reader) => reader.write_all(chunk).map(|()| true),
             Self::Gzip(gzip) => gzip.step(chunk),
