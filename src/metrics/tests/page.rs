@@ -39,7 +39,7 @@ const FROM_THE_START: &str = "
     lagging_rebinds_total
     connections listener=clients,admin
     connections_limit
-    connections_refused_total reason=silent,limit,descriptors
+    connections_refused_total reason=silent,limit,descriptors,requests
     refused_total reason=invalid_api_key,unknown_url,origin_not_allowed,websocket_not_supported,\
                          other
     refusals_slowed_total
