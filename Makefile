@@ -114,7 +114,7 @@ $(AI)/package-lock.json:
 		ai@$(AI_VERSION) @ai-sdk/openai@$(AI_OPENAI_VERSION) zod@$(ZOD_VERSION)
 
 test-chart: $(CHART_TOOLS)/complete ## the chart by Helm 3 and 4, its manifests, rules and dashboard; installs prometheus like `make test`
-	@sh tests/need.sh redis-server:redis-server openssl:openssl nginx:nginx prometheus:prometheus promtool:prometheus python3:python3
+	@sh tests/need.sh redis-server:redis-server openssl:openssl prometheus:prometheus promtool:prometheus python3:python3
 	cargo test --locked --no-run
 	cd tests/chart && WARMKEY=$(abspath $(WARMKEY)) $(CHART_PYTHON) -m unittest
 

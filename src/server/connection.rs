@@ -144,24 +144,7 @@ pub async fn connection<I, S, B>(
             }))
         }
     });
-    let streams = u32::try_from(seat.most_requests()).map_or(STREAMS, |most| most.min(STREAMS));
-    let mut builder = auto::Builder::new(Streams);
-    // To copy an event costs less than to hand it over in three pieces.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout.max(KEEP_ALIVE))
-        .max_buf_size(BUFFER)
-        .writev(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(streams)
-        .max_header_list_size(HEAD)
-        .max_send_buf_size(STREAM_BUFFER)
-        // Finds out peers that have gone without closing.
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(header_timeout);
+    let builder = builder(header_timeout, seat.most_requests());
     let stream = TokioIo::new(Lingering::new(SendTimeout::new(stream), Arc::clone(&seat)));
     let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
 
@@ -211,4 +194,27 @@ pub async fn connection<I, S, B>(
         Poll::Pending
     })
     .await;
+}
+
+/// Returns the settings of a connection on which `most` requests may be in flight.
+fn builder(header_timeout: Duration, most: usize) -> auto::Builder<Streams> {
+    let streams = u32::try_from(most).map_or(STREAMS, |most| most.min(STREAMS));
+    let mut builder = auto::Builder::new(Streams);
+    // To copy an event costs less than to hand it over in three pieces.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout.max(KEEP_ALIVE))
+        .max_buf_size(BUFFER)
+        .writev(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(streams)
+        .max_header_list_size(HEAD)
+        .max_send_buf_size(STREAM_BUFFER)
+        // Finds out peers that have gone without closing.
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(header_timeout);
+    builder
 }
