@@ -176,7 +176,9 @@ pub async fn connection<I, S, B>(
                 return Poll::Ready(());
             }
         }
-        if !is_listening && seat.poll_end(context).is_ready() || seat.must_end() {
+        let must_end = !is_listening && seat.poll_end(context).is_ready() || seat.must_end();
+        // A request that has begun meanwhile is served first.
+        if must_end && seat.is_silent() {
             return Poll::Ready(());
         }
         // After the first poll, each of these wakes this task by itself. `leaving` comes first.

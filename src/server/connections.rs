@@ -8,7 +8,7 @@
 //! A connection over HTTP/2 may have many requests in flight, and each may need a connection to an
 //! upstream. As many may be in flight as there may be connections; further ones are refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -44,7 +44,8 @@ struct State {
     moments: u64,
     /// The silent connections by the moment, the longest silent one first.
     silent: BTreeMap<u64, Arc<End>>,
-    told: Option<Instant>,
+    /// When the log last told of each reason.
+    told: HashMap<ConnectionRefusal, Instant>,
 }
 
 /// How a connection learns that it must give way.
@@ -95,7 +96,7 @@ impl Connections {
             return None;
         }
         if is_full {
-            self.tell(&mut state);
+            self.tell(&mut state, ConnectionRefusal::Silent);
         }
         state.open += 1;
         let since = state.fall_silent(&end);
@@ -112,9 +113,7 @@ impl Connections {
     pub fn end_silent(&self, error: &io::Error) -> bool {
         let mut state = self.lock();
         let has_ended_one = self.end_longest_silent(&mut state, ConnectionRefusal::Descriptors);
-        let is_due = state.told.is_none_or(|told| told.elapsed() >= TELL);
-        if is_due {
-            state.told = Some(Instant::now());
+        if state.is_due(ConnectionRefusal::Descriptors) {
             tracing::warn!(%error, open = state.open, "a connection could not be accepted");
         }
         drop(state);
@@ -135,7 +134,7 @@ impl Connections {
     }
 
     fn count_refusal(&self, reason: ConnectionRefusal) {
-        self.tell(&mut self.lock());
+        self.tell(&mut self.lock(), reason);
         if let Some(metrics) = &self.metrics {
             metrics.connection_refused(reason);
         }
@@ -146,15 +145,18 @@ impl Connections {
         self.most
     }
 
-    fn tell(&self, state: &mut State) {
-        if state.told.is_none_or(|told| told.elapsed() >= TELL) {
-            state.told = Some(Instant::now());
-            tracing::warn!(
-                listener = self.listener.name(),
-                open = state.open,
-                "connections are at their limit: the longest silent one gives way"
-            );
+    fn tell(&self, state: &mut State, reason: ConnectionRefusal) {
+        if !state.is_due(reason) {
+            return;
         }
+        let what = match reason {
+            ConnectionRefusal::Requests => {
+                "requests in flight are at their limit: further ones are refused"
+            }
+            ConnectionRefusal::Limit => "connections are at their limit, and none is silent",
+            _ => "connections are at their limit: the longest silent one gives way",
+        };
+        tracing::warn!(listener = self.listener.name(), open = state.open, "{what}");
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -163,6 +165,15 @@ impl Connections {
 }
 
 impl State {
+    /// Whether the log may tell of `reason` now: once in a while.
+    fn is_due(&mut self, reason: ConnectionRefusal) -> bool {
+        let is_due = self.told.get(&reason).is_none_or(|told| told.elapsed() >= TELL);
+        if is_due {
+            self.told.insert(reason, Instant::now());
+        }
+        is_due
+    }
+
     fn fall_silent(&mut self, end: &Arc<End>) -> u64 {
         self.moments += 1;
         self.silent.insert(self.moments, Arc::clone(end));

@@ -68,7 +68,11 @@ impl Drain {
                 seconds = self.grace.as_secs_f64(),
                 "draining: waiting for turns in flight"
             );
-            let is_done = self.connections.join(self.grace).await;
+            // Clients that were led here during the delay may only connect now.
+            let moment = if self.delay.is_zero() { Duration::ZERO } else { self.ending.moment };
+            let moment = moment.min(self.grace);
+            tokio::time::sleep(moment).await;
+            let is_done = self.connections.join(self.grace - moment).await;
             if !is_done {
                 tracing::warn!("draining: time is up, cutting the turns in flight");
             }

@@ -142,7 +142,7 @@ async fn begin_connection(
     seat: &Seat,
 ) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
     tokio::select! {
-        () = ending.closing.cancelled() => None,
+        () = ending.over() => None,
         () = poll_fn(|context| seat.poll_end(context)) => None,
         accepted = tokio::time::timeout(timeout, tls.accept(stream)) => accepted.ok()?.ok(),
     }

@@ -121,10 +121,12 @@ impl BodyMemory {
         self.grow(place, length / UNIT, most)
     }
 
-    /// Makes `place` cover `length` bytes of an answer, and waits for them for a while. An answer
-    /// that never fits is refused at once, and its client is not asked to come again.
+    /// Makes `place` cover `length` bytes of an answer, and waits for them for a while. A short
+    /// answer waits for nobody. An answer that never fits is refused at once, and its client is not
+    /// asked to come again.
     pub async fn await_answer(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
-        if length.div_ceil(UNIT) > self.most() {
+        let most = if length <= LIGHT { usize::MAX } else { self.most() };
+        if length.div_ceil(UNIT) > most {
             let message = "The upstream's answer needs more memory than server.replay_total has.";
             return Err(Error::new(ErrorKind::UpstreamInterrupted, message));
         }
@@ -133,7 +135,7 @@ impl BodyMemory {
             let freed = self.0.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            let grown = self.grow(place, length.div_ceil(UNIT), self.most());
+            let grown = self.grow(place, length.div_ceil(UNIT), most);
             if grown.is_ok() || timeout_at(until, freed).await.is_err() {
                 return grown;
             }
@@ -226,25 +228,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn answer_may_take_more_than_bodies_and_waits_for_its_place() {
-        let memory = BodyMemory::new(Size(16 * UNIT as u64));
+        const LONG: usize = LIGHT + UNIT;
+        let memory = BodyMemory::new(Size(16 * LONG as u64));
         let mut places: [MemoryPlace; 4] = Default::default();
         let [body, running, whole, late] = &mut places;
-        memory.extend(body, 15 * UNIT).unwrap();
-        memory.follow_answer(running, 4 * UNIT).unwrap();
-        assert_eq!(memory.used(), 19 * UNIT, "beyond the limit");
+        memory.extend(body, 15 * LONG).unwrap();
+        memory.follow_answer(running, 4 * LONG).unwrap();
+        assert_eq!(memory.used(), 19 * LONG, "beyond the limit");
         assert!(memory.extend(late, 1).is_err());
-        memory.await_answer(whole, UNIT).await.unwrap();
+        memory.await_answer(whole, LONG).await.unwrap();
         let began = Instant::now();
-        assert!(memory.await_answer(whole, 2 * UNIT).await.is_err());
+        let mut short = MemoryPlace::default();
+        memory.await_answer(&mut short, LIGHT).await.unwrap();
+        assert_eq!(memory.used(), 20 * LONG + LIGHT, "a short one waits for nobody");
+        drop(short);
+        assert!(memory.await_answer(whole, 2 * LONG).await.is_err());
         assert_eq!(began.elapsed(), ANSWER_WAIT);
         let freeing = async {
             tokio::time::sleep(Duration::from_secs(7)).await;
             memory.follow_answer(running, 0).unwrap();
         };
-        let (waited, ()) = tokio::join!(memory.await_answer(whole, 5 * UNIT), freeing);
+        let (waited, ()) = tokio::join!(memory.await_answer(whole, 5 * LONG), freeing);
         assert!(waited.is_ok() && began.elapsed() == ANSWER_WAIT + Duration::from_secs(7));
         let began = Instant::now();
-        let never = memory.await_answer(late, 21 * UNIT).await.expect_err("it never fits");
+        let never = memory.await_answer(late, 21 * LONG).await.expect_err("it never fits");
         assert!(never.code() == "upstream_interrupted" && began.elapsed().is_zero());
         drop(places);
         assert_eq!(memory.used(), 0);

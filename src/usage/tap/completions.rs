@@ -44,7 +44,7 @@ impl Completions {
 
     /// The memory that the line or the document takes up.
     pub fn held(&self) -> usize {
-        self.kept.capacity()
+        self.kept.capacity() + self.event.capacity()
     }
 
     pub fn finish(&mut self, ended: bool) -> Reading {

@@ -33,6 +33,8 @@ use crate::world::wire::{Request, try_ask};
 /// Sessions that play turns all the time, by HTTP and on WebSockets.
 const PLAYERS: usize = 6;
 const TALKERS: usize = 2;
+/// Callers without a token, whose refusals nothing slows.
+const STRANGERS: usize = 8;
 
 /// A switch that tasks look at.
 type Switch = Arc<AtomicBool>;
@@ -86,14 +88,28 @@ async fn talk(address: SocketAddr, is_over: Switch, counts: Arc<Counts>) {
     }
 }
 
-/// A stranger who asks without a pause, with and without a wrong token.
+/// Strangers who ask with wrong tokens, whose refusals are slowed, and without any.
 async fn flood(address: SocketAddr, is_over: Switch) {
+    let mut strangers = JoinSet::new();
+    for _ in 0..STRANGERS {
+        let is_over = Arc::clone(&is_over);
+        strangers.spawn(async move {
+            let mut refused = 0;
+            while !is_on(&is_over) {
+                let answer = try_ask(address, &Request::new("GET", "/wp-login.php")).await;
+                refused += u32::from(answer.is_some_and(|answer| answer.status == 404));
+                sleep(ms(5)).await;
+            }
+            assert!(refused >= 10, "{refused}");
+        });
+    }
     while !is_on(&is_over) {
         let wrong = Request::new("GET", "/wp-login.php").bearer("sk-wrong");
         for request in [&wrong, &Request::turn("sk-wrong", vec![b'x'; 100_000])] {
             let _ = try_ask(address, request).await;
         }
     }
+    strangers.join_all().await;
 }
 
 /// A body each second that takes long to decode and scan.
