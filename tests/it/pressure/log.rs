@@ -51,7 +51,7 @@ async fn log_that_cannot_be_written_costs_no_turn() {
 
 #[tokio::test]
 async fn line_that_was_dropped_is_counted_and_told() {
-    // The disk fills after 10 KiB, with some shells 20, and has room again once the file is emptied.
+    // The disk fills after 10 KiB (20 in some shells), and has room again once the file is empty.
     let shell = "ulimit -f 20; trap '' XFSZ; exec 2>>small.log";
     let cluster = Cluster::new().keys(siblings("org-a", 1)).shell(shell).start().await;
     turns(&cluster, 100).await;
