@@ -145,6 +145,11 @@ impl Account {
         self.tell_renamed();
     }
 
+    /// Whether the request is a turn of its own.
+    pub const fn is_turn(&self) -> bool {
+        matches!(self.request, RequestKind::Turn)
+    }
+
     /// Notes that the request is no turn. Once answered, it gets a log line of its own, and is
     /// neither counted nor billed.
     pub const fn note_operation(&mut self, operation: &'static str) {

@@ -149,7 +149,12 @@ impl Gateway {
 
     /// Takes what the end of an answer of `key` says about the key: a failure that it states means
     /// what the same error means over HTTP. Returns true if the key is limited.
+    ///
+    /// A stored response is shown as it once ended, which says nothing about its key now.
     pub(super) fn observe_end(&self, account: &Account, key: &Key, reading: &Reading) -> bool {
+        if !account.is_turn() {
+            return false;
+        }
         let (asked, sent) = (account.asked_model(), account.sent());
         let session = account.session();
         let Some(failure) = &reading.failure else {

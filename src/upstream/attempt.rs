@@ -214,7 +214,8 @@ async fn read_error(mut answer: Answer, mut rest: AnswerBody) -> Outcome {
 async fn read_first(answer: Answer, mut rest: AnswerBody) -> Outcome {
     match tokio::time::timeout(ERROR_BODY_TIME, rest.chunk()).await {
         Ok(Ok(Some(first))) => {
-            if decoded(&answer.headers, &first, false).await.is_none() {
+            let is_whole = rest.is_complete();
+            if decoded(&answer.headers, &first, is_whole).await.is_none() {
                 return Outcome::Broken(UNREADABLE.into());
             }
             rest.take_back(first);

@@ -107,6 +107,7 @@ pub async fn read_list(headers: &HeaderMap, mut rest: AnswerBody) -> Option<Mode
             return None;
         }
     }
+    body.end();
     ModelList::parse(body.reader()?)
 }
 

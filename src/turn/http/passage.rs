@@ -127,7 +127,9 @@ impl Passage {
             reader: None,
             writer: None,
         };
-        passage.count();
+        if passage.upstream.is_some() {
+            passage.count();
+        }
         passage.join(head);
         // A client that knows the length may leave before the pump has found the end.
         if passage.upstream.is_none() {

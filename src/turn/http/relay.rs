@@ -158,7 +158,13 @@ impl Body for Relay {
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
                 }
-                Poll::Ready(Next::End(broken)) => passage.end(broken),
+                Poll::Ready(Next::End(broken)) => {
+                    passage.end(broken);
+                    // The end of a translation has bytes of its own.
+                    if let Some(data) = passage.pop() {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
             }
         }
         if passage.flushes_first() {
