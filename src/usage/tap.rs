@@ -31,14 +31,17 @@ pub struct Reading {
 impl Reading {
     /// Reads the event that ends an answer.
     pub fn of_event(terminal: Terminal, data: &[u8]) -> Self {
-        let [response] = fields(data, ["response"]).unwrap_or_default();
-        Self::of_response(terminal, data, response)
+        Self::with_usage(terminal, data, terminal::of_event(data))
     }
 
     /// Reads the event `data` that ends an answer, and whose field `response` is found already.
     pub fn of_response(terminal: Terminal, data: &[u8], response: Option<&[u8]>) -> Self {
+        Self::with_usage(terminal, data, response.and_then(terminal::usage))
+    }
+
+    fn with_usage(terminal: Terminal, data: &[u8], usage: Option<Usage>) -> Self {
         let failure = if terminal == Terminal::Failed { ErrorBody::of_event(data) } else { None };
-        Self { terminal: Some(terminal), usage: response.and_then(terminal::usage), failure }
+        Self { terminal: Some(terminal), usage, failure }
     }
 }
 

@@ -135,6 +135,18 @@ mod tests {
         assert!(!is_ready("m") && is_ready("n") && is_ready(""));
     }
 
+    /// A stored response is shown with a failure of its own time.
+    #[tokio::test]
+    async fn failure_of_a_shown_response_says_nothing_about_its_key() {
+        let (gateway, client) =
+            (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
+        let (_, binding, _) = bound(&gateway, &client).await;
+        let mut shown = course(&gateway, &binding, None);
+        shown.account.note_operation("retrieve");
+        shown.end(limited(), None);
+        assert!(gateway.registry.is_ready(&binding.key, "m"));
+    }
+
     /// A limit that a stream states is a wait in vain as a 429 is: the client's own wait, or the
     /// turn's.
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
-//! Number 8: nothing passes that cannot be decoded. A 502 or a cut takes the place of an answer in a
-//! coding that nobody asked for, or that is not in its coding. It says nothing of its key.
+//! Number 8: nothing passes that cannot be decoded. A 502 or a cut takes the place of an answer in
+//! a coding that nobody asked for, or that is not in its coding. It says nothing of its key.
 
 use std::io::Write;
 use std::time::Duration;
