@@ -224,7 +224,8 @@ async fn open_store(
     Ok(Arc::new(store))
 }
 
-/// The way of traces to the collector. `None`: the configuration names none.
+/// Starts the pipe that carries traces to the collector. `None`: the configuration names no
+/// collector.
 fn trace_pipe(
     fixed: &Fixed,
     name: &str,
@@ -238,7 +239,7 @@ fn trace_pipe(
     Ok(pipe.transpose()?.map(Arc::new))
 }
 
-/// Warns of what an operator may not expect.
+/// Logs the two settings that an operator may not have intended: no valid token, and no ledger.
 fn warn_about(fixed: &Fixed, roster: &Roster) {
     if roster.current().get().is_empty() && !fixed.config.server.open {
         tracing::warn!("no client has a token: every turn will be answered 401");
@@ -275,7 +276,7 @@ fn gateway(
     }
 }
 
-/// The two ways in which turns come.
+/// Builds the routes of clients: turns over HTTP, turns on WebSockets, and lists of models.
 fn routes(
     gateway: &Arc<Gateway>,
     fixed: &Fixed,

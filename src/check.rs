@@ -119,7 +119,7 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     result
 }
 
-/// Tries with the ledger what serving does, and undoes it. The error is one line.
+/// Tries every ledger operation that serving uses, and undoes each. The error is one line.
 pub async fn reach_ledger(plan: &Plan) -> Result<(), String> {
     let Some(address) = &plan.fixed.ledger else { return Ok(()) };
     let DatabaseAddress::Sqlite(path) = address else {
@@ -128,7 +128,7 @@ pub async fn reach_ledger(plan: &Plan) -> Result<(), String> {
     let is_new = !path.exists();
     let reached = rehearse_ledger(address, plan).await;
     if is_new {
-        // Only the file that this check has made.
+        // Removes only the files that this check has made.
         for end in ["", "-wal", "-shm"] {
             let mut name = path.clone().into_os_string();
             name.push(end);
@@ -187,7 +187,8 @@ async fn rehearse(store: &Store) -> Result<(), String> {
         .rebind(Name::Binding(&id), first, second, life, &mut store.budget())
         .await
         .map_err(refused(script))?;
-    // The script goes on where it may not publish.
+    // A script goes on even if its Redis user may not publish, so only a missing announcement shows
+    // that.
     let is_announced = matches!(timeout(STORE_START_TIMEOUT, announced.recv()).await, Ok(Ok(_)));
     store
         .append(&id, &[first.to_owned()], life, &mut store.budget())
@@ -206,7 +207,8 @@ async fn rehearse(store: &Store) -> Result<(), String> {
         MemberReport { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.exchange_membership(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend(Name::Membership, "", life, &mut store.budget()).await.map_err(refused(script))?;
-    // A store without a right above is never subscribed to.
+    // A user who lacks a right that is tried above never subscribes either, so this test comes
+    // last.
     match (is_subscribed, is_announced) {
         (false, _) => Err("hearing of moved sessions does not work: it takes a user who may \
                            SUBSCRIBE to the channels of store.prefix"

@@ -80,7 +80,7 @@ pub struct Plan {
     pub fixed: Fixed,
     pub table: Table,
     pub clients: Clients,
-    /// Of the clients' listener, where it speaks TLS.
+    /// The certificate of the clients' listener, if that listener speaks TLS.
     pub certificate: Option<Certificate>,
     pub prices: Prices,
 }
@@ -230,7 +230,7 @@ impl Config {
         Ok((self.ledger.address(self.store_choice()?.is_shared())?, self.ledger.zone()?))
     }
 
-    /// Where traces go, and of which turns.
+    /// Returns the address of the collector, and the rule that selects the turns to trace.
     fn traces(&self) -> Result<(Option<CollectorAddress>, TraceRule), String> {
         let telemetry = &self.telemetry;
         let rule = TraceRule { share: telemetry.share()?, slow: telemetry.slow.0 };

@@ -46,7 +46,8 @@ pub enum DatabaseAddress {
 }
 
 impl DatabaseAddress {
-    /// `None`: `none:`, no ledger. The error does not show the value, which may hold a password.
+    /// Parses `ledger.url`. `None` stands for `none:`, which means no ledger. The error does not
+    /// show the value, which may hold a password.
     pub fn parse(url: &Secret) -> Result<Option<Self>, String> {
         let text = url.expose();
         if text == "none:" {

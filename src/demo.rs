@@ -37,12 +37,12 @@ const REPLICAS: usize = 3;
 const ALL: &str = r#""responses", "websocket", "chat""#;
 /// Replicas of the edge, where there are two tiers.
 const EDGES: usize = 2;
-/// The credentials of the edge for the gateway behind it: its token, and the secret by which it is
-/// believed.
+/// The edge's credentials at the gateway behind it: its client token, and the hop secret, without
+/// which that gateway ignores the edge's session ids.
 const EDGE: &str = "wk-edge";
 const HOP: &str = "the secret of the demo's two tiers";
-/// The simulator's clock. A turn every tenth of a second here is a turn every ten seconds there,
-/// which is Codex's pace.
+/// The simulator's clock runs this many times faster. A turn every tenth of a second therefore
+/// counts as one every ten seconds, which is Codex's pace.
 const TIME_SCALE: u32 = 100;
 
 /// Runs the demo and writes its table to `out`. Returns whether the promise held.
@@ -85,7 +85,7 @@ enum Way {
 }
 
 impl Way {
-    /// Where clients call.
+    /// Returns the address that clients call.
     fn address(&self, upstream: SocketAddr, tasks: &Tasks) -> Result<SocketAddr, String> {
         match self {
             Self::Peer(routing) => {

@@ -25,7 +25,8 @@ pub enum Fault {
     Upstream,
 }
 
-/// The gateway's own errors, one variant for each code in `contract.md`.
+/// The gateway's own errors, one variant for each `error.code` that the gateway itself answers
+/// with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     InvalidApiKey,

@@ -131,9 +131,9 @@ struct Ask {
 
 #[derive(Subcommand)]
 enum Question {
-    /// Whether it runs
+    /// Ask whether the replica runs
     Live,
-    /// Whether it takes new turns; a draining replica does not
+    /// Ask whether the replica takes new turns; a draining replica does not
     Ready,
     /// Play two turns as the first client of the configuration, and fail unless one key serves both
     Session {
@@ -376,7 +376,8 @@ fn plan(file: &File) -> Result<(Seen, Plan), ExitCode> {
     Ok((seen, plan?))
 }
 
-/// Like [`failed`], once the log has a thread of its own: nothing waits for standard error.
+/// Like [`failed`], for use once logging has started: the log's own thread writes the line, so the
+/// runtime never waits for standard error.
 fn lost(why: &str) -> ExitCode {
     let _ = telemetry::log::LogLine.write_all(format!("{why}\n").as_bytes());
     ExitCode::FAILURE

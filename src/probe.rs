@@ -78,11 +78,11 @@ pub struct Session {
 struct Player {
     id: ClientId,
     token: Secret,
-    /// The first that it may ask for, where that is limited.
+    /// The first model that the client may ask for. `None`: it may ask for every model.
     model: Option<String>,
 }
 
-/// A `response.completed`.
+/// The part of a `response.completed` event that the probe reads.
 #[derive(Deserialize)]
 struct Completed {
     response: Response,

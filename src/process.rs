@@ -32,7 +32,8 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Raises the soft limit to the hard one, and returns what there is then.
+    /// Raises the soft limit to the hard one, and returns the descriptors that the process then
+    /// has.
     pub fn raise() -> Self {
         let before = Self::of_process();
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -63,7 +64,7 @@ pub fn lacks_descriptors(error: &io::Error) -> bool {
 /// Makes the system write no core of this process, and hides its memory from other processes of the
 /// same user.
 pub fn forbid_cores() {
-    // Each suffices. A system that refuses both gives no better way.
+    // Either call suffices. If the system refuses both, no other call can help.
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     #[cfg(target_os = "linux")]
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);

@@ -51,8 +51,8 @@ const ENDPOINTS: [(&str, &str, Endpoint<'static>); 14] = [
     ("HEAD", "/v1/models", Endpoint::ListModels),
 ];
 
-/// The parse accepts the listed methods and paths, byte for byte but for trailing and doubled
-/// slashes, those with an id, and nothing else.
+/// The parser accepts the listed methods and paths, those with an id, and nothing else. It compares
+/// bytes, but ignores trailing and doubled slashes.
 pub fn endpoint(method: &str, path: &str) {
     let Ok(parsed) = Method::from_bytes(method.as_bytes()) else { return };
     let mut plain = path.to_owned();
@@ -70,8 +70,8 @@ pub fn endpoint(method: &str, path: &str) {
     assert_eq!(found, listed.or_else(|| with_an_id(method, plain)), "{method} {path:?}");
 }
 
-/// Whether a path may spell a model so: as text of a fair length in UTF-8, without control
-/// characters, in which each `%` stands before two hexadecimal digits.
+/// Whether a path may name a model by the text `spelled`. Each `%` must precede two hexadecimal
+/// digits. The decoded text must be UTF-8 of a limited length, without control characters.
 fn names_a_model(spelled: &str) -> bool {
     let (mut bytes, mut rest) = (Vec::new(), spelled.as_bytes());
     while let Some((first, more)) = rest.split_first() {

@@ -29,8 +29,8 @@ use crate::usage::price::Prices;
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Minimum time from one look to the next, however many turns ask for one.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// Time for which a change must have stood still before it is taken: its author may not be done
-/// writing.
+/// Time for which changed files must stay the same before a reload, because their author may still
+/// be writing.
 const SETTLED: Duration = Duration::from_millis(200);
 
 /// The parts that a reload replaces, and the fixed part that it must not change.

@@ -61,7 +61,7 @@ pub struct ServerSettings {
     pub ping: Span,
     /// Treatment of ids of stored objects that never passed through this gateway.
     pub foreign_ids: ForeignIds,
-    /// TLS of the clients' listener. Absent: plain.
+    /// TLS of the clients' listener. `None`: the listener speaks plain HTTP.
     pub tls: Option<tls::TlsSettings>,
 }
 
@@ -95,7 +95,7 @@ impl Listeners {
         })
     }
 
-    /// Where a reload puts another certificate.
+    /// The TLS of the clients' listener, in which a reload replaces the certificate.
     pub fn tls(&self) -> Option<Tls> {
         self.tls.clone()
     }

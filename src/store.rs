@@ -267,7 +267,7 @@ impl Store {
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
-        // No epoch is lower.
+        // No epoch is below 1, so this merge writes only if nothing is stored.
         self.backend.begin(name, Merge { value, epoch: 1, ttl, is_expected }, budget).await
     }
 

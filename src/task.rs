@@ -29,8 +29,8 @@ impl Tasks {
         Self::default()
     }
 
-    /// Returns a group of tasks that is joined by itself. Restarts of both groups are counted
-    /// together, since one metric tells of them.
+    /// Returns a group of tasks that is joined separately. Restarts of both groups are counted
+    /// together, because one metric shows them.
     pub fn group(&self) -> Self {
         Self { restarts: Arc::clone(&self.restarts), ..Self::default() }
     }
@@ -92,7 +92,7 @@ pub fn must_panic(name: &str) -> bool {
     planted::panics(name)
 }
 
-/// Counts and tells a panic of the work `name`.
+/// Counts and logs a panic of the work `name`.
 pub fn note_panic(name: &'static str, restarts: &AtomicU64) {
     restarts.fetch_add(1, Ordering::Relaxed);
     tracing::error!(task = name, "a task panicked, and begins again");

@@ -128,7 +128,8 @@ impl Share {
 pub fn start(settings: &TelemetrySettings) -> WorkSpans {
     log::start();
     std::panic::set_hook(Box::new(|panic| {
-        // A formatted message may hold anything; a literal holds what the source says.
+        // Only a literal message is logged, because a formatted one may hold a secret or a part of
+        // a body.
         let message = panic.payload().downcast_ref::<&str>().copied();
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, message, "the gateway panicked");

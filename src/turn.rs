@@ -67,8 +67,8 @@ impl Gateway {
     /// only once a second client has met it, or at once from an only client. `None`: a reload has
     /// replaced the key's secret since.
     ///
-    /// The first doubt of a turn always has its probe. All further ones take from the turn's waits,
-    /// and make no further key suspected: a turn that a sibling refuses, too, may be at fault.
+    /// A turn's first doubt is always probed; further doubts spend the time that the turn may wait.
+    /// A turn makes at most one key suspected, because a turn that siblings refuse may be at fault.
     async fn settle(
         &self,
         key: &Key,
@@ -350,8 +350,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         Ok(next)
     }
 
-    /// Subtracts the time since `began` from the turn's waits, if binding waited in it for a key to
-    /// take the session.
+    /// Subtracts the time since `began` from the time that the turn may wait, if the binding waited
+    /// for a key to take the session.
     fn count_wait(&mut self, began: Instant) {
         let spent = began.elapsed();
         if spent > STORE_TIME {
@@ -360,7 +360,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
     }
 
     /// Prepares one more attempt after the upstream failed with the turn: first with the same key,
-    /// then with a sibling. The error is the unchanged binding: there is no further attempt.
+    /// then with a sibling. An error is the unchanged binding: there is no further attempt.
     async fn retry(&mut self, binding: Binding) -> Result<Binding, Binding> {
         let is_first = self.retries_left == ATTEMPTS - 1;
         if self.retries_left == 0 || !self.gateway.failover.may_retry() {
