@@ -118,7 +118,7 @@ mod tests {
         assert!(!shown.contains("canary"), "{shown}");
     }
 
-    /// A reload takes lists over. It names every other option that has changed.
+    /// A reload replaces the lists, and names every other option that has changed.
     #[test]
     fn option_that_stays_is_named_for_every_section() {
         let old = plan("");
