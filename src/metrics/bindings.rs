@@ -13,7 +13,7 @@ families! {
         ),
         decided: Counters<(Decision, Reason)> = counters(
             "decisions",
-            "Decisions about turns that the bound key could not serve at once, by reason",
+            "Decisions about turns that the bound key could not serve at once, by decision and reason",
         ),
         cold: Counters<ColdReason> = counters(
             "cold_turns",

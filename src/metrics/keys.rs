@@ -63,7 +63,7 @@ impl Metrics {
     }
 
     pub fn cost(&self, key: &str, nano_usd: u64) {
-        // A metric is looked at; the ledger has the exact sum.
+        // The metric may round, because the ledger has the exact sum.
         self.keys.cost.get_or_create(&KeyLabel::new(key)).inc_by(nano_usd as f64 / 1e9);
     }
 

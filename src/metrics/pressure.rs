@@ -16,7 +16,7 @@ families! {
         ),
         not_taken: Counters<ConnectionRefusal> = counters(
             "connections_refused",
-            "Connections that were ended or not accepted because there were too many, or requests on them, by reason",
+            "Connections that were ended or not accepted, and requests that were refused, because there were too many, by reason",
         ),
         refused: Counters<StrangerRefusal> = counters(
             "refused",
@@ -24,15 +24,15 @@ families! {
         ),
         slowed: Counter = counter(
             "refusals_slowed",
-            "Refusals that were held back because their address shows wrong tokens",
+            "Refusals that were delayed because their address had shown many wrong tokens",
         ),
         body_memory: Gauge = gauge(
             "body_memory_bytes",
-            "Memory that request bodies and WebSocket messages of clients take up",
+            "Memory that bodies and WebSocket messages take up, those of clients and those of answers",
         ),
         body_memory_limit: Gauge = gauge(
             "body_memory_limit_bytes",
-            "Memory that request bodies and WebSocket messages may take up at the most",
+            "Memory that bodies and WebSocket messages of clients may take up at the most; answers may take a quarter more",
         ),
         log_dropped: Counter = counter(
             "log_lines_dropped",

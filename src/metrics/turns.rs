@@ -21,7 +21,7 @@ families! {
         ),
         overhead: Histogram = time(
             "overhead",
-            "Time that the gateway adds before the upstream request starts",
+            "Time that the gateway takes from the last byte of a request to its first attempt",
             OF_STEPS,
         ),
         usage_missing: Counter = counter(
