@@ -45,7 +45,8 @@ pub struct Step<'s> {
 }
 
 impl Step<'_> {
-    /// The line of a trail about a decision `at` so many milliseconds since 1970.
+    /// Returns the trail's line for this decision, which was made `at` milliseconds after the start
+    /// of 1970.
     fn line(&self, at: u128) -> String {
         let id = |key: Option<&Key>| key.map_or("", |key| &key.id).to_owned();
         let (decision, reason) = (self.decision.name(), self.reason.name());

@@ -12,7 +12,7 @@ use crate::wire::peek::fields;
 /// The fields that every part of an answer repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The inside of a JSON string.
+    /// The id of the completion, as the inside of a JSON string.
     id: Vec<u8>,
     created: Vec<u8>,
     model: Vec<u8>,

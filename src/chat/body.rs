@@ -21,7 +21,7 @@ pub struct ChatBody {
     /// The body has a `prompt_cache_key`, even if that is null.
     names_key: bool,
     spliced: OnceLock<Bytes>,
-    /// Without and with the derived key.
+    /// The translation without the derived key, and the one with it.
     translated: [OnceLock<Result<Translated, Error>>; 2],
 }
 

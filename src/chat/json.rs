@@ -7,7 +7,8 @@ use crate::error::{Error, ErrorKind};
 use crate::wire::quotes::unescaped;
 use crate::wire::scan::Scanner;
 
-/// Maximum fields of an object: their list takes many times the memory of a text of short ones.
+/// Maximum number of fields of an object, because a list of short fields takes many times the
+/// memory of their text.
 const MOST_FIELDS: usize = 4096;
 /// Maximum characters of a client's field name in an error.
 const LONGEST_NAME: usize = 64;
@@ -98,8 +99,8 @@ pub fn invalid(place: &str, what: &str) -> Error {
         .about(place)
 }
 
-/// The fields of an object in their order, with one beyond [`MOST_FIELDS`] at the most. `None`:
-/// `raw` is not an object.
+/// The fields of an object in their order. Reading stops at one field more than [`MOST_FIELDS`], so
+/// that a caller sees that there are too many. `None`: `raw` is not an object.
 pub fn object(raw: &[u8]) -> Option<Entries<'_>> {
     let (mut scanner, mut list) = (Scanner::new(raw), Vec::new());
     if !scanner.take(b'{') {
@@ -122,8 +123,8 @@ pub fn object(raw: &[u8]) -> Option<Entries<'_>> {
     }
 }
 
-/// The elements of an array in their order, one after the other: a list of them would take many
-/// times the memory of a text of short elements. `None`: `raw` is not an array.
+/// Reads the elements of an array one after the other, because a list of short elements would take
+/// many times the memory of their text. `None`: `raw` is not an array.
 pub fn array(raw: &[u8]) -> Option<Elements<'_>> {
     let mut scanner = Scanner::new(raw);
     scanner.take(b'[').then(|| Elements { is_over: scanner.take(b']'), scanner })

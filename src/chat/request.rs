@@ -45,7 +45,7 @@ const TRANSLATED: [&str; 11] = [
     "store",
 ];
 
-/// Fields without an equivalent, and the values by which each asks for nothing.
+/// Fields without an equivalent, each with the values that ask for nothing and therefore pass.
 const REFUSED: [(&str, &[&str]); 14] = [
     ("n", &["1"]),
     ("stop", &["[]"]),
@@ -161,8 +161,9 @@ fn settings(fields: &Fields<'_>, object: &mut Object<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the limit of output tokens, which the client calls `name`. The Responses API would refuse
-/// a lower one by a name that the client never sent.
+/// Writes the limit of output tokens, which the client calls `name`. A limit below [`LEAST_TOKENS`]
+/// is refused here, because the Responses API's own error would name a field that the client never
+/// sent.
 fn write_token_limit(name: &str, limit: &[u8], object: &mut Object<'_>) -> Result<(), Error> {
     match serde_json::from_slice::<f64>(limit) {
         Err(_) => Err(invalid(name, "is not a number")),

@@ -108,7 +108,8 @@ impl Stream {
         std::mem::take(&mut self.out)
     }
 
-    /// The end of a stream of which the gateway could not translate an event.
+    /// Returns the error that ends a stream if the gateway had no memory or thread to translate an
+    /// event.
     pub fn untranslated() -> Vec<u8> {
         let mut stream = Self::new(false);
         stream.fail(
@@ -293,8 +294,9 @@ impl Stream {
         self.head = Head::of(response);
         self.begin();
         if self.told.is_empty() && self.calls.is_empty() {
-            // Its items may have other indexes than those of the events before. If these had told
-            // something, the client would read it twice.
+            // The items of the terminal event are written only if no earlier event has told
+            // anything. Their indexes may differ from those of earlier events, and the client would
+            // read a part twice.
             let items = output.and_then(array).into_iter().flatten();
             for (index, item) in items.enumerate() {
                 self.item(item, index.to_string().as_bytes());

@@ -16,7 +16,7 @@ pub struct LedgerToken {
 }
 
 impl LedgerToken {
-    /// `None`: `hash` is none.
+    /// Reads a token's `hash` in hex. `None`: the text is not a hash.
     pub fn new(hash: &str, client: &str) -> Option<Self> {
         Some(Self { hash: parse_hash(hash)?, client: ClientId::new(client) })
     }
@@ -76,8 +76,8 @@ impl Roster {
 }
 
 impl Clients {
-    /// With the holders of `tokens`, who have the rights that the configuration gives them by name,
-    /// or any.
+    /// Adds the clients that hold `tokens`. Each has the rights that the configuration gives to its
+    /// id, or all rights if the configuration has no such client.
     fn with(mut self, tokens: &[LedgerToken]) -> Self {
         for token in tokens {
             let known = self.by_id.get(&token.client).map(Arc::clone);

@@ -33,7 +33,7 @@ pub fn readers(options: &PgConnectOptions) -> PgPool {
         .connect_lazy_with(options.clone())
 }
 
-/// The partition of the day on which `at` lies, in UTC. Nothing: no partition can hold it.
+/// The partition of the day on which `at` lies, in UTC. `None`: no partition can hold it.
 pub fn day_of(at: i64) -> Option<Date> {
     let at = Timestamp::from_microsecond(at).ok()?;
     Some(at.to_zoned_datetime(TimeZone::UTC).date())

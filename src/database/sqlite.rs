@@ -16,7 +16,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).busy_timeout(BUSY).disable_statement_logging()
 }
 
-/// Commits survive the process at once and the machine within a checkpoint.
+/// Options of the connection that writes. A commit survives a crash of the process at once, and a
+/// crash of the machine from the next checkpoint on.
 pub fn writer(path: &Path) -> SqliteConnectOptions {
     options(path)
         .create_if_missing(true)

@@ -50,7 +50,7 @@ const GROUP: usize = 64;
 pub fn groups(mut count: usize) -> Vec<usize> {
     let mut sizes = Vec::new();
     while count > 0 {
-        // The largest power of two that is not more.
+        // The largest power of two that is at most `count`.
         let size = GROUP.min(1 << count.ilog2());
         sizes.push(size);
         count -= size;

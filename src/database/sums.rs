@@ -13,7 +13,7 @@ use super::row::TurnRow;
 pub const MODELS: usize = 200;
 /// The name of all further models.
 pub const OTHER: &str = "other";
-/// Buckets whose models are remembered. Each row of a batch lies in two.
+/// Maximum number of buckets whose models are remembered. Each row belongs to two buckets.
 const REMEMBERED: usize = 96;
 
 /// The period of a sum.
@@ -37,7 +37,8 @@ impl SumPeriod {
     fn start(self, at: &ZonedDateTime) -> i64 {
         let seconds = at.timestamp().as_second();
         match self {
-            // By the clock on the wall: there are zones at half hours.
+            // Counts back on the zone's own clock, because some zones differ from UTC by half an
+            // hour.
             Self::Hour => seconds - i64::from(at.minute()) * 60 - i64::from(at.second()),
             Self::Day => at.start_of_day().map_or(seconds, |day| day.timestamp().as_second()),
         }
@@ -173,7 +174,8 @@ impl Models {
     /// Notes the models that the database has in `bucket`.
     pub fn learn(&mut self, bucket: Bucket, models: impl IntoIterator<Item = String>) {
         if self.0.len() >= REMEMBERED {
-            // The oldest hours: they are asked for again if a late row comes.
+            // Forgets the older half of the buckets. If a late row comes, the database is asked
+            // again.
             let mut starts: Vec<i64> = self.0.keys().map(|(_, start)| *start).collect();
             starts.sort_unstable();
             let middle = starts[starts.len() / 2];

@@ -87,7 +87,7 @@ pub fn options(text: &str, variable: impl Fn(&str) -> bool) -> Result<PgConnectO
     }
     let (has_mode, has_root) = (has(&["sslmode", "ssl-mode"]), has(&ROOTS));
     if !has_mode {
-        // An address that names an authority wants the server verified.
+        // If an address names an authority, the server must be verified.
         options =
             options.ssl_mode(if has_root { PgSslMode::VerifyFull } else { PgSslMode::Prefer });
     }

@@ -42,7 +42,8 @@ macro_rules! in_dialect {
                 let mut transaction = connection.begin_with(begin).await?;
                 let mut new: Vec<_> = rows.iter().collect();
                 if insert(&mut transaction, rows).await? < rows.len() {
-                    // Some were there already. Written one by one, each says whether it was.
+                    // Some rows were there already. Writing the rows one by one shows which are
+                    // new.
                     transaction.rollback().await?;
                     transaction = connection.begin_with(begin).await?;
                     new.clear();

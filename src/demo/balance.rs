@@ -11,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::current::Current;
 use crate::task::Tasks;
 
-/// `replicas` are their addresses now; a restart replaces them.
+/// Starts the balancer. `replicas` holds the current addresses of the replicas, which a restart
+/// replaces.
 pub fn start(
     replicas: Arc<Current<Vec<SocketAddr>>>,
     tasks: &Tasks,

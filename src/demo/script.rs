@@ -136,7 +136,7 @@ impl Session {
         self.later.filter(|_| is_later).unwrap_or(self.model)
     }
 
-    /// What Codex says of a fork in a header.
+    /// The value of the header in which Codex names a fork's parent.
     pub fn metadata(&self) -> Option<String> {
         let parent = self.forked_from.as_ref()?;
         Some(json!({ "session_id": self.id, "forked_from_thread_id": parent }).to_string())

@@ -170,7 +170,8 @@ impl Condition {
         }
     }
 
-    /// When a probe asks whether the condition still holds.
+    /// The time between two probes that ask whether the condition still holds. `None`: no probe
+    /// asks.
     pub const fn asked_again(self) -> Option<Duration> {
         match self {
             Self::Suspected => Some(Duration::from_secs(5)),

@@ -49,7 +49,7 @@ impl<'a> From<&'a str> for ModelUse<'a> {
     }
 }
 
-/// The place where an answer was met.
+/// The kind of exchange in which an answer was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Met {
     /// An answer over HTTP, an error frame, or the failure of an answer that had begun.
@@ -94,7 +94,8 @@ pub enum Concern {
     /// A 429 about something else than the project's use of the model. The client receives it, with
     /// a `Retry-After` if the answer has none. Holds the wait that the upstream states, if any.
     Busy(Option<Duration>),
-    /// The organization's traffic grows too fast: as `Busy`. No other key should get that traffic.
+    /// The organization's traffic grows too fast. The client receives the answer as for `Busy`, and
+    /// no other key gets that traffic.
     TooSteep(Option<Duration>),
     /// The model is overloaded for all keys. Holds the wait that the upstream states, if any.
     Overloaded(Option<Duration>),

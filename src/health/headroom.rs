@@ -23,8 +23,9 @@ const MOST: usize = 1_000;
 pub struct Headrooms(RwLock<HashMap<Subject, Instant>>);
 
 impl Headrooms {
-    /// Takes the `headers` with which `key`'s upstream has answered a turn. The headroom of a
-    /// special tier says nothing about the usual one, and a gateway's is that of a key behind it.
+    /// Takes the `headers` with which `key`'s upstream has answered a turn. Headers about a special
+    /// tier are ignored, because they say nothing about the usual tier. So are those of another
+    /// gateway, because they are about one of the keys behind it.
     pub fn observe<'a>(&self, key: &Key, asked: impl Into<ModelUse<'a>>, headers: &HeaderMap) {
         let asked = asked.into();
         let is_told = asked.tier.is_none() && !key.upstream.host.is_gateway();

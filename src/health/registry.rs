@@ -209,7 +209,7 @@ impl Registry {
         }
     }
 
-    /// `key` has served a turn that began at `began`: earlier illnesses have passed.
+    /// Notes that `key` has served a turn that began at `began`, so that earlier illnesses end.
     pub fn has_served(&self, key: &Key, began: Instant) {
         if self.conditions.is_empty() {
             return;
@@ -222,8 +222,8 @@ impl Registry {
         }
     }
 
-    /// `key` has begun to answer on a connection accepted earlier. That shows that its quota is
-    /// back, but not that its secret is still accepted.
+    /// Notes that `key` has begun to answer on a connection that was accepted earlier. This shows
+    /// that its quota is back, but not that its secret is still accepted.
     pub fn has_answered(&self, key: &Key) {
         for scope in [Scope::Project, Scope::Organization] {
             let subject = Subject::of(key, scope);

@@ -22,7 +22,7 @@ use crate::usage::price::Prices;
 use crate::usage::record::Record;
 use crate::usage::tracer::Tracer;
 
-/// Records that are compared with the store at once, at the most.
+/// Maximum number of records that are compared with the store at the same time.
 const AT_ONCE: usize = 256;
 
 pub struct Pricer {
@@ -61,7 +61,7 @@ impl Pricer {
             if count == 0 {
                 return;
             }
-            // A log line waits for no store.
+            // The log lines come first, because they need not wait for the store.
             some.iter().for_each(log_turn);
             self.tell_all(std::mem::take(&mut some)).await;
         }

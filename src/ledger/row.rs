@@ -32,8 +32,8 @@ pub fn cost(record: &Record, prices: &Prices, began: i64) -> Option<Cost> {
     })
 }
 
-/// `None`: the turn's client is unknown. `began`: microseconds since 1970; `id`: unique to this
-/// turn.
+/// Makes the row of a turn that began at `began`, in microseconds since 1970. `id` is unique to
+/// this turn. `None`: the turn's client is unknown.
 pub fn row(record: &Record, cost: Option<Cost>, began: i64, id: i64) -> Option<TurnRow> {
     let client = record.client.as_ref()?;
     let (service, usage) = (record.service.as_ref(), record.usage.as_ref());

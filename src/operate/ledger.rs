@@ -150,11 +150,11 @@ fn usage_row(line: &Line) -> Vec<String> {
     ]
 }
 
-/// How a session is asked for.
+/// The name by which an operator asks for a session.
 pub enum SessionQuery<'a> {
-    /// As logs show it.
+    /// The stored id, which logs show.
     Hash(&'a str),
-    /// As the client sent it.
+    /// The id that the client sent.
     Sent { client: &'a str, id: &'a str },
 }
 

@@ -18,13 +18,13 @@ use crate::wire::decoder::PIECE;
 pub struct AnswerBody {
     body: reqwest::Body,
     states_its_end: bool,
-    /// Its bytes are decoded for reading, so they come in small pieces.
+    /// The body is encoded. A reader decodes its bytes, so they are returned in small pieces.
     is_encoded: bool,
     /// Bytes that have come and are still to be returned.
     held: Bytes,
 }
 
-/// Why an answer has no end.
+/// Why an answer was cut before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum CutAnswer {
     #[error(transparent)]

@@ -33,7 +33,8 @@ pub struct Member {
     store: Arc<Store>,
     /// Unique to the process.
     name: String,
-    /// An exchange keeps the lock.
+    /// The confidence in the store's answers. An exchange keeps the lock until its report is
+    /// answered.
     confidence: Mutex<Confidence>,
 }
 

@@ -9,8 +9,8 @@ pub fn speaks(placing: Placing<'_>, key: &Key) -> bool {
     key.upstream.speaks_websocket || !placing.demand.by_websocket
 }
 
-/// Returns whether a key suits a session that begins or moves. A chat session prefers an upstream
-/// that speaks chat, if one of the `allowed` does. Otherwise its turns are translated.
+/// Returns a filter for keys that suit a session that begins or moves. A chat session prefers an
+/// upstream that speaks chat, if one of the `allowed` does. Otherwise its turns are translated.
 pub fn suits<'t>(placing: Placing<'t>, allowed: &[&Arc<Key>]) -> impl Fn(&Key) -> bool + use<'t> {
     let is_chatty = |key: &&Arc<Key>| key.upstream.speaks_chat;
     let needs_chat = placing.demand.by_chat && allowed.iter().any(is_chatty);

@@ -207,7 +207,7 @@ fn image(out: &mut Vec<u8>, fields: &Fields<'_>) -> Result<(), Error> {
     let image = fields.inner("image_url")?;
     image.only(&[&["url", "detail"]])?;
     let mut part = Object::open(out);
-    // Responses wants the detail stated.
+    // The Responses API requires `detail`.
     part.plain("type", "input_image")
         .raw("image_url", image.needed("url")?)
         .raw("detail", image.get("detail").unwrap_or(b"\"auto\""))

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// The translation of a body with these `fields`, without those of every translation.
+/// The translation of a body with these `fields`, without the fields that every translation has.
 fn translated(fields: &str) -> String {
     let body = format!(r#"{{"model":"m",{fields}}}"#);
     let found = translate(body.as_bytes(), None).unwrap_or_else(|error| panic!("{body}: {error}"));
@@ -169,7 +169,7 @@ fn setting_becomes_its_counterpart() {
             r#""stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false}"#,
             r#""stream":true,"stream_options":{"include_obfuscation":false}"#,
         ),
-        // What asks for nothing is no reason to refuse.
+        // A value that asks for nothing is not refused.
         (
             r#""n":1,"stop":null,"seed":null,"logit_bias":{},"frequency_penalty":0.0,"presence_penalty":0,"modalities":[ "text" ],"logprobs":false,"unknown":null,"user":"u""#,
             r#""user":"u""#,
@@ -224,7 +224,7 @@ fn field_without_equivalent_is_refused_by_its_name() {
             r#","messages":[{"role":"assistant","content":"x","reasoning_content":"y"}]"#,
             "messages[0].reasoning_content",
         ),
-        // What the SDK has read in a text says nothing new only beside that text.
+        // The SDK's parsed value is left out only beside the text that it repeats.
         (
             r#","messages":[{"role":"assistant","content":null,"parsed":{"a":1}}]"#,
             "messages[0].parsed",

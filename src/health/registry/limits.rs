@@ -22,7 +22,7 @@ impl Registry {
                 .any(|subject| self.conditions.is(subject, Condition::Strained))
     }
 
-    /// A turn has waited for a limit of `key` in vain.
+    /// Notes that a turn has waited for a limit of `key` in vain.
     pub fn strain(&self, key: &Key, asked: ModelUse<'_>) {
         let (subject, strained) = (Subject::of_use(key, asked), Condition::Strained);
         if self.conditions.note(subject, strained, strained.life()) {
@@ -61,9 +61,9 @@ impl Registry {
         }
     }
 
-    /// The project of `key` is rate-limited for this use of a model, for this long. Without a
-    /// configured project the limit is the key's, until a second key of the organization meets it
-    /// at the same time.
+    /// Notes that the project of `key` is rate-limited for this use of a model, for this long.
+    /// Without a configured project the limit is the key's, until a second key of the organization
+    /// meets it at the same time.
     pub fn limit<'a>(&self, key: &Key, asked: impl Into<ModelUse<'a>>, wait: Duration) {
         let asked = asked.into();
         let mut is_new =
@@ -91,7 +91,8 @@ impl Registry {
         })
     }
 
-    /// The project of `key` may not use `model`: the refusal is corroborated.
+    /// Notes that the project of `key` may not use `model`, because a second client has met the
+    /// refusal.
     pub fn deny(&self, key: &Key, model: &str) {
         let denied = Condition::NoAccess;
         if self.conditions.note(Subject::model(key, model), denied, denied.life()) {
