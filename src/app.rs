@@ -181,7 +181,7 @@ impl Replica {
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> bool {
         let closing = self.drain.ending.closing.clone();
         // Turns in flight may take long. A replica that takes no new turn leaves the membership
-        // now, so that the others do not wait for it to load their keys.
+        // now, so that the other replicas do not wait for it to load their keys.
         let leaving = async {
             closing.cancelled().await;
             self.membership.leave().await;

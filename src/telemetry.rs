@@ -169,7 +169,7 @@ fn level(asked: &str) -> LevelFilter {
 }
 
 /// The level of lines from `target`. Libraries say no more than `info`, whatever is asked for,
-/// since below it they may tell of headers and bodies.
+/// because their lower levels may show headers and bodies.
 fn limit_level(own: LevelFilter, target: &str) -> LevelFilter {
     if target.starts_with("warmkey") { own } else { own.min(LevelFilter::INFO) }
 }

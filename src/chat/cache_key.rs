@@ -40,7 +40,8 @@ mod tests {
         SessionId::parse(text).unwrap()
     }
 
-    /// The next version must name a session alike. Another program computed the expected name.
+    /// The next version must give a session the same name. Another program computed the expected
+    /// name.
     #[test]
     fn derived_key_is_the_same_in_every_version() {
         let key = derive_key(&session("FVm43fzVIvXqRQ8foYWpvg"));

@@ -8,7 +8,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions, SqlitePool};
 
-/// How long a writer waits for another one.
+/// Maximum time that a writer waits for another writer.
 const BUSY: Duration = Duration::from_secs(4);
 
 fn options(path: &Path) -> SqliteConnectOptions {

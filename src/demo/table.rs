@@ -22,8 +22,8 @@ const PROMISED: f64 = 0.99;
 /// that either of them computed. That equals the same turn over HTTP, which prepares nothing. The
 /// price includes both.
 ///
-/// A chat conversation names no session. Its sessions are those of the derived key, and another
-/// model begins another one. A model reads nothing of another model's cache, so that costs nothing.
+/// A chat conversation names no session. Each derived key is a session, and a change of the model
+/// begins a new one. That costs nothing, because a model reads nothing of another model's cache.
 pub struct Row {
     name: &'static str,
     /// Cached part of the input tokens.

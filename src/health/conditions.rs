@@ -61,7 +61,8 @@ pub struct Conditions {
 #[derive(Default)]
 struct Known {
     entries: HashMap<Place, Entry>,
-    /// Notes that the others have yet to receive, each with the time as of which it is true.
+    /// Notes that the other replicas have yet to receive, each with the time as of which it is
+    /// true.
     unreported: HashMap<Place, (Note, Instant)>,
     /// The version of the board that was last received.
     seen: u64,

@@ -1,4 +1,4 @@
-//! Counts turns in flight by key: on this replica, and on the others by their reports.
+//! Counts turns in flight by key: on this replica, and on the other replicas by their reports.
 //!
 //! Each replica reports its own counts several times a second. Reports are believed for seconds, so
 //! that a crashed replica's counts end soon.

@@ -1,4 +1,4 @@
-//! Reports this replica's set of keys to the others, and learns theirs.
+//! Reports this replica's set of keys to the other replicas, and learns their sets.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ impl Membership {
         }
     }
 
-    /// Reports once, and learns the sets of the others.
+    /// Reports once, and learns the sets of the other replicas.
     pub async fn exchange(&self) {
         let mut exchange = self.member.begin().await;
         let loaded = self.registry.loaded();
@@ -67,7 +67,7 @@ impl Membership {
         self.registry.adopt(next, reply.as_ref());
     }
 
-    /// Tells the others not to wait for this replica.
+    /// Tells the other replicas not to wait for this one.
     pub async fn leave(&self) {
         self.member.leave(|| key_set(&self.registry.loaded())).await;
     }

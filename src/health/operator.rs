@@ -131,7 +131,7 @@ impl Operator {
         (!target.keys.is_empty()).then_some(target)
     }
 
-    /// Carries out `command` and reports it. Returns true if the others have received it.
+    /// Carries out `command` and reports it. Returns true if the other replicas have received it.
     pub async fn give(&self, target: &Target, command: OperatorCommand) -> bool {
         let conditions = &self.registry.conditions;
         match command.condition() {

@@ -178,7 +178,7 @@ impl Writer {
             span.record("otel.status_code", "ERROR");
         }
         if written.as_ref().is_err_and(|failure| failure.kind == FailureKind::Away) {
-            // Dropping a connection closes it, whatever it was about to do.
+            // Dropping the connection closes it, even in the middle of a statement.
             self.connection = None;
         }
         written.map(|_| ())

@@ -70,7 +70,7 @@ impl Member {
     /// Reports that other replicas need not wait for this one any more.
     pub async fn leave(&self, loaded: impl FnOnce() -> KeySet) {
         *self.confidence.lock().await = Confidence::Left;
-        // If the report is lost, the others find out after [`LIFE`].
+        // If the report is lost, the other replicas stop waiting after [`LIFE`].
         let _ = self.send_report(&loaded(), Duration::ZERO, false).await;
     }
 

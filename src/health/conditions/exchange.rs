@@ -35,13 +35,13 @@ impl Conditions {
         (known.seen, known.unreported.values().map(|(note, _)| note.clone()).collect())
     }
 
-    /// Whether the others have received everything.
+    /// Whether the other replicas have received everything.
     pub fn is_reported(&self) -> bool {
         self.read().unreported.is_empty()
     }
 
-    /// Takes the result of an exchange: the others have received `reported`, and `board` is what
-    /// the store holds now. Returns true if anything is new.
+    /// Takes the result of an exchange: the other replicas have received `reported`, and `board` is
+    /// what the store holds now. Returns true if anything is new.
     pub fn learn(&self, reported: &[Note], board: &Board) -> bool {
         let now = Instant::now();
         let mut known = self.write();

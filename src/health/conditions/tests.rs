@@ -34,7 +34,7 @@ fn unreported(conditions: &Conditions) -> Vec<String> {
     conditions.report().1.iter().map(|note| format!("{}={}", note.value, seconds(note))).collect()
 }
 
-/// Marks all notes as received by the others.
+/// Marks all notes as received by the other replicas.
 fn mark_received(conditions: &Conditions) {
     let (seen, notes) = conditions.report();
     conditions.learn(&notes, &crate::store::board::Board { version: seen, ..Default::default() });

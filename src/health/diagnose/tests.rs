@@ -252,7 +252,7 @@ fn failure_of_the_host_is_not_the_keys() {
 }
 
 proptest! {
-    /// A handshake may at most have the credential probed, and a probe tells of the credential
+    /// A handshake may at most start a probe of the credential, and a probe judges the credential
     /// alone.
     #[test]
     fn handshake_and_probe_say_nothing_about_turns(
