@@ -44,7 +44,7 @@ use entry::Entry;
 use failover::{ATTEMPTS, Failover, pause};
 use verdict::{Case, Verdict, as_403, decide, undecided};
 
-/// A binding that takes no longer than this has only asked the store.
+/// Longest time that a binding takes if it asks only the store.
 const STORE_TIME: Duration = Duration::from_millis(100);
 
 /// The parts that all turns of a replica share, over HTTP and WebSocket.
@@ -64,11 +64,11 @@ pub struct Gateway {
 impl Gateway {
     /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
     /// or its organization, all replicas learn it. If no probe decides, they learn of the doubt
-    /// only once a second client has met it, or at once from an only client. `None`: a reload has
-    /// replaced the key's secret since.
+    /// once a second client has met it, or at once from an only client. Returns `None` if a reload
+    /// has replaced the key's secret since.
     ///
-    /// The first doubt of a turn always has its probe. All further ones take from the turn's waits,
-    /// and make no further key suspected: a turn that a sibling refuses, too, may be at fault.
+    /// The first doubt of a turn always has its probe. Each further one uses up the turn's waits
+    /// and makes no key suspected: if two siblings refuse a turn, the turn may be at fault.
     async fn settle(
         &self,
         key: &Key,
@@ -135,7 +135,7 @@ pub struct Attempts<'t, A> {
     upstream: &'t A,
     demand: &'t Demand<'t>,
     tried: Tried,
-    /// The keys that the turn may use, as far as this is known.
+    /// The keys that may serve the turn, as far as the gateway knows.
     within: Reach,
     /// The time that is left for store operations.
     budget: &'t mut Budget,
@@ -319,8 +319,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         self.leave(binding, Reason::Exhausted).await
     }
 
-    /// Returns the binding with the key that a reload has put in place of its own: the upstream
-    /// refused the old one.
+    /// Returns `binding` with its key's successor, because the upstream refused the secret that a
+    /// reload has replaced.
     fn with_successor(&self, binding: &Binding) -> Binding {
         let successor = self.gateway.registry.successor(&binding.key);
         let key = successor.unwrap_or_else(|| Arc::clone(&binding.key));
@@ -350,8 +350,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         Ok(next)
     }
 
-    /// Subtracts the time since `began` from the turn's waits, if binding waited in it for a key to
-    /// take the session.
+    /// Subtracts the time since `began` from the turn's waits, if it exceeds `STORE_TIME`: binding
+    /// then waited for a key to take the session.
     fn count_wait(&mut self, began: Instant) {
         let spent = began.elapsed();
         if spent > STORE_TIME {
@@ -360,7 +360,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
     }
 
     /// Prepares one more attempt after the upstream failed with the turn: first with the same key,
-    /// then with a sibling. The error is the unchanged binding: there is no further attempt.
+    /// then with a sibling. Returns the unchanged binding as the error if no attempt is left.
     async fn retry(&mut self, binding: Binding) -> Result<Binding, Binding> {
         let is_first = self.retries_left == ATTEMPTS - 1;
         if self.retries_left == 0 || !self.gateway.failover.may_retry() {
