@@ -36,8 +36,8 @@ struct State {
     source: Source,
     memory: BodyMemory,
     place: MemoryPlace,
-    /// When the unfinished message began. If the gateway has stopped reading since, when it began
-    /// to read on.
+    /// When the unfinished message began, or when the message before was forwarded: the later of
+    /// both.
     began: Instant,
     has_arrived: bool,
     is_full: bool,

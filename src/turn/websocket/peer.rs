@@ -242,8 +242,8 @@ pub async fn leave(
         frames.flush().await?;
         if is_broken {
             // The gateway cannot read the peer's bytes any more. If they stayed unread, the
-            // connection would be reset and the close frame lost. The part of the message that has
-            // come is dropped before.
+            // connection would be reset and the close frame lost. `discard` frees the memory of the
+            // part that has come.
             let (mut stream, mut unread, mut all) = (frames.into_inner(), vec![0; READ], 0);
             stream.discard();
             stream.shutdown().await?;
