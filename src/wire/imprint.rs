@@ -65,7 +65,7 @@ impl Imprint {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InputMarks(Vec<u32>);
 
-/// The digest of one beginning of an input: the one with the number `at`.
+/// The digest of one beginning of an input: the one up to the length with this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InputMark {
     pub number: usize,

@@ -1,8 +1,8 @@
 //! The ids of items that upstreams store with their responses: those that a request refers to, and
 //! those that an answer makes. Pure.
 //!
-//! A request may name a stored item instead of sending it, by an `item_reference` or by the id of
-//! an image that an answer has made. The upstream then reads the item's content.
+//! A request may name a stored item instead of sending one, by an `item_reference` or the id of an
+//! image that an answer has made. The upstream then reads the item's content.
 
 use std::collections::BTreeSet;
 
