@@ -101,8 +101,8 @@ fn forged_hop_is_not_believed() {
     );
 }
 
-/// The signals from the strongest to the weakest, each with a value of its own and the session that
-/// the signal names if it is the only one.
+/// The signals from the strongest to the weakest. Each has a value of its own, and the session that
+/// it names if it is the only signal.
 #[test]
 fn signals_stand_in_one_order() {
     let headers = [
