@@ -66,8 +66,8 @@ impl Subscriber {
                 }
                 Err(fault) => {
                     self.faults.note(&fault, Some(&host));
-                    // A user that may not subscribe gets the permission only after a while, if at
-                    // all.
+                    // A user that may not subscribe will lack the permission for a while, so the
+                    // next attempt waits.
                     sleep(CHECK).await;
                 }
             }
