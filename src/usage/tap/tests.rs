@@ -255,8 +255,8 @@ fn event_of_any_length_is_read() {
     assert_eq!(read(&headers("text/event-stream", None), &[both.as_bytes()]).usage, usage());
 }
 
-/// The tap knows that an answer is over at its terminal event, not only at its last byte, because a
-/// client may leave at that event.
+/// The tap knows that an answer is over at its terminal event, not only at its last byte: a client
+/// may leave then.
 #[test]
 fn answer_is_over_with_its_terminal_event() {
     let text = stream("\n");
