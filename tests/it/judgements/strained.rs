@@ -99,7 +99,7 @@ async fn key_whose_streams_end_in_a_limit_is_waited_for_once() {
 }
 
 /// If the configuration names no project, a limit counts for the key alone, until a second key of
-/// the organization meets it at the same time.
+/// the organization meets it, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limit_without_a_project_is_the_keys_until_a_second_key_meets_it() {
     let third = Key::new("a-3", "org-a").of_project("three");
