@@ -60,8 +60,8 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
     }
 }
 
-/// Tries until an attempt succeeds. Each attempt has a good chance, so that many failures are no
-/// accident.
+/// Tries until an attempt succeeds. Each attempt has a good chance, so that so many failures
+/// would be no accident.
 pub async fn found<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..ATTEMPTS {
         if let Some(value) = attempt().await {
