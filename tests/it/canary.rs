@@ -27,7 +27,7 @@ use sinks::{Sinks, forms};
 /// Part of every prompt. In a URL, its letters are written otherwise.
 const PROMPT: &str = "prompt-canary/+\u{e4}&? and what else a user says";
 const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";
-/// A token that no client has.
+/// Tokens that no client has.
 const STRANGER: &str = "zz-stranger-canary-of-nobody";
 const IN_URL: &str = "url-canary-of-nobody";
 /// Value of a client's header that Warmkey does not read.

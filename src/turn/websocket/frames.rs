@@ -24,7 +24,7 @@ use crate::turn::websocket::meter::{Meter, Metered};
 
 /// Largest message whose buffers are kept. Smaller ones are not worth the change.
 const KEPT: usize = 16 * 1024;
-/// Longest message that goes out in one frame. A longer message goes out in frames of this size.
+/// Longest message that goes out in one frame, and the size of the frames of a longer one.
 const LONG: usize = 1024 * 1024;
 const FRAME: usize = 64 * 1024;
 /// Frames of a long message that are written before other connections run.
