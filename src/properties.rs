@@ -1,4 +1,4 @@
-//! Properties of everything that reads a client's or an upstream's bytes. They hold for arbitrary
+//! Properties of all code that reads bytes of a client or of an upstream. They hold for arbitrary
 //! bytes.
 //!
 //! Each function takes arbitrary input and panics if a property is broken. The property tests of
@@ -91,7 +91,7 @@ fn names_a_model(spelled: &str) -> bool {
         && std::str::from_utf8(&bytes).is_ok_and(|text| !text.chars().any(char::is_control))
 }
 
-/// The endpoint of a single response or model.
+/// Returns the endpoint of a single response or model.
 fn with_an_id<'p>(method: &str, path: &'p str) -> Option<Endpoint<'p>> {
     let mut parts: Vec<&str> = path.split('/').collect();
     if parts.get(1) == Some(&"v1") {
@@ -181,7 +181,7 @@ fn same_peek(text: &[u8], peek: &Peek, plain: &Json) {
         assert!(is_same(found, expected), "{found:?}, not {expected:?} in {}", text.escape_ascii());
     }
     assert_eq!(peek.is_unstored, matches!(plain.last("store"), Some(Json::Bool(false))));
-    // The scanner looks for references as they are written; it undoes escapes in names alone.
+    // The scanner looks for references as they are written; it unescapes only names.
     if !text.contains(&b'\\') {
         let found = (peek.references.need_project, peek.references.are_foreign);
         assert_eq!(found, references(plain), "{}", text.escape_ascii());
@@ -189,7 +189,8 @@ fn same_peek(text: &[u8], peek: &Peek, plain: &Json) {
 }
 
 fn is_same(found: &Field, expected: Option<&Json>) -> bool {
-    /// A text of this length can be written with so many escapes that the scanner does not copy it.
+    /// The length from which a text may be written with so many escapes that the scanner does not
+    /// copy it.
     const LONG: usize = 340;
     match (found, expected) {
         (Field::Absent, None | Some(Json::Null)) => true,
@@ -285,7 +286,8 @@ fn response_id<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8
     looks.find(|found| *found != FoundId::NotYet).unwrap_or(FoundId::NotYet)
 }
 
-/// `text` in chunks, which may be empty: first those that `cuts` measures, then the rest.
+/// Returns `text` in chunks, which may be empty: first those whose lengths are `cuts`, then the
+/// rest.
 pub fn chunks<'t>(text: &'t [u8], cuts: &[u8]) -> Vec<&'t [u8]> {
     let mut rest = text;
     let mut chunks = Vec::new();
@@ -314,8 +316,9 @@ fn lines(text: &[u8]) -> Vec<Vec<u8>> {
     lines
 }
 
-/// What the lines of a stream say about its end: the last terminal event counts. Only the first
-/// bytes of a line can name a type. Data that is no JSON goes on in the event's next line of data.
+/// Returns what the lines of a stream say about its end: the last terminal event counts. Only the
+/// first bytes of a line can name a type. Data that is not JSON continues in the event's next line
+/// of data.
 fn of_lines(text: &[u8]) -> Reading {
     let (mut announced, mut is_named, mut reading) = (None, false, Reading::default());
     let mut open: Option<Vec<u8>> = None;

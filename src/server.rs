@@ -38,7 +38,7 @@ use operator::AdminApi;
 use routes::ClientRoutes;
 use tls::{Certificate, Tls};
 
-/// `[server]`.
+/// The options under `[server]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerSettings {
@@ -46,10 +46,10 @@ pub struct ServerSettings {
     pub listen: SocketAddr,
     #[serde(deserialize_with = "setting::listener")]
     pub admin_listen: SocketAddr,
-    /// Token that operators show on the admin listener. Needed unless only this machine can reach
-    /// the listener.
+    /// Token that operators send to the admin listener. Required unless only this machine can reach
+    /// that listener.
     pub admin_token: Option<SecretSource>,
-    /// Secret of the session hashes. Needed as soon as replicas share a store.
+    /// Secret of the session hashes. Required as soon as replicas share a store.
     pub secret: Option<SecretSource>,
     pub max_body: Size,
     pub replay_total: Size,
@@ -57,9 +57,9 @@ pub struct ServerSettings {
     pub drain: Span,
     pub header_timeout: Span,
     pub open: bool,
-    /// Silence of a WebSocket's peer after which the gateway pings it.
+    /// Silence of a WebSocket's peer after which the gateway pings the peer.
     pub ping: Span,
-    /// Treatment of ids of stored objects that never passed through this gateway.
+    /// Whether turns may use ids of stored objects that never passed through this gateway.
     pub foreign_ids: ForeignIds,
     /// TLS of the clients' listener. `None`: the listener speaks plain HTTP.
     pub tls: Option<tls::TlsSettings>,
@@ -73,7 +73,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds both addresses and serves nothing yet. With a `certificate` clients must speak TLS.
+    /// Binds both addresses, and serves nothing yet. With a `certificate`, clients must use TLS.
     pub fn open(
         settings: &ServerSettings,
         certificate: Option<Certificate>,
@@ -100,14 +100,14 @@ impl Listeners {
         self.tls.clone()
     }
 
-    /// The real addresses: first that of clients, then that of the admin listener.
+    /// Returns the real addresses: first the clients', then the admin listener's.
     pub fn addresses(&self) -> Result<[SocketAddr; 2], String> {
         let address = |listener: &Listener| listener.address().map_err(|error| error.to_string());
         Ok([address(&self.clients)?, address(&self.admin)?])
     }
 
-    /// Serves in the background until `tasks` end. `drain` ends the connections of clients earlier;
-    /// probes are answered to the last.
+    /// Serves in the background until `tasks` end. `drain` ends the clients' connections earlier,
+    /// but probes are answered to the last.
     pub fn serve(
         self,
         routes: ClientRoutes,

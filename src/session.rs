@@ -23,15 +23,15 @@ fn is_well_formed(value: &[u8]) -> bool {
     (1..=256).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
 }
 
-/// `[hop]`: the secret that makes an edge Warmkey trusted.
+/// The options under `[hop]`: the secret by which an edge Warmkey is trusted.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HopSettings {
     pub secret: Option<SecretSource>,
 }
 
-/// The kind of a session signal. Signals that carry one identity in different places share a kind:
-/// a session stays one session when a turn carries it in another place.
+/// The kind of a session signal. Signals that carry the same identity in different places share a
+/// kind. A session thus stays one session when a turn carries its id in another place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionKind {
     /// `YAI-Sticky-Session`: an edge's stored id.
@@ -46,8 +46,8 @@ pub enum SessionKind {
 
 /// A hashed id: 128 bits of HMAC-SHA256, base64url, 22 characters.
 ///
-/// The hash covers the client and what the id names, and is keyed with `server.secret`. No raw id
-/// is stored, logged or traced, and no client can reach what another client's ids name.
+/// The hash covers the client and what the id names, and its key is `server.secret`. No raw id is
+/// stored, logged or traced. A client's id never names what another client's id names.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Hashed(String);
 
@@ -136,7 +136,7 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// `secret` is `server.secret`, the same on all replicas.
+    /// Makes the hasher. `secret` is `server.secret`, the same on all replicas.
     pub fn new(secret: &Secret) -> Self {
         Self {
             keyed: Hmac::new_from_slice(secret.expose().as_bytes())
@@ -144,7 +144,7 @@ impl Hasher {
         }
     }
 
-    /// The id of the session that `parts` name to `client` as a `kind`.
+    /// Returns the id of the session that `client` names by `parts`, in a signal of this `kind`.
     pub fn session<'a>(
         &self,
         client: &ClientId,
@@ -160,22 +160,23 @@ impl Hasher {
         SessionId(self.hash(client, kind, parts))
     }
 
-    /// The id of the thread that `client` calls `id`.
+    /// Returns the id of the thread that `client` calls `id`.
     pub fn thread(&self, client: &ClientId, id: &[u8]) -> ThreadId {
         ThreadId(self.hash(client, b"thread", [id]))
     }
 
-    /// The id of the response that `client` calls `id`.
+    /// Returns the id of the response that `client` calls `id`.
     pub fn response(&self, client: &ClientId, id: &[u8]) -> ResponseId {
         ResponseId { hashed: self.hash(client, b"response", [id]), is_item: false }
     }
 
-    /// The id of the item of a response that `client` calls `id`.
+    /// Returns the id of the item of a response that `client` calls `id`.
     pub fn item(&self, client: &ClientId, id: &[u8]) -> ResponseId {
         ResponseId { hashed: self.hash(client, b"item", [id]), is_item: true }
     }
 
-    /// Prefixes every part with its length, so that no two different lists of parts hash alike.
+    /// Hashes the parts, each with its length before it, so that no two different lists of parts
+    /// hash alike.
     fn hash<'a>(
         &self,
         client: &ClientId,
@@ -208,7 +209,7 @@ mod tests {
             .to_string()
     }
 
-    /// The next version must find stored ids again. Another program computed the expected ids once.
+    /// Each later version must find the stored ids. Another program computed the expected ids once.
     #[test]
     fn stored_id_is_the_same_in_every_version() {
         for (kind, parts, expected) in [
@@ -224,7 +225,7 @@ mod tests {
         assert_eq!(hasher.response(&alice, b"s").as_str(), "1Me4-Oae4L6HLjLtezCjWQ");
     }
 
-    /// Without the length before each part, each pair would hash the same text.
+    /// Without the length before each part, both lists of each pair would hash the same text.
     #[test]
     fn stored_id_tells_where_a_part_ends() {
         assert_ne!(

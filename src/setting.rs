@@ -72,7 +72,7 @@ impl SecretSource {
     }
 
     /// Reads a secret that a client or Warmkey sends in a header. Refuses a secret that no header
-    /// can carry unchanged: every call would fail with 401, without a visible reason.
+    /// can carry unchanged: with it, every call would fail with 401 for no visible reason.
     pub fn read_shown(&self) -> Result<Secret, String> {
         let secret = self.read()?;
         let text = secret.expose();
@@ -84,7 +84,7 @@ impl SecretSource {
         Ok(secret)
     }
 
-    /// The file of the secret, whose content may change while this process runs.
+    /// Returns the file of the secret. Its content may change while this process runs.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
@@ -113,8 +113,8 @@ impl<'de> Deserialize<'de> for SecretSource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Source;
 
-        /// Names the accepted spellings and hides the rejected value, which may be a secret without
-        /// quotes.
+        /// Refuses a value with an error that names the accepted spellings. The error hides the
+        /// value, which may be a secret without quotes.
         fn refuse_value<T, E: de::Error>() -> Result<T, E> {
             Err(de::Error::custom(format!("a secret is {SECRET}")))
         }
@@ -199,7 +199,8 @@ const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
 const SPANS: &[(&str, u64)] =
     &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
-/// Parses text such as `"64MiB"` by the units of `table`. The number is whole and has a unit.
+/// Parses text such as `"64MiB"` with the units of `table`. The number must be whole and have a
+/// unit.
 fn measure(text: &str, table: &[(&str, u64)]) -> Option<u64> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let (_, scale) = table.iter().find(|(name, _)| *name == unit)?;
@@ -234,7 +235,7 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// Deserializes one of a few words. A fault names them, and no type.
+/// Deserializes one of a few words. The error names these words, and no type of this program.
 pub fn word<'de, D: Deserializer<'de>, T: Copy>(
     deserializer: D,
     words: &[(&str, T)],

@@ -1,6 +1,6 @@
 //! An OpenAI to test against: organizations, projects, keys, regions, sealed reasoning and rate
-//! limits. Its prompt cache is stricter than the real one, and it answers with every error on
-//! request. A judge records each turn.
+//! limits. Its prompt cache is stricter than the real one. A test can make it answer with any
+//! error. A judge records each turn.
 //!
 //! The simulator serves `POST /responses`, WebSocket mode on the same path, the requests about
 //! stored responses, `POST /chat/completions`, `GET /models` and `GET /models/{id}`, with and
@@ -92,7 +92,7 @@ use refusal::Refusal;
 use websocket::Lifecycle;
 use world::World;
 
-/// Bytes of a request to the judge.
+/// Most bytes of a request to the judge.
 const MOST_FAULT_BYTES: usize = 64 * 1024;
 
 /// The simulated upstream.
@@ -106,8 +106,8 @@ impl Simulator {
         Ok(Arc::new(Self { world: Arc::new(World::new(config)?) }))
     }
 
-    /// Checks that the simulator may serve at `address`: the judge shows what no stranger should
-    /// see.
+    /// Checks that the simulator may serve at `address`, because the judge shows what strangers
+    /// must not see.
     pub fn admits(&self, address: SocketAddr) -> Result<(), String> {
         if address.ip().is_loopback() || self.world.config.expose {
             return Ok(());
@@ -172,7 +172,7 @@ impl Simulator {
         router.method_not_allowed_fallback(unknown).fallback(unknown).with_state(Arc::clone(self))
     }
 
-    /// Serves until `closing`. An address that [`Self::admits`] refuses is not served.
+    /// Serves until `closing` is cancelled. Refuses an address that [`Self::admits`] refuses.
     pub async fn serve(
         self: Arc<Self>,
         listener: Listener,
@@ -226,7 +226,7 @@ impl Simulator {
         self.world.clock.advance(span);
     }
 
-    /// Forgets turns, faults, limits, caches and stored responses.
+    /// Forgets all turns, faults, limits, caches and stored responses.
     pub fn reset(&self) {
         self.world.reset();
     }
@@ -235,7 +235,7 @@ impl Simulator {
         self.world.memory().faults.add(fault)
     }
 
-    /// Clears the faults that name everything that `scope` names.
+    /// Clears each fault that names everything that `scope` names.
     pub fn clear_faults(&self, scope: &Scope) {
         self.world.memory().faults.clear(scope);
     }

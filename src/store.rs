@@ -1,7 +1,7 @@
 //! The state that all replicas share, behind a few atomic operations.
 //!
 //! The store keeps names ([`name::Name`]) and values. It reads only one part of a value: the second
-//! word of a binding is the epoch. An outage is a value, [`Unavailable`]. Nothing here is retried:
+//! word of a binding is the epoch. An outage is a value, [`Unavailable`]. No operation is retried:
 //! one [`Budget`] covers all operations of a turn.
 
 use std::path::PathBuf;
@@ -60,7 +60,7 @@ pub struct StoreSettings {
     pub url: SecretSource,
     pub prefix: String,
     pub timeout: Span,
-    /// Authorities to trust instead of the system's, if the address uses TLS.
+    /// Certificates of the authorities to trust instead of the system's, if the address uses TLS.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -94,7 +94,7 @@ impl StoreSettings {
     }
 }
 
-/// The store did not answer, or not in time. The result of such a write is unknown.
+/// The store did not answer, or not in time. If the operation was a write, its result is unknown.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store is unavailable: {0}")]
 pub struct Unavailable(pub String);
@@ -124,9 +124,9 @@ pub struct MemberReport<'r> {
     pub fingerprint: &'r str,
     pub keys: &'r str,
     /// The last known ordinal of this set, or 0. A store that has lost the ordinal continues from
-    /// it.
+    /// this one.
     pub ordinal: u32,
-    /// Time for which the replica counts as live without another report. 0 means that it leaves.
+    /// Time for which the replica counts as live without another report. 0: the replica leaves.
     pub life: Duration,
 }
 
@@ -140,23 +140,23 @@ pub struct MembershipReply {
 }
 
 /// The time left for all store operations of one turn together. Waiting for a slow client or
-/// upstream costs none of it. Once it is spent, no operation waits.
+/// upstream costs none of it. Once the budget is spent, no operation waits.
 #[derive(Debug)]
 pub struct Budget(Duration);
 
 impl Budget {
-    /// The same time, for one of several operations that go on at once.
+    /// Returns the same budget, for one of several operations that run at the same time.
     pub const fn share(&self) -> Self {
         Self(self.0)
     }
 
-    /// Spends what the slowest of several operations at once has spent.
+    /// Spends what the slowest of several simultaneous operations has spent.
     pub fn limit_to(&mut self, share: &Self) {
         self.0 = self.0.min(share.0);
     }
 }
 
-/// See [`Store::background_budget`].
+/// The time of [`Store::background_budget`].
 const BACKGROUND: Duration = Duration::from_secs(1);
 
 /// The store of one replica.
@@ -167,7 +167,7 @@ pub struct Store {
     metrics: Arc<Metrics>,
 }
 
-/// Budget of the in-process store, which answers at once and meets no deadline.
+/// Budget of the in-process store, which answers at once and so never exceeds it.
 const IN_PROCESS: Duration = Duration::from_secs(1);
 
 impl Store {
@@ -215,7 +215,8 @@ impl Store {
         self.backend.fault()
     }
 
-    /// A budget for background work: no turn waits for its answer, so a slow answer is good enough.
+    /// Returns a budget for background work. No turn waits for such an answer, so a slow one is
+    /// good enough.
     pub const fn background_budget(&self) -> Budget {
         Budget(BACKGROUND)
     }
@@ -233,7 +234,7 @@ impl Store {
         self.backend.get(name, budget).await
     }
 
-    /// Stores `value`, whatever is stored. For facts that no decision depends on.
+    /// Stores `value`, whatever is stored before. Serves facts that no decision depends on.
     pub async fn put(
         &self,
         name: Name<'_>,
@@ -257,8 +258,8 @@ impl Store {
     }
 
     /// Like [`Self::claim`], for a session's first binding: `value` has epoch 1 and is announced to
-    /// other replicas. Counts a binding that no replica of the store acknowledges, unless every
-    /// replica would compute the same key anyway (`is_expected`).
+    /// other replicas. If no replica of the store acknowledges the binding, counts it, unless every
+    /// Warmkey replica would compute the same key anyway (`is_expected`).
     pub async fn begin(
         &self,
         name: Name<'_>,
@@ -283,8 +284,8 @@ impl Store {
         self.backend.replace(name, Change { expected, new, ttl, is_move: false }, budget).await
     }
 
-    /// Like [`Self::replace`], for a session that moves to another key. Counts a rebind that no
-    /// replica of the store acknowledges.
+    /// Like [`Self::replace`], for a session that moves to another key. If no replica of the store
+    /// acknowledges the rebind, counts it.
     pub async fn rebind(
         &self,
         name: Name<'_>,
@@ -362,8 +363,8 @@ impl Store {
         self.backend.exchange_membership(report, true, budget).await
     }
 
-    /// Exchanges with the board: reports notes and load, and returns the notes and loads of the
-    /// others.
+    /// Exchanges with the board: reports this replica's notes and load, and returns the notes and
+    /// loads of the others.
     pub async fn exchange_board(
         &self,
         report: &BoardReport<'_>,
@@ -377,7 +378,7 @@ impl Store {
         self.backend.health()
     }
 
-    /// The bindings that replicas announce from now on.
+    /// Returns the bindings that replicas announce from now on.
     pub fn announcements(&self) -> broadcast::Receiver<Announcement> {
         self.backend.announcements()
     }

@@ -1,8 +1,8 @@
 //! Logs, traces, and the id of a turn.
 //!
 //! Each turn logs one line, as JSON or text, on standard error, and gives at most one trace to an
-//! OTLP collector. No level logs bodies, prompts, header values or secrets, and no span holds them.
-//! Sessions appear by their stored hash only.
+//! OTLP collector. No log level and no span shows bodies, prompts, header values or secrets.
+//! Sessions appear only by their stored hash.
 
 use std::fmt;
 
@@ -45,9 +45,9 @@ impl<'de> Deserialize<'de> for LogFormat {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetrySettings {
-    /// The collector of traces; empty: there is none.
+    /// The address of the collector of traces. Empty: there is no collector.
     pub otlp_endpoint: String,
-    /// Whether upstreams get the gateway's own `traceparent`.
+    /// Whether upstreams receive the gateway's own `traceparent`.
     pub propagate: bool,
     /// The share of ordinary turns that are traced.
     pub sample: f64,
@@ -57,7 +57,7 @@ pub struct TelemetrySettings {
 }
 
 impl TelemetrySettings {
-    /// The address of the collector; `None`: traces are off. The error names the option.
+    /// Returns the address of the collector. `None`: traces are off. The error names the option.
     pub fn collector(&self) -> Result<Option<CollectorAddress>, String> {
         if self.otlp_endpoint.is_empty() {
             return Ok(None);
@@ -67,7 +67,7 @@ impl TelemetrySettings {
             .ok_or_else(|| "telemetry.otlp_endpoint: write \"http://HOST:4317\" (gRPC), or https, without user, path or query".into())
     }
 
-    /// The share of ordinary turns that are traced.
+    /// Returns the share of ordinary turns that are traced.
     pub fn share(&self) -> Result<Share, String> {
         Share::of(self.sample).ok_or_else(|| "telemetry.sample: must be from 0 to 1".into())
     }
@@ -98,8 +98,8 @@ impl fmt::Display for CollectorAddress {
     }
 }
 
-/// A share of all traces. Whether a trace is in the share depends on its id alone. On every
-/// replica, all turns of a client's trace are therefore traced, or none of them.
+/// A share of all traces. Whether a trace is in the share depends only on its id. Of the turns in a
+/// client's trace, all replicas therefore trace either all or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share(u64);
 
@@ -123,8 +123,8 @@ impl Share {
     }
 }
 
-/// Starts logging for this process, and spans of background work if a collector is named. A second
-/// call changes nothing. The spans go nowhere until [`WorkSpans::connect`].
+/// Starts logging for this process, and the spans of background work if a collector is configured.
+/// A second call changes nothing. The spans are dropped until [`WorkSpans::connect`].
 pub fn start(settings: &TelemetrySettings) -> WorkSpans {
     log::start();
     std::panic::set_hook(Box::new(|panic| {
@@ -136,14 +136,14 @@ pub fn start(settings: &TelemetrySettings) -> WorkSpans {
     }));
     let work = WorkSpans::default();
     let is_traced = !settings.otlp_endpoint.is_empty();
-    // Every line stands alone: spans are no part of the log.
+    // Each log line stands alone, so it shows no spans.
     let own = level(&std::env::var("RUST_LOG").unwrap_or_default());
     let told =
         filter_fn(move |line| line.is_event() && *line.level() <= limit_level(own, line.target()))
             .with_max_level_hint(own);
     let layer =
         lines::layer().with_writer(|| log::LogLine).log_internal_errors(false).with_target(false);
-    // The first subscriber of a process stays, so that several replicas in one process share it.
+    // The first subscriber of a process stays. Several replicas in one process therefore share it.
     let _ = match settings.log {
         LogFormat::Json => {
             let layer = layer.json().flatten_event(true).with_current_span(false);
@@ -160,10 +160,10 @@ pub fn start(settings: &TelemetrySettings) -> WorkSpans {
     work
 }
 
-/// The level that `RUST_LOG` asks for: one for everything, or `warmkey=LEVEL`.
+/// Returns the level that `RUST_LOG` asks for: one for everything, or `warmkey=LEVEL`.
 fn level(asked: &str) -> LevelFilter {
     let level = |word: &str| word.trim().trim_start_matches("warmkey=").parse().ok();
-    // The parser takes an empty word for `error`.
+    // The parser would take an empty word for `error`.
     let words = asked.split(',').filter(|word| !word.trim().is_empty());
     words.filter_map(level).next_back().unwrap_or(LevelFilter::INFO)
 }
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!((Share::of(0.0), Share::of(1.0)), (Some(Share::NONE), Some(Share::ALL)));
         let count =
             |share: Share, ids: &[TurnId]| ids.iter().filter(|id| share.includes(**id)).count();
-        // Ids that clients count up are as good as random ones.
+        // Ids that clients count up are spread as evenly as random ones.
         let counted: Vec<_> = (1..=10_000)
             .map(|number| {
                 let text = format!("00-{number:032x}-00f067aa0ba902b7-01");

@@ -44,7 +44,7 @@ use entry::Entry;
 use failover::{ATTEMPTS, Failover, pause};
 use verdict::{Case, Verdict, as_403, decide, undecided};
 
-/// A binding that takes no longer than this has only asked the store.
+/// Longest time that a binding takes if it asks only the store.
 const STORE_TIME: Duration = Duration::from_millis(100);
 
 /// The parts that all turns of a replica share, over HTTP and WebSocket.
@@ -64,8 +64,8 @@ pub struct Gateway {
 impl Gateway {
     /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
     /// or its organization, all replicas learn it. If no probe decides, they learn of the doubt
-    /// only once a second client has met it, or at once from an only client. `None`: a reload has
-    /// replaced the key's secret since.
+    /// once a second client has met it, or at once from an only client. Returns `None` if a reload
+    /// has replaced the key's secret since.
     ///
     /// A turn's first doubt is always probed; further doubts spend the time that the turn may wait.
     /// A turn makes at most one key suspected, because a turn that siblings refuse may be at fault.
@@ -135,7 +135,7 @@ pub struct Attempts<'t, A> {
     upstream: &'t A,
     demand: &'t Demand<'t>,
     tried: Tried,
-    /// The keys that the turn may use, as far as this is known.
+    /// The keys that may serve the turn, as far as the gateway knows.
     within: Reach,
     /// The time that is left for store operations.
     budget: &'t mut Budget,
@@ -319,8 +319,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         self.leave(binding, Reason::Exhausted).await
     }
 
-    /// Returns the binding with the key that a reload has put in place of its own: the upstream
-    /// refused the old one.
+    /// Returns `binding` with its key's successor, because the upstream refused the secret that a
+    /// reload has replaced.
     fn with_successor(&self, binding: &Binding) -> Binding {
         let successor = self.gateway.registry.successor(&binding.key);
         let key = successor.unwrap_or_else(|| Arc::clone(&binding.key));

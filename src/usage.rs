@@ -1,5 +1,5 @@
-//! Finds out what a turn cost. Warmkey reads copies of the bytes that pass, and never changes the
-//! bytes.
+//! Finds out what a turn cost. The readers work on copies of the bytes that pass, and never change
+//! the bytes.
 
 pub mod price;
 pub(crate) mod sieve;

@@ -1,7 +1,7 @@
 //! OpenAI's protocol as bytes: endpoints, events, errors, and JSON that is scanned and never
 //! rebuilt. Pure.
 //!
-//! `properties` asserts what each reader guarantees for any bytes.
+//! `properties` states what each reader guarantees for any bytes, and checks it.
 
 pub(crate) mod endpoint;
 pub(crate) mod quotes;

@@ -18,7 +18,7 @@ import time
 COUNT = 50_000
 # How long each connection lasts.
 SECONDS = 60
-# Enough for COUNT, and two fifths more in case this process is late.
+# Enough for COUNT connections, and two fifths more in case this process is late.
 EACH_SECOND = COUNT * 7 // 5 // SECONDS
 # One pair of addresses has 28,000 ports, and tested servers need some of the first pair.
 ADDRESSES = [f"127.0.0.{number}" for number in range(1, 7)]
@@ -61,7 +61,7 @@ def keep_waiting():
     servers = [socket.create_server((address, 0)) for address in ADDRESSES]
     due = time.monotonic()
     while True:
-        # At a steady pace, besides the first connections, which all end at once.
+        # Later connections open at a steady pace. The first ones were opened together and end together.
         if time.monotonic() > due:
             add_waiting(servers)
             due += len(servers) / EACH_SECOND

@@ -1,4 +1,4 @@
-//! Feeds libFuzzer's bytes to the properties of what is written into bodies and read from queries.
+//! Feeds libFuzzer's bytes to the properties of the code that writes into bodies and reads queries.
 #![no_main]
 
 use warmkey::properties::rewrites;

@@ -40,7 +40,7 @@ pub fn error_body(text: &[u8]) {
             model: limit::named_model(message),
             is_page: false,
         };
-        // Some upstreams nest the error once more, and then the inner one wins.
+        // Some upstreams nest the error once more. Then the inner error wins.
         let is_nested = error.last("error").is_some_and(Json::is_object);
         assert!(is_nested || found == expected, "{}", text.escape_ascii());
         let event = [b"{\"response\":", text, b"}"].concat();
@@ -77,7 +77,7 @@ pub fn terminal(text: &[u8]) {
         Some(Json::Count(count)) => Some(*count),
         _ => None,
     };
-    // What cannot be read is missing, and never another number.
+    // A count that cannot be read is missing, and never another number.
     for (found, stated) in [(input, count("input_tokens")), (output, count("output_tokens"))] {
         if let (Some(found), Some(stated)) = (found, stated) {
             assert_eq!(found, stated, "{}", text.escape_ascii());
@@ -94,8 +94,9 @@ fn expected_end(response: &Json) -> Terminal {
     }
 }
 
-/// A decoder yields what was encoded, however the bytes arrive. Broken bytes blind the decoder and
-/// never make it panic. Its output does not depend on the cuts, unless one run is blind.
+/// A decoder returns what was encoded, however the bytes arrive. Broken bytes make the decoder
+/// blind and never make it panic. Its output does not depend on the cuts, unless it is blind in one
+/// of the runs.
 pub fn decoder(bytes: &[u8], cuts: &[u8]) {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(bytes).expect("memory takes all");

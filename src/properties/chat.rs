@@ -12,14 +12,14 @@ use crate::usage::tap::{Reading, Tap};
 use crate::wire::completion::DONE;
 use crate::wire::peek::Peek;
 
-/// A chat body is translated to JSON, or refused by the name of a field. A body with a key spliced
-/// in is JSON, too. Nothing panics on a response, whatever it holds.
+/// A chat body is translated to JSON, or refused with the name of a field. A body with a spliced
+/// key is JSON, too. No response, whatever it contains, causes a panic.
 pub fn body(text: &[u8]) {
     if Peek::at(text).is_err() {
         return;
     }
     match translate(text, Some("key")) {
-        // Invalid Unicode stays what it was.
+        // Invalid Unicode stays as it was.
         Ok(found) => assert!(
             Json::read(&found.body).is_some() || Json::read(text).is_none(),
             "{}",
@@ -34,8 +34,8 @@ pub fn body(text: &[u8]) {
     let _ = answer::translate(text);
 }
 
-/// A stream is translated and read alike, however its bytes arrive. `cuts`: the lengths of the
-/// first chunks.
+/// A stream is translated and read in the same way however its bytes arrive. `cuts`: the lengths of
+/// the first chunks.
 pub fn stream(text: &[u8], cuts: &[u8]) {
     let whole = chunked(vec![text]);
     assert_eq!(chunked(chunks(text, cuts)), whole, "{}", text.escape_ascii());

@@ -11,7 +11,7 @@ use crate::turn::http::item_ids::ItemFinder;
 use crate::wire::items::{listed, referred};
 use crate::wire::peek::{Peek, each};
 
-/// The one scan of a body finds each body that refers to stored items, in any spelling.
+/// The single scan of a body finds whether it refers to stored items, in any spelling.
 pub fn referred_to(text: &[u8]) {
     let (Ok(inputs), Ok(peek)) = (each(text, "input"), Peek::at(text)) else { return };
     let names_some = referred(&inputs).iter().any(|id| !id.is_empty());

@@ -19,8 +19,8 @@ pub enum Json {
 }
 
 impl Json {
-    /// `None`: the text is not JSON, or the parser is stricter about depth, Unicode or the size of
-    /// numbers.
+    /// Parses `text`. `None`: the text is not JSON, or serde_json is stricter about depth, Unicode
+    /// or the size of numbers.
     pub fn read(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
     }

@@ -1,4 +1,4 @@
-//! Properties of what is written into bodies and read from queries. They hold for arbitrary bytes.
+//! Properties of the code that writes into bodies and reads queries. They hold for arbitrary bytes.
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use crate::wire::rename::with_model;
 /// A name that JSON has to escape.
 const NAME: &str = "an\"other\\";
 
-/// A body with another model differs in its model alone, and every other byte stays.
+/// A body with another model differs only in its model; every other byte stays.
 pub fn rename(text: &[u8]) {
     let own = fields(text, ["model"]).ok().and_then(|[model]| model);
     let renamed = with_model(text, NAME);

@@ -74,7 +74,7 @@ fn object(
     })
 }
 
-/// `text`, unchanged or with one byte changed, cut, doubled or removed.
+/// Returns `text`, unchanged or with one byte changed, cut, doubled or removed.
 fn changed(text: String, at: Index, byte: u8, how: usize) -> Vec<u8> {
     let mut text = text.into_bytes();
     if text.is_empty() {
@@ -94,7 +94,7 @@ fn changed(text: String, at: Index, byte: u8, how: usize) -> Vec<u8> {
 }
 
 const METHODS: &[&str] = &["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "get", "Post"];
-/// Pieces that make another path when put into a path or at its ends.
+/// Pieces that change which path it is, if put into a path or at its ends.
 const PATHS: &[&str] = &[
     "",
     "/",
@@ -225,7 +225,8 @@ const PIECES: &[&str] = &[
     r#"{"id":"resp_2","status":"incomplete","usage":{"input_tokens":5}}"#,
     "                                                                ",
     "x",
-    // Meaning past the first bytes of a line: a line that arrives in pieces does not show it.
+    // This line has a meaning only after its first bytes, which a line that arrives in pieces does
+    // not show.
     "\nevent: response.failed\n\
      event: a name that is longer than the name of any end of a response\ndata: {}\n",
     "\n\ndata:                                             {\"type\":\"response.completed\"}\n",
@@ -239,7 +240,7 @@ proptest! {
         is_other: bool,
         piece in select(PATHS), place: Index, at: Index, byte in 0u8..128, how in 0usize..9,
     ) {
-        // The piece stands between two others, or at either end.
+        // The piece is put between two others, or at either end.
         let slashes = path.match_indices('/').map(|(at, _)| at);
         let places: Vec<usize> = slashes.chain([path.len()]).collect();
         let (before, after) = path.split_at(places[place.index(places.len())]);
@@ -366,7 +367,7 @@ proptest! {
         answers::decoder(&bytes, &cuts);
     }
 
-    /// Slightly changed bytes of the encoding: the decoder goes blind, or reads on.
+    /// The encoding's bytes are slightly changed: the decoder becomes blind, or reads on.
     #[test]
     fn decoder_of_broken_bytes_does_not_depend_on_cuts(
         text in ".{0,200}", cuts in vec(0u8..90, 0..20), at: Index, byte: u8, is_zstd: bool,

@@ -11,9 +11,9 @@ use crate::server::connections::InFlightRequest;
 use crate::server::stream_timeout::Given;
 use crate::turn::http::relay::Outgoing;
 
-/// Where the body of a response comes from.
+/// The source of a response's body.
 pub trait Origin {
-    /// Whether an upstream sends the body, so that it may take as long as a turn.
+    /// Whether an upstream sends the body. If so, the body may take as long as a turn.
     fn is_relayed(&self) -> bool;
 }
 
@@ -29,21 +29,21 @@ impl Origin for Outgoing {
     }
 }
 
-/// Most bytes of an answer that a stream of HTTP/2 is given at once: the size of its frames. A slow
-/// client takes each in time.
+/// Most bytes of an answer that an HTTP/2 stream is given at once: the size of its frames. Even a
+/// slow client takes this many in time.
 const PART: usize = 16 * 1024;
 
-/// The body of a response, whose request is in flight until the body has gone.
+/// The body of a response. Its request stays in flight until the body has gone.
 pub struct Answering<B> {
     body: B,
     _request: Option<InFlightRequest>,
-    /// The stream of the body, if it is one of many on its connection.
+    /// The body's HTTP/2 stream, if the connection has many.
     stream: Option<Stream>,
 }
 
 struct Stream {
     given: Arc<Given>,
-    /// Bytes that come next.
+    /// The bytes that are sent next.
     rest: Bytes,
 }
 
@@ -54,9 +54,9 @@ impl<B> Answering<B> {
 }
 
 impl<B: Origin> Answering<B> {
-    /// The body of an answer on a connection that has many at once. Only an upstream's answer keeps
-    /// its request in flight. Otherwise, a stranger who grants no window would keep a refusal in
-    /// flight until its stream is reset.
+    /// Returns the body of an answer on a connection that has many at once. Only an upstream's
+    /// answer keeps its request in flight. Otherwise, a stranger who grants no window would keep a
+    /// refusal in flight until its stream is reset.
     pub fn among_others(body: B, request: InFlightRequest) -> Self {
         let request = body.is_relayed().then_some(request);
         let stream = Given::of_this_task().map(|given| Stream { given, rest: Bytes::new() });

@@ -30,22 +30,22 @@ use crate::server::lingering::Lingering;
 use crate::server::send_timeout::SendTimeout;
 use crate::server::stream_timeout::Streams;
 
-/// Maximum idle time between requests. Balancers keep connections for less (nginx: 60 s): a request
-/// that meets a closing connection would be lost.
+/// Maximum idle time between requests. Load balancers close idle connections earlier (nginx: 60 s).
+/// If the gateway closed first, a request on its way would be lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-// A Warmkey in front of this one keeps its connections for less.
+// A Warmkey in front of this one closes its idle connections earlier, too.
 const _: () = assert!(LONGEST_IDLE.as_secs() + 10 < KEEP_ALIVE.as_secs());
 /// Size of a connection's read and write buffer, which also limits a request's head.
 const BUFFER: usize = 64 * 1024;
-/// Size of a request's head that is read over HTTP/2. The routes refuse smaller heads than this one
-/// already, with a body.
+/// Largest head of a request that is read over HTTP/2. The routes already refuse a smaller head,
+/// with an error in the body.
 const HEAD: u32 = 64 * 1024;
-/// Bytes of answers that wait for a client which does not read a stream of HTTP/2.
+/// Most bytes of answers that wait for a client which does not read its HTTP/2 stream.
 const STREAM_BUFFER: usize = 64 * 1024;
-/// Most streams of one connection over HTTP/2, where the process may have so many requests.
+/// Most streams of one HTTP/2 connection, if the process may have that many requests.
 const STREAMS: u32 = 256;
-/// Time for which a leaving replica still serves requests on open connections. They were on their
-/// way when their client was told.
+/// Time for which a leaving replica still serves requests on open connections. Such requests were
+/// on their way when their client learned of the end.
 pub const MOMENT: Duration = Duration::from_secs(1);
 
 /// How a replica's connections end.
@@ -57,18 +57,19 @@ pub struct Ending {
     pub closing: CancellationToken,
     /// Once cancelled, connections end at once.
     pub cutting: CancellationToken,
-    /// Time between `closing` and the end of a connection.
+    /// Time from `closing` to the end of a connection.
     pub moment: Duration,
 }
 
 impl Ending {
-    /// For a replica, whose drain cancels one after the other.
+    /// Returns the end of a replica's connections, whose drain cancels the tokens one after the
+    /// other.
     pub fn replica() -> Self {
         let [leaving, closing, cutting] = [(); 3].map(|()| CancellationToken::new());
         Self { leaving, closing, cutting, moment: MOMENT }
     }
 
-    /// Waits until connections end.
+    /// Waits until connections must end.
     pub async fn over(&self) {
         self.closing.cancelled().await;
         tokio::time::sleep(self.moment).await;
@@ -76,18 +77,18 @@ impl Ending {
 }
 
 impl From<CancellationToken> for Ending {
-    /// For a listener whose connections are told at the end only.
+    /// Returns the end for a listener whose connections learn of their end only when it comes.
     fn from(end: CancellationToken) -> Self {
         let cutting = CancellationToken::new();
         Self { leaving: end.clone(), closing: end, cutting, moment: Duration::ZERO }
     }
 }
 
-/// The address of a request's client, or of the balancer before it.
+/// The address of a request's client, or of the load balancer in front of the gateway.
 #[derive(Clone, Copy)]
 pub struct PeerAddress(pub IpAddr);
 
-/// Marks a request that is one too many: it must be refused.
+/// Marks a request beyond the limit of requests in flight, which must be refused.
 #[derive(Clone, Copy)]
 pub struct OneTooMany;
 
@@ -148,14 +149,14 @@ pub async fn connection<I, S, B>(
     let stream = TokioIo::new(Lingering::new(SendTimeout::new(stream), Arc::clone(&seat)));
     let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
 
-    // hyper has a single timeout for idle connections and for heads that trickle in, which is set
-    // to the longer one. The shorter one for new connections, whose peers are not trusted yet, is
-    // kept here.
+    // hyper has a single timeout for idle connections and for heads that come slowly. It has the
+    // longer time. A new connection, whose peer is not trusted yet, has the shorter time, which
+    // runs here.
     let mut first_request_timeout = pin!(tokio::time::sleep(header_timeout));
     let told = async {
         leaving.cancelled().await;
-        // HTTP/1.1 says it with its answers, HTTP/2 with a frame. Which of both a client speaks is
-        // known with its first request.
+        // Over HTTP/1.1 the answers tell the client, over HTTP/2 a frame does. The client's first
+        // request shows which protocol it speaks.
         tokio::select! {
             () = speaks_http2.notified() => {}
             () = ending.over() => {}
@@ -163,10 +164,10 @@ pub async fn connection<I, S, B>(
     };
     let (mut told, mut cut) = (pin!(told), pin!(ending.cutting.cancelled()));
     let (mut is_new, mut is_listening, mut is_open) = (true, false, true);
-    // `move` puts together all that is looked at for each event.
+    // `move` places all values that each event touches next to each other.
     poll_fn(move |context| {
-        // Nearly every wake-up is the connection's. An error of the connection is ignored: the turn
-        // that ran on it has been recorded.
+        // Nearly every wake-up is for the connection. Its error is ignored, because the turn on it
+        // has been recorded.
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
@@ -177,11 +178,12 @@ pub async fn connection<I, S, B>(
             }
         }
         let must_end = !is_listening && seat.poll_end(context).is_ready() || seat.must_end();
-        // A request that has begun meanwhile is served first.
+        // A request that has begun in the meantime is served first.
         if must_end && seat.is_silent() {
             return Poll::Ready(());
         }
-        // After the first poll, each of these wakes this task by itself. `leaving` comes first.
+        // After the first poll, each of these futures wakes this task by itself. They are polled
+        // late, because they matter only once `leaving` is cancelled.
         if !is_listening || leaving.is_cancelled() {
             is_listening = true;
             if cut.as_mut().poll(context).is_ready() {
@@ -202,7 +204,7 @@ pub async fn connection<I, S, B>(
 fn builder(header_timeout: Duration, most: usize) -> auto::Builder<Streams> {
     let streams = u32::try_from(most).map_or(STREAMS, |most| most.min(STREAMS));
     let mut builder = auto::Builder::new(Streams);
-    // To copy an event costs less than to hand it over in three pieces.
+    // Copying an event into the buffer costs less than a write of its three pieces.
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -215,7 +217,7 @@ fn builder(header_timeout: Duration, most: usize) -> auto::Builder<Streams> {
         .max_concurrent_streams(streams)
         .max_header_list_size(HEAD)
         .max_send_buf_size(STREAM_BUFFER)
-        // Finds out peers that have gone without closing.
+        // This detects peers that have gone without closing.
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(header_timeout);
     builder

@@ -1,12 +1,14 @@
-//! The open connections of one listener: how many there may be, and which one gives way.
+//! The open connections of one listener: how many there may be, and which one is ended for a new
+//! one.
 //!
-//! A connection is *silent* while no request is in flight on it. This is so before its first
+//! A connection is *silent* while no request is in flight on it. It is silent before its first
 //! request, between two requests, and while the rest of a refused body comes. At the limit, the
-//! longest silent connection is ended for a new one. Connections with requests in flight are never
-//! ended.
+//! connection that has been silent for longest is ended for a new one. Connections with requests in
+//! flight are never ended.
 //!
-//! A connection over HTTP/2 may have many requests in flight, and each may need a connection to an
-//! upstream. As many may be in flight as there may be connections; further ones are refused.
+//! An HTTP/2 connection may have many requests in flight, and each may need a connection to an
+//! upstream. The limit of connections is therefore also the limit of requests in flight; further
+//! requests are refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -40,22 +42,23 @@ pub struct Connections {
 #[derive(Default)]
 struct State {
     open: usize,
-    /// Counts the moments at which connections fell silent.
+    /// The number of times that a connection has fallen silent.
     moments: u64,
-    /// The silent connections by the moment, the longest silent one first.
+    /// The silent connections, by the number of their falling silent: the longest silent one comes
+    /// first.
     silent: BTreeMap<u64, Arc<End>>,
-    /// When the log last told of each reason.
+    /// When the log last reported each reason for a refusal.
     told: HashMap<ConnectionRefusal, Instant>,
 }
 
-/// How a connection learns that it must give way.
+/// How a connection learns that it must end for another one.
 #[derive(Default)]
 struct End {
     has_come: AtomicBool,
     waker: AtomicWaker,
 }
 
-/// One connection's place.
+/// The place of one connection among all.
 pub struct Seat {
     all: Arc<Connections>,
     end: Arc<End>,
@@ -78,14 +81,14 @@ impl Connections {
         Arc::new(Self { listener, most, requests, metrics, state: Mutex::default() })
     }
 
-    /// Connections that nothing counts.
+    /// Returns connections without a limit.
     pub fn unlimited() -> Arc<Self> {
         let (listener, most, metrics) = (ListenerName::Clients, usize::MAX, None);
         let (requests, state) = (AtomicUsize::new(0), Mutex::default());
         Arc::new(Self { listener, most, requests, metrics, state })
     }
 
-    /// Takes a new connection in. `None`: there are too many, and none is silent.
+    /// Takes in a new connection. `None`: there are too many, and none is silent.
     pub fn enter(self: &Arc<Self>) -> Option<Arc<Seat>> {
         let end = Arc::new(End::default());
         let mut state = self.lock();
@@ -108,8 +111,8 @@ impl Connections {
         Some(Arc::new(Seat { all: Arc::clone(self), end, now, has_unread: AtomicBool::new(false) }))
     }
 
-    /// Makes the longest silent connection give way to one that could not be accepted. Returns
-    /// false if every connection has a request in flight.
+    /// Ends the longest silent connection for one that could not be accepted. Returns false if
+    /// every connection has a request in flight.
     pub fn end_silent(&self, error: &io::Error) -> bool {
         let mut state = self.lock();
         let has_ended_one = self.end_longest_silent(&mut state, ConnectionRefusal::Descriptors);
@@ -140,7 +143,7 @@ impl Connections {
         }
     }
 
-    /// Most connections.
+    /// Returns the most connections that may be open.
     pub const fn most(&self) -> usize {
         self.most
     }
@@ -165,7 +168,7 @@ impl Connections {
 }
 
 impl State {
-    /// Whether the log may tell of `reason` now: once in a while.
+    /// Whether the log may report `reason` now. It does so once in `TELL`.
     fn is_due(&mut self, reason: ConnectionRefusal) -> bool {
         let is_due = self.told.get(&reason).is_none_or(|told| told.elapsed() >= TELL);
         if is_due {
@@ -203,7 +206,7 @@ impl Seat {
         self.all.most
     }
 
-    /// Ready when the connection must give way. Wakes the task that polled last.
+    /// Ready when the connection must end for another one. Wakes the task that polled last.
     pub fn poll_end(&self, context: &Context<'_>) -> Poll<()> {
         self.end.waker.register(context.waker());
         if self.must_end() { Poll::Ready(()) } else { Poll::Pending }
@@ -259,13 +262,14 @@ pub struct InFlightRequest {
 }
 
 impl InFlightRequest {
-    /// Keeps the request in flight for as long as the connection lives: it is a WebSocket now.
+    /// Keeps the request in flight for as long as the connection lives, because the connection is a
+    /// WebSocket now.
     pub fn for_life(self) {
         self.seat.now().requests += 1;
         self.seat.all.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether more requests were in flight than may be when it began.
+    /// Whether too many requests were in flight when this one began.
     pub const fn is_too_many(&self) -> bool {
         self.is_too_many
     }
@@ -286,7 +290,7 @@ impl Drop for InFlightRequest {
 /// The body of a request, which notes whether it was dropped before its end.
 pub struct Watched {
     body: Incoming,
-    /// `None`: it does not matter, because the protocol has other means.
+    /// `None`: HTTP/2 has other means, so the end does not matter.
     seat: Option<Arc<Seat>>,
     has_ended: bool,
 }
@@ -343,7 +347,7 @@ mod tests {
         assert!(held.iter().all(|request| !request.is_too_many()));
         assert!(two.begin().is_too_many() && one.begin().is_too_many());
         drop(held);
-        // A WebSocket's request is one for as long as its connection lives.
+        // A WebSocket counts as one request for as long as its connection lives.
         two.begin().for_life();
         let [second, third] = [one.begin(), one.begin()];
         assert!(!third.is_too_many() && one.begin().is_too_many());
@@ -360,7 +364,7 @@ mod tests {
         let metrics = Arc::new(Metrics::new());
         let all = Connections::new(ListenerName::Clients, 3, Arc::clone(&metrics));
         let [one, two, three] = [(); 3].map(|()| all.enter().unwrap());
-        // The first one is busy, and then the youngest of the silent ones.
+        // The first connection is busy first, and is then the one that fell silent last.
         let request = one.begin();
         let four = all.enter().unwrap();
         assert_eq!(

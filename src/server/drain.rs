@@ -1,5 +1,6 @@
-//! Drains a replica. First the replica is not ready but still serves, until balancers send turns
-//! elsewhere. Then it accepts no connection, and turns in flight finish.
+//! Drains a replica. First the replica reports that it is not ready but still serves, until load
+//! balancers send turns to other replicas. Then it accepts no connection, and turns in flight
+//! finish.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +12,11 @@ use crate::server::ServerSettings;
 use crate::server::connection::{Ending, MOMENT};
 use crate::task::Tasks;
 
-/// Longest time to cut the turns that outlast the grace.
+/// Longest time for cutting the turns that outlast the grace.
 const CUT: Duration = Duration::from_millis(500);
 
-/// Whether balancers should send turns to this replica. Depends only on whether the replica is
-/// leaving: a store or an upstream that is away is away for all replicas alike.
+/// Whether load balancers should send turns to this replica. This depends only on whether the
+/// replica is leaving. A store or an upstream that fails does so for all replicas alike.
 #[derive(Clone)]
 pub struct Readiness(Arc<AtomicBool>);
 
@@ -29,10 +30,11 @@ impl Readiness {
     }
 }
 
-/// The parts that end in a drain, in this order, and their times.
+/// The parts of a replica that a drain ends, in this order, and their times.
 pub struct Drain {
     pub readiness: Readiness,
-    /// `closing`: once cancelled, no connection is accepted, and open ones end after a moment.
+    /// Its token `closing`, once cancelled: no connection is accepted, and open ones end after a
+    /// moment.
     pub ending: Ending,
     pub connections: Tasks,
     pub delay: Duration,
@@ -52,8 +54,7 @@ impl Drain {
         }
     }
 
-    /// Drains. Returns true if every turn in flight came to its end; `hurry` ends the wait for
-    /// them.
+    /// Drains. Returns true if every turn in flight has finished. `hurry` ends the wait for them.
     pub async fn run(self, hurry: impl Future<Output = ()>) -> bool {
         let gently = async {
             self.readiness.0.store(false, Ordering::Relaxed);
@@ -68,7 +69,7 @@ impl Drain {
                 seconds = self.grace.as_secs_f64(),
                 "draining: waiting for turns in flight"
             );
-            // Clients that were led here during the delay may only connect now.
+            // Clients that a load balancer sent here during the delay may only connect now.
             let moment = if self.delay.is_zero() { Duration::ZERO } else { self.ending.moment };
             let moment = moment.min(self.grace);
             tokio::time::sleep(moment).await;
@@ -86,7 +87,7 @@ impl Drain {
             }
         };
         if !is_done {
-            // Clients of WebSockets are told, and every turn is recorded.
+            // Clients of WebSockets receive a close frame, and every turn is recorded.
             self.ending.cutting.cancel();
             self.connections.join(CUT).await;
         }

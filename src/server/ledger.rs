@@ -1,5 +1,5 @@
-//! Operators' requests for the ledger on the admin listener: sums over days, and the turns of a
-//! session.
+//! Answers operators' requests for the ledger on the admin listener: sums over days, and the turns
+//! of a session.
 
 use std::sync::Arc;
 
@@ -32,7 +32,8 @@ pub fn ledger_routes(api: Arc<AdminApi>) -> Router {
 }
 
 async fn usage(State(api): Asked, request: Request) -> Response<Body> {
-    // Reads the query first: the request's body is not `Sync` and must not cross an `.await`.
+    // The query is read first, because the request's body is not `Sync` and must not cross an
+    // `.await`.
     let asked = query(&request);
     let looking = async {
         let (mut by, mut from, mut to) = (By::Client, None, None);
@@ -53,7 +54,7 @@ async fn usage(State(api): Asked, request: Request) -> Response<Body> {
     answer_if(api.admit(&request), looking).await
 }
 
-/// By the stored hash, as logs show it.
+/// Shows a session by its stored hash, as logs show it.
 async fn session(
     State(api): Asked,
     path: Result<Path<String>, PathRejection>,
@@ -74,7 +75,7 @@ async fn session(
     answer_if(api.admit(&request), looking).await
 }
 
-/// By what the client sent.
+/// Shows a session by the id that the client sent.
 async fn session_of_client(State(api): Asked, request: Request) -> Response<Body> {
     let asked = query(&request);
     let looking = async {
@@ -100,12 +101,12 @@ async fn session_of_client(State(api): Asked, request: Request) -> Response<Body
     answer_if(api.admit(&request), looking).await
 }
 
-/// The view of a session with its turns.
+/// The answer about a session, with its turns.
 #[derive(Serialize)]
 struct Story {
     #[serde(flatten)]
     view: SessionView,
-    /// The newest ones, oldest first.
+    /// The newest turns, oldest first.
     turns: Vec<Turn>,
     /// The state of the ledger: `read`, `away` or `none`.
     ledger: &'static str,
@@ -129,7 +130,7 @@ struct Turn {
     cached_tokens: Option<i64>,
     expected_cached_tokens: Option<i64>,
     cold_reason: Option<String>,
-    /// The upstream's own word for a miss.
+    /// The upstream's own reason for a cache miss.
     diagnostic: Option<String>,
     /// Whether the upstream ran a tool whose price is not in `cost_usd`.
     hosted_tools: Option<bool>,

@@ -21,14 +21,14 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::server::connections::Seat;
 use crate::server::unreadable;
 
-/// Longest time to read on, and the longest silence meanwhile.
+/// Longest time to read on, and longest silence in that time.
 const LONGEST: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(10);
 /// Most bytes to read on.
 const MOST: usize = 64 * 1024 * 1024;
 const BUFFER: usize = 16 * 1024;
 
-/// A connection that ends gently.
+/// A connection that reads on before its end.
 pub struct Lingering<I> {
     io: I,
     seat: Arc<Seat>,
@@ -36,7 +36,7 @@ pub struct Lingering<I> {
     own: Option<Own>,
 }
 
-/// The gateway's answer in place of hyper's, as far as it has not been written yet.
+/// The gateway's answer in place of hyper's: the part that is not written yet.
 struct Own {
     bytes: Vec<u8>,
     written: usize,
@@ -51,8 +51,8 @@ struct Rest {
     buffer: Vec<u8>,
 }
 
-/// Reads the rest of a request from `io` and discards it, within the same bounds, but for a silence
-/// of this length at the most.
+/// Reads the rest of a request from `io` and discards it, within the same bounds as a connection.
+/// `silence`: the longest silence.
 pub async fn discard(io: &mut (impl AsyncRead + Unpin), silence: Duration) {
     let mut rest = Rest::new(silence);
     poll_fn(|context| rest.poll_end(io, context)).await;
@@ -70,7 +70,7 @@ impl Rest {
         Self { until, timer, silence, bytes: 0, buffer: vec![0; BUFFER] }
     }
 
-    /// Ready when nothing more needs to be read.
+    /// Ready when nothing more must be read.
     fn poll_end<I: AsyncRead + Unpin>(
         &mut self,
         io: &mut I,
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
     use crate::server::connections::Connections;
 
-    /// A peer that sends `bytes` at once, or after each pause, and never ends.
+    /// A peer that sends `bytes`, once or after each pause, and never ends.
     struct Sender {
         bytes: usize,
         pause: Option<(Duration, Pin<Box<Sleep>>)>,
@@ -193,8 +193,8 @@ mod tests {
         }
     }
 
-    /// Ends a connection whose peer sends `bytes`, each time after `pause`. Returns how long that
-    /// took, and how many bytes were read meanwhile.
+    /// Ends a connection whose peer sends `bytes`, each time after `pause`. Returns how long the
+    /// end took, and how many bytes were read in that time.
     async fn end(bytes: usize, pause: Option<Duration>, has_unread: bool) -> (Duration, usize) {
         let seat = Connections::unlimited().enter().unwrap();
         if has_unread {
@@ -214,11 +214,11 @@ mod tests {
         let (took, read) = end(BUFFER, None, true).await;
         assert!(took < SECOND && read == MOST, "{took:?} for {read} bytes");
         assert_eq!(end(100, Some(SECOND), true).await, (LONGEST, 3_000));
-        // Nothing but silence, and silence after a while.
+        // A peer that stays silent, and one that falls silent after a while.
         let never = Some(SECOND * 3_600);
         assert_eq!(end(100, never, true).await, (SILENCE, 0));
         assert_eq!(end(100, Some(SILENCE + SECOND), true).await, (SILENCE, 0));
-        // Without a rest there is nothing to wait for.
+        // If no request has a rest, the connection ends at once.
         assert_eq!(end(100, None, false).await, (Duration::ZERO, 0));
     }
 }

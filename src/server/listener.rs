@@ -1,7 +1,7 @@
 //! One listening socket: accepts connections up to a limit, and hands each to `connection`.
 //!
-//! Speaks HTTP/1.1 and HTTP/2: in cleartext with prior knowledge, through TLS by ALPN. Does not
-//! depend on routes.
+//! Speaks HTTP/1.1 and HTTP/2: without TLS by prior knowledge, with TLS by ALPN. Does not depend on
+//! routes.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -24,7 +24,7 @@ use crate::server::overflow::{NextClient, Overflow, PAUSE, lacks_resources};
 use crate::server::tls::Tls;
 use crate::task::Tasks;
 
-/// Maximum connections that wait to be accepted: the system's default of 128 drops bursts.
+/// Most connections that wait to be accepted. The system's default of 128 drops bursts.
 const BACKLOG: u32 = 4096;
 
 /// A bound socket that serves nothing yet, so that its real port can be shown first.
@@ -38,19 +38,19 @@ pub struct Listener {
 impl Listener {
     pub fn bind(address: SocketAddr, header_timeout: Duration) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A restarted replica can bind its port at once.
+        // This lets a restarted replica bind its port at once.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let (socket, connections) = (socket.listen(BACKLOG)?, Connections::unlimited());
         Ok(Self { socket, header_timeout, tls: None, connections })
     }
 
-    /// Makes the socket speak TLS to clients, if `tls` is given.
+    /// Makes the listener speak TLS to clients, if `tls` is given.
     pub fn with_tls(self, tls: Option<Tls>) -> Self {
         Self { tls, ..self }
     }
 
-    /// The same, with a limit of its connections.
+    /// Limits the listener's connections to those that `connections` admits.
     pub fn within(self, connections: Arc<Connections>) -> Self {
         Self { connections, ..self }
     }
@@ -59,7 +59,7 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Accepts connections until `ending` is over. Each connection ends as `ending` says.
+    /// Accepts connections until `ending` is over. Each open connection ends as `ending` says.
     pub async fn serve<S, B>(&self, service: S, tasks: Tasks, ending: impl Into<Ending>)
     where
         S: Service<Request<Watched>, Response = Response<B>, Error = Infallible>
@@ -82,7 +82,7 @@ impl Listener {
                 () = &mut over => return,
                 accepted = self.next(&mut overflow, &tasks) => accepted,
             };
-            // Events are small, and a person waits for each.
+            // Events are small, and a person waits for each, so none may wait for the next one.
             let _ = stream.set_nodelay(true);
             let Some(seat) = self.connections.enter() else {
                 overflow.refuse(stream, Overflow::TOO_MANY, self.tls.is_some(), &tasks);
@@ -103,8 +103,8 @@ impl Listener {
         }
     }
 
-    /// Accepts the next connection. Without a descriptor for it, a silent connection gives way. If
-    /// all connections are busy, the client is refused, and the next one is awaited.
+    /// Accepts the next connection. If there is no descriptor for it, a silent connection is ended.
+    /// If all connections are busy, the client is refused, and the loop waits for the next one.
     async fn next(&self, overflow: &mut Overflow, tasks: &Tasks) -> (TcpStream, SocketAddr) {
         loop {
             overflow.refill().await;
@@ -114,7 +114,7 @@ impl Listener {
             };
             if lacks_resources(&error) {
                 match overflow.accept(&self.socket) {
-                    // The error came before the system looked for a client.
+                    // The error came before the system looked for a waiting client.
                     NextClient::None => continue,
                     NextClient::Client(stream, peer) if self.connections.end_silent(&error) => {
                         return (stream, peer);
@@ -132,8 +132,8 @@ impl Listener {
     }
 }
 
-/// Begins a connection with a handshake. A peer that fails the handshake, or takes too long, has
-/// sent no request.
+/// Begins a connection with its TLS handshake. A peer that fails the handshake, or takes too long,
+/// has sent no request.
 async fn begin_connection(
     tls: &Tls,
     stream: TcpStream,

@@ -31,7 +31,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Which callers may use the operator's API.
 pub enum Access {
-    /// Callers that show the token.
+    /// Callers that send the token.
     Token(AdminToken),
     /// Every caller on this machine.
     Local,
@@ -40,8 +40,8 @@ pub enum Access {
 }
 
 impl Access {
-    /// Without a token, the API trusts this machine, and only if no other machine can reach the
-    /// admin listener.
+    /// Returns who may use the API. Without a token, the API trusts this machine, but only if no
+    /// other machine can reach the admin listener.
     pub fn of(settings: &ServerSettings, token: Option<&Secret>) -> Self {
         match token {
             Some(token) => Self::Token(AdminToken::new(token)),
@@ -69,7 +69,7 @@ pub fn operator_routes(api: Arc<AdminApi>) -> Router {
         .with_state(api)
 }
 
-/// Refuses every other request on the admin listener.
+/// Answers requests that no other route of the admin listener takes.
 pub async fn unknown(request: Request) -> Response<Body> {
     answer(Err(not_served(&request)))
 }
@@ -94,7 +94,7 @@ async fn give(
     answer_if(api.admit(&request), giving).await
 }
 
-/// Runs `asked` if the caller is admitted.
+/// Runs `asked` if the caller may use the API.
 pub(super) async fn answer_if(
     admitted: Result<(), Error>,
     asked: impl Future<Output = Reply>,
@@ -105,13 +105,13 @@ pub(super) async fn answer_if(
     })
 }
 
-/// The effect of a command.
+/// The result of a command.
 #[derive(Serialize)]
 struct Done<'w> {
     name: &'w str,
     word: &'static str,
-    /// Whether the other replicas have received the command. Otherwise they do once the store is
-    /// back.
+    /// Whether the other replicas have received the command. If not, they receive it once the store
+    /// is back.
     shared: bool,
     /// The keys that the command concerns, as they are now.
     keys: Vec<KeyView>,
@@ -123,7 +123,7 @@ struct Done<'w> {
 #[derive(Serialize)]
 struct Answer {
     key: String,
-    /// `None`: the upstream did not answer.
+    /// The status of the upstream's answer. `None`: the upstream did not answer.
     status: Option<u16>,
     is_accepted: bool,
 }
@@ -134,7 +134,7 @@ fn no_page() -> Error {
 
 impl AdminApi {
     pub(super) fn admit(&self, request: &Request) -> Result<(), Error> {
-        // A page in a browser on this machine could otherwise ask, because this machine is trusted.
+        // This machine is trusted, so a page in a browser on it could otherwise send commands.
         if request.headers().contains_key(ORIGIN) {
             return Err(no_page());
         }
@@ -173,7 +173,7 @@ impl AdminApi {
     }
 
     /// Asks the upstream, at no cost, whether it accepts a key. A refused key is taken out of use,
-    /// so that no turn need try it.
+    /// so that no turn must try it first.
     async fn probe(&self, key: &Key) -> Answer {
         let (status, refused) = ask(key).await.unzip();
         if let Some(scope) = refused.flatten() {

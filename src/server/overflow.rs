@@ -1,12 +1,14 @@
-//! Refuses connections that are too many, or for which the process has no descriptor.
+//! Refuses connections beyond the limit, or for which the process has no descriptor.
 //!
-//! The replica answers before it reads the request. It reads the request afterwards: a connection
-//! that closes with unread bytes is reset, and its client would lose the answer. For a limited
-//! number of clients, it reads until they have sent all. Further clients get the answer as well,
-//! and what they have sent so far is read. Those that are still sending then may lose the answer.
+//! The replica answers before it reads the request, and reads the request afterwards. If it closed
+//! the connection with bytes unread, the connection would be reset, and its client would lose the
+//! answer. For a limited number of clients, the replica reads until they have sent everything.
+//! Further clients receive the answer as well, but the replica reads only what they have sent so
+//! far. If such a client is still sending then, it may lose the answer.
 //!
-//! The system reports a lack of descriptors even if no client waits. Accepting with a spare
-//! descriptor shows whether one does, so that a connection gives way only to a client.
+//! The system reports a lack of descriptors even if no client waits. The replica therefore tries to
+//! accept with a spare descriptor: that shows whether a client waits. An open connection is ended
+//! only for a client that waits.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -24,23 +26,23 @@ use crate::process::lacks_descriptors;
 use crate::server::lingering::discard;
 use crate::task::Tasks;
 
-/// Pause after a connection could not be accepted: spinning would only burn the core that the other
-/// connections need.
+/// Pause after a connection could not be accepted. Without it, the loop would occupy the core that
+/// the other connections need.
 pub const PAUSE: Duration = Duration::from_millis(50);
-/// Attempts to open a spare file before another connection gives way.
+/// Attempts to open a spare file before another connection is ended.
 const REFILLS: usize = 20;
-/// Time for one client to take its answer, and the longest silence of one that still sends.
+/// Time for one client to take its answer, and the longest silence of a client that still sends.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Refused clients for which the gateway waits at the same time. Each keeps a descriptor meanwhile,
-/// so there are fewer on a small listener.
+/// Most refused clients for which the gateway waits at the same time. Each keeps a descriptor
+/// meanwhile, so a small listener waits for fewer.
 const AT_ONCE: usize = 64;
-/// Most bytes that are read of a client for which it does not wait.
+/// Most bytes that are read of a client for which the gateway does not wait.
 const GLANCE: usize = 256 * 1024;
 
 /// The parts that a listener needs to refuse connections.
 pub struct Overflow {
     at_once: Arc<Semaphore>,
-    /// An open file, whose descriptor accepts a connection where no other descriptor is left.
+    /// An open file. When it is closed, its descriptor is free for one connection.
     spare: Option<File>,
 }
 
@@ -48,29 +50,29 @@ pub struct Overflow {
 pub enum NextClient {
     None,
     Client(TcpStream, SocketAddr),
-    /// The spare descriptor is in use.
+    /// It is not known whether a client waits, because the spare descriptor is in use.
     Unknown,
 }
 
 impl Overflow {
-    /// For a listener of `most` connections.
+    /// Returns the overflow of a listener with at most `most` connections.
     pub fn new(most: usize) -> Self {
         let at_once = AT_ONCE.min(most / 8).max(1);
         Self { at_once: Arc::new(Semaphore::new(at_once)), spare: spare() }
     }
 
-    /// Message where there are too many connections.
+    /// Message if there are too many connections.
     pub const TOO_MANY: &str = "This replica has no room for another connection. Please try again.";
-    /// Message where the process has too many files open.
+    /// Message if the process has too many files open.
     pub const DESCRIPTORS: &str = "The gateway has too many open files. Please try again.";
 
-    /// Refuses a connection. A client that speaks TLS could not read the answer, and gets none.
+    /// Refuses a connection. A client that speaks TLS could not read the answer, so it gets none.
     pub fn refuse(&self, stream: TcpStream, message: &'static str, is_tls: bool, tasks: &Tasks) {
         if is_tls {
             return;
         }
         let Ok(place) = Arc::clone(&self.at_once).try_acquire_owned() else {
-            // A client that has left already needs no answer.
+            // A client that has already left needs no answer.
             let _ = tell_at_once(stream, message);
             return;
         };
@@ -80,8 +82,8 @@ impl Overflow {
         });
     }
 
-    /// Sees to it that there is a spare descriptor. Waits for it for about a second: a connection
-    /// that gives way may take a moment to close.
+    /// Opens a spare descriptor, if there is none. Tries for about a second, because a connection
+    /// that is ended may take a moment to close.
     pub async fn refill(&mut self) {
         for _ in 0..REFILLS {
             if self.spare.is_some() {
@@ -103,20 +105,20 @@ impl Overflow {
                 self.spare = spare();
                 NextClient::None
             }
-            // Another task has the descriptor now.
+            // Another task has taken the descriptor in the meantime.
             Some(Err(_)) => NextClient::Unknown,
         }
     }
 }
 
-/// Whether a connection could not be accepted for lack of descriptors or memory. Any other fault is
-/// that of the one connection.
+/// Whether a connection could not be accepted for lack of descriptors or memory. Any other fault
+/// concerns that one connection.
 pub fn lacks_resources(error: &io::Error) -> bool {
     let lacks_memory = matches!(Errno::from_io_error(error), Some(Errno::NOMEM | Errno::NOBUFS));
     lacks_memory || lacks_descriptors(error)
 }
 
-/// `None`: there is no descriptor left for it.
+/// Opens the spare file. `None`: there is no descriptor left for it.
 fn spare() -> Option<File> {
     File::open("/dev/null").ok()
 }
@@ -134,7 +136,8 @@ async fn tell(mut stream: TcpStream, message: &str) {
 
 /// Answers without waiting. The answer fits into the buffer of a new connection.
 fn tell_at_once(stream: TcpStream, message: &str) -> io::Result<()> {
-    // The runtime does not know yet that the connection is ready, and it would not ask the system.
+    // The runtime does not know yet that the connection can be written, and would not try. The
+    // system does.
     let mut stream = stream.into_std()?;
     stream.write_all(answer(message).as_bytes())?;
     stream.shutdown(Shutdown::Write)?;
@@ -166,7 +169,8 @@ mod tests {
 
     use super::*;
 
-    /// A client for which no place is left has its answer, too, if it has sent its request.
+    /// A client for which the gateway does not wait receives its answer, too, if it has sent its
+    /// whole request.
     #[tokio::test]
     async fn client_beyond_those_that_are_waited_for_reads_the_answer() {
         let socket = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -1,5 +1,5 @@
-//! Distinguishes requests of web pages in a browser from requests of programs. Where no token is
-//! required, any page could otherwise do all that its user's programs may do.
+//! Distinguishes requests of web pages in a browser from requests of programs. If no token is
+//! required, a page could otherwise do everything that its user's programs may do.
 
 use std::net::IpAddr;
 
@@ -9,22 +9,23 @@ use http::{Request, Uri};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether a browser may have sent the request for a page: the request says so, or it uses a name
-/// that the page's owner may have given this machine.
+/// Whether a browser may have sent the request for a page. Either the request's headers show a
+/// page, or the request names this machine by a name that the page's owner may have chosen.
 pub fn may_be_of_a_page<B>(request: &Request<B>) -> bool {
     is_of_a_page(request.headers()) || !is_for_this_machine(request.uri(), request.headers())
 }
 
-/// A page may have this listener's own origin, by a name that leads here. Where a token is
-/// required, no page can show one.
+/// Whether the headers show that a page sent the request. Even a page of this listener's own origin
+/// counts, because another site's name may lead to this machine. If a token is required, no page
+/// knows it.
 fn is_of_a_page(headers: &HeaderMap) -> bool {
     let is_fetched = headers.get(SEC_FETCH_SITE).is_some_and(|site| site != "none");
     headers.contains_key(ORIGIN) || is_fetched
 }
 
 /// Whether a request names this machine by an address or as `localhost`. Any other name may lead
-/// here only since a page was loaded (DNS rebinding); a page's own GET has no `Origin`. A request
-/// that names no host is no browser's.
+/// here only since a page was loaded (DNS rebinding). Such a page's GET to its own origin has no
+/// `Origin` header. A request that names no host is not from a browser.
 pub fn is_for_this_machine(uri: &Uri, headers: &HeaderMap) -> bool {
     let is_local = |authority: &str| {
         authority.parse().is_ok_and(|authority: Authority| is_unnamed(authority.host()))

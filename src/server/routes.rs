@@ -30,16 +30,16 @@ use crate::turn::websocket::handshake as websocket;
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::wire::endpoint::{Endpoint, model_name, single_slashes};
 
-/// Largest head of a request over HTTP/2, whose connection may have many at once. Over HTTP/1.1 the
-/// connection's buffer is the limit.
+/// Largest head of a request over HTTP/2, because a connection may have many at once. Over
+/// HTTP/1.1, the connection's buffer is the limit.
 const HEAD: usize = 16 * 1024;
-/// Size that a header counts besides its name and value (RFC 9113, section 6.5.2).
+/// Size that each header counts beyond its name and value (RFC 9113, section 6.5.2).
 const HEADER: usize = 32;
-/// `Retry-After` of a request that is one too many.
+/// `Retry-After` of a request beyond the limit of requests in flight.
 const SOON: Duration = Duration::from_secs(1);
 
-/// The clients' endpoints. Answers are not axum's, which would box each answer: every event would
-/// pay for the box.
+/// The clients' endpoints. Answers are not axum's own: axum boxes each answer's body, and every
+/// event would pay for the box.
 #[derive(Clone)]
 pub struct ClientRoutes {
     pub http: Arc<HttpTurns>,
@@ -67,7 +67,7 @@ impl Service<Request<Watched>> for ClientRoutes {
     }
 }
 
-/// Answers HEAD with the length of the body that is not sent. hyper does so by itself only over
+/// Answers HEAD with the length of the body, which is not sent. hyper itself does so only over
 /// HTTP/1.1.
 fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
     if let Some(length) = response.body().size_hint().exact() {
@@ -136,7 +136,7 @@ fn is_too_large(request: &Request<Body>) -> bool {
         && target + request.headers().iter().map(size).sum::<usize>() > HEAD
 }
 
-/// A request over HTTP/1.1 has exactly one `Host` (RFC 9112, section 3.2).
+/// Checks that a request over HTTP/1.1 has exactly one `Host` (RFC 9112, section 3.2).
 fn has_one_host(request: &Request<Body>) -> Result<(), Error> {
     let hosts = request.headers().get_all(HOST).iter().count();
     let is_valid = match request.version() {

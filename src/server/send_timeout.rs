@@ -1,7 +1,7 @@
 //! Ends a client's connection if the client takes none of the written bytes for too long.
 //!
-//! Without this limit, a client that does not read would hold its place, its upstream's connection
-//! and an in-flight place of its key for as long as its system answers.
+//! A client that does not read holds its place, its upstream's connection and an in-flight place of
+//! its key. Without this limit, it would hold them for as long as its system answers.
 
 use std::io;
 use std::pin::Pin;
@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Longest time without a byte that the client takes: nginx's default `send_timeout`.
+/// Longest time in which the client takes no byte, as nginx's default `send_timeout`.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection with a limit on how long a write may wait.
 pub struct SendTimeout<I> {
     io: I,
-    /// Runs while a write waits.
+    /// The timer of a write that waits.
     timer: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
 }

@@ -1,8 +1,8 @@
 //! Delays the refusals of wrong tokens, each refusal to one address longer than the last, up to a
-//! limit. Addresses beyond those that are remembered count together, as one.
+//! limit. If there are too many addresses, the others count together as one.
 //!
-//! A valid token never waits, even after wrong ones from its address: behind a balancer, all
-//! clients have one address. Keeps no token and no hash of a token.
+//! A request with a valid token never waits, even after wrong tokens from its address: behind a
+//! load balancer, all clients have one address. No token and no hash of a token is kept.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,17 +18,17 @@ use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::server::connection::PeerAddress;
 
-/// Refusals of an address that wait for nothing.
+/// Refusals to one address that are not delayed.
 const FREE: u32 = 10;
-/// The first wait, which doubles up to the longest one.
+/// The first delay. Each further one is twice as long, up to the longest.
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
-/// Time without a wrong token after which an address begins anew.
+/// Time without a wrong token after which an address is forgotten.
 const MEMORY: Duration = Duration::from_secs(60);
 /// Most addresses that are remembered.
 const MOST: usize = 4_096;
-/// Most refusals that wait at once. Further ones are sent at once: they must not hold all
-/// connections. A small listener waits with a quarter of its connections at most.
+/// Most refusals that are delayed at the same time. Further ones are sent at once, so that they do
+/// not hold all connections. A small listener delays at most a quarter of its connections.
 const WAITING: usize = 256;
 
 pub struct Slowing {
@@ -41,7 +41,7 @@ pub struct Slowing {
 #[derive(Default)]
 struct Callers {
     known: HashMap<IpAddr, Seen>,
-    /// All callers beyond those.
+    /// All callers for which `known` has no place.
     others: Option<Seen>,
 }
 
@@ -55,7 +55,7 @@ impl Seen {
         Self { count: 0, last: now }
     }
 
-    /// Counts one more wrong token, and returns how long its refusal waits.
+    /// Counts one more wrong token. Returns the delay of its refusal.
     fn note(&mut self, now: Instant) -> Duration {
         if now - self.last >= MEMORY {
             self.count = 0;
@@ -69,20 +69,20 @@ impl Seen {
 }
 
 impl Slowing {
-    /// For a listener of `most` connections.
+    /// Returns the delays of a listener with at most `most` connections.
     pub fn new(metrics: Arc<Metrics>, most: usize) -> Self {
         let places = Semaphore::new(WAITING.min(most / 4));
         Self { metrics, seen: Mutex::default(), places }
     }
 
-    /// The caller of a request, if it shows a token.
+    /// Returns the caller of a request, with its address if the request shows a token.
     pub fn caller<B>(self: &Arc<Self>, request: &Request<B>) -> TokenCaller {
         let shows = request.headers().contains_key(AUTHORIZATION);
         let peer = request.extensions().get::<PeerAddress>().filter(|_| shows);
         TokenCaller { slowing: Arc::clone(self), peer: peer.map(|PeerAddress(peer)| *peer) }
     }
 
-    /// Notes a wrong token of `peer`, and returns when its refusal may be sent.
+    /// Notes a wrong token of `peer`, and waits until its refusal may be sent.
     async fn wait(&self, peer: IpAddr) {
         let wait = self.note(network(peer), Instant::now());
         if wait.is_zero() {
@@ -100,7 +100,7 @@ impl Slowing {
         if known.len() >= MOST && !known.contains_key(&peer) {
             known.retain(|_, seen| now - seen.last < MEMORY);
             if known.len() >= MOST {
-                // So many addresses at once cannot be slowed one by one.
+                // There are too many addresses to count each by itself.
                 return others.get_or_insert_with(|| Seen::new(now)).note(now);
             }
         }
@@ -111,12 +111,13 @@ impl Slowing {
 /// The caller of a request, and the caller's address if the request shows a token.
 pub struct TokenCaller {
     slowing: Arc<Slowing>,
-    /// `None`: no token was shown, as by health checks of balancers.
+    /// The caller's address. `None`: the request showed no token, like the health checks of load
+    /// balancers.
     peer: Option<IpAddr>,
 }
 
 impl TokenCaller {
-    /// Returns when the caller may receive the response with these extensions.
+    /// Waits until the caller may receive the response with these extensions.
     pub async fn delay_refusal(self, response: &Extensions) {
         if let (Some(ErrorKind::InvalidApiKey), Some(peer)) = (response.get(), self.peer) {
             self.slowing.wait(peer).await;
@@ -124,7 +125,7 @@ impl TokenCaller {
     }
 }
 
-/// One caller may have all addresses of an IPv6 network.
+/// Returns the network of an address, because one caller may have all addresses of an IPv6 network.
 fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -1,9 +1,9 @@
 //! Resets an HTTP/2 stream if its client takes nothing of its answer for too long.
 //!
-//! All streams of a connection share its writes, so `send_timeout` does not see that one of them
+//! All streams of a connection share its writes, so `send_timeout` does not notice that one stream
 //! waits for its window. Such a stream would hold its answer, its upstream's connection and an
-//! in-flight place of its key for as long as the connection lives. Only that stream is reset: the
-//! others may be those of other clients behind a balancer.
+//! in-flight place of its key for as long as the connection lives. Only that stream is reset,
+//! because the others may belong to other clients behind a load balancer.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -22,35 +22,36 @@ tokio::task_local! {
     static GIVEN: Arc<Given>;
 }
 
-/// The parts of an answer that its stream has been given to send.
+/// Counts the parts of an answer that its stream was given to send.
 #[derive(Default)]
 pub struct Given {
     parts: AtomicU64,
-    /// The stream has taken each part, and waits for the next one.
+    /// Whether the stream has taken each part and waits for the next one.
     is_taken: AtomicBool,
 }
 
 impl Given {
-    /// The account of this task's stream, if the task runs one.
+    /// Returns the account of this task's stream, if the task runs one.
     pub fn of_this_task() -> Option<Arc<Self>> {
         GIVEN.try_with(Arc::clone).ok()
     }
 
-    /// Notes that the stream was given one more part, or waits for it.
+    /// Notes that the stream was given one more part (`is_part`), or that it waits for the next
+    /// one.
     pub fn note(&self, is_part: bool) {
         self.is_taken.store(!is_part, Ordering::Relaxed);
         self.parts.fetch_add(u64::from(is_part), Ordering::Relaxed);
     }
 
-    /// The number of the part that waits for the client.
+    /// Returns the number of the part that waits for the client.
     fn untaken(&self) -> Option<u64> {
         let parts = self.parts.load(Ordering::Relaxed);
         (parts > 0 && !self.is_taken.load(Ordering::Relaxed)).then_some(parts)
     }
 }
 
-/// Runs the streams of connections, and drops each whose client takes nothing. HTTP/2 then resets
-/// that stream.
+/// Runs the streams of connections, and drops each stream whose client takes nothing. HTTP/2 then
+/// resets that stream.
 #[derive(Clone, Copy)]
 pub struct Streams;
 
@@ -70,10 +71,10 @@ async fn in_time(stream: impl Future<Output = ()>) {
     .await;
 }
 
-/// A part, and the time that its client has left to take it.
+/// The number of a part, and the time that is left for its client to take it.
 type Timer = (u64, Pin<Box<Sleep>>);
 
-/// Ready when `untaken` has been waiting for too long.
+/// Ready when the part `untaken` has been waiting for too long.
 fn poll_late(
     untaken: Option<u64>,
     timer: &mut Option<Timer>,

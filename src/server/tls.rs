@@ -27,14 +27,14 @@ use tokio_rustls::server::TlsStream;
 
 use crate::current::Current;
 
-/// Protocols that a client is offered, the better one first (ALPN).
+/// Protocols that clients are offered, the preferred one first (ALPN).
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// `server.tls`.
+/// The options under `[server.tls]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsSettings {
-    /// The server's certificate in PEM, and behind it those that lead to an authority.
+    /// The server's certificate in PEM, followed by the certificates that lead to an authority.
     pub cert_file: PathBuf,
     /// The certificate's private key in PEM.
     pub key_file: PathBuf,
@@ -45,7 +45,7 @@ pub struct TlsSettings {
 pub struct Certificate(Arc<CertifiedKey>);
 
 impl TlsSettings {
-    /// Reads both files, and checks that one belongs to the other.
+    /// Reads both files, and checks that the key belongs to the certificate.
     pub fn read(&self) -> Result<Certificate, String> {
         let chain = CertificateDer::pem_file_iter(&self.cert_file)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -69,7 +69,8 @@ impl TlsSettings {
     }
 }
 
-/// A fault in Warmkey's own words: the library's text may show a line of the file.
+/// Describes a fault in Warmkey's own words, because the library's text may show a line of the
+/// file.
 fn described(error: &PemError) -> String {
     match error {
         PemError::Io(error) => format!("cannot be read: {error}"),
@@ -97,12 +98,12 @@ impl Tls {
         Ok(Self { acceptor: Arc::new(config).into(), shown })
     }
 
-    /// Shows another certificate from now on.
+    /// Makes new connections use another certificate from now on.
     pub fn replace(&self, certificate: Certificate) {
         self.shown.0.set(certificate.0);
     }
 
-    /// The caller bounds how long a client may take.
+    /// Runs a TLS handshake. The caller limits how long a client may take.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.acceptor.accept(stream).await
     }
@@ -116,7 +117,7 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-/// Accepts exactly one certificate, under any server name: for a client on the same machine.
+/// Accepts exactly one certificate, under any server name. Serves a client on the same machine.
 #[derive(Debug)]
 struct Pinned {
     certificate: CertificateDer<'static>,
@@ -124,8 +125,8 @@ struct Pinned {
 }
 
 impl Certificate {
-    /// The client's side, for a client that has the certificate at hand and reaches its server by
-    /// another name than the certificate says.
+    /// Returns the client's side of TLS for a client that has the certificate's file. It may reach
+    /// the server by a name that the certificate lacks.
     pub fn pinned(&self) -> Result<ClientConfig, String> {
         let certificate = self
             .0

@@ -1,7 +1,7 @@
-//! The answer to a request whose head cannot be read, or is too large.
+//! Makes the answer to a request whose head cannot be read, or is too large.
 //!
-//! hyper answers such a request by itself, before any service sees the request, and its answer has
-//! no body. This module puts the gateway's own error in its place.
+//! hyper answers such a request by itself, before any service sees the request, and hyper's answer
+//! has no body. This module replaces it by the gateway's own error.
 
 use http::StatusCode;
 use http::header::CONTENT_LENGTH;
@@ -10,9 +10,9 @@ use crate::error::{Error, ErrorKind};
 
 /// The text that hyper writes between its status line and its date.
 const REST: &str = "\r\nconnection: close\r\ncontent-length: 0\r\ndate: ";
-/// Length of a date and of the end of a head.
+/// Length of a date and of the end of a head, as hyper writes them.
 const DATE: usize = "Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n".len();
-/// No answer of hyper's own is as long as this.
+/// Length that none of hyper's own answers reaches.
 const LONGEST: usize = 160;
 const VERSION: usize = "HTTP/1.1 ".len();
 
@@ -23,7 +23,7 @@ const STATUSES: [StatusCode; 3] = [
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
 ];
 
-/// The error for a head that hyper refuses with `status`.
+/// Returns the error for a head that hyper refuses with `status`.
 pub fn error(status: StatusCode) -> Error {
     match status {
         StatusCode::URI_TOO_LONG => {
@@ -37,12 +37,12 @@ pub fn error(status: StatusCode) -> Error {
     }
 }
 
-/// Returns the gateway's answer if `written` is one of hyper's own answers, whole.
+/// Returns the gateway's answer if `written` is exactly one of hyper's own answers.
 pub fn in_place_of(written: &[u8]) -> Option<Vec<u8>> {
     let status = STATUSES.into_iter().find(|status| is_automatic(written, *status))?;
     let response = error(status).to_response::<String>();
     let mut answer = written[..written.len() - DATE - "date: ".len()].to_vec();
-    // hyper's length is 0.
+    // hyper writes `content-length: 0`, and the gateway's answer has a body.
     answer.truncate(answer.len() - "content-length: 0\r\n".len());
     for (name, value) in response.headers().iter().filter(|(name, _)| *name != CONTENT_LENGTH) {
         answer.extend_from_slice(name.as_str().as_bytes());
@@ -57,7 +57,7 @@ pub fn in_place_of(written: &[u8]) -> Option<Vec<u8>> {
     Some(answer)
 }
 
-/// A glance that costs nothing: whether `written` has the form of hyper's own answers.
+/// Whether `written` has the form of hyper's own answers. This cheap test comes first.
 pub fn may_be_automatic(written: &[u8]) -> bool {
     written.len() < LONGEST && written.starts_with(b"HTTP/1.")
 }

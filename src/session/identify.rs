@@ -14,14 +14,14 @@ use crate::session::{
 use crate::setting::Secret;
 use crate::wire::peek::{Field, Peek, stable_prefix};
 
-/// Headers of an edge Warmkey: its stored id, and the secret by which it is trusted.
+/// Headers of an edge Warmkey: its stored id of the session, and the secret by which it is trusted.
 pub const STICKY: &str = "yai-sticky-session";
 pub const HOP: &str = "x-warmkey-hop";
 
 const CONVERSATION_HEADERS: [&str; 2] = ["conversation-id", "conversation_id"];
 
-/// The facts that an edge tells the Warmkey behind it about a turn: the session, and the secret by
-/// which the edge is believed.
+/// The facts that an edge tells the Warmkey behind it about a turn: the session, and the secret
+/// that proves the edge.
 pub struct Hop<'s> {
     pub session: String,
     pub secret: &'s Secret,
@@ -46,7 +46,7 @@ impl Identifier {
         Self { hasher: Hasher::new(secret), hop }
     }
 
-    /// Identifies by the headers alone: signals 1 to 3.
+    /// Identifies the session by the headers alone: signals 1 to 3.
     pub fn by_headers(&self, client: &ClientId, headers: &HeaderMap) -> Identity {
         let mut search = Search::default();
         if self.is_hop(headers) {
@@ -61,7 +61,7 @@ impl Identifier {
         self.name(client, search)
     }
 
-    /// Identifies by the body, if the headers name no session: signals 4 and 5.
+    /// Identifies the session by the body, if the headers name no session: signals 4 and 5.
     pub fn by_body(&self, client: &ClientId, peek: &Peek) -> Identity {
         let mut search = Search::default();
         search.field(&peek.prompt_cache_key, SessionKind::Session);
@@ -70,12 +70,14 @@ impl Identifier {
         self.name(client, search)
     }
 
-    /// Identifies by the stable prefix of the body, if no signal names a session: signal 7.
+    /// Identifies the session by the stable prefix of the body, if no signal names a session:
+    /// signal 7.
     pub fn identify_by_prefix(&self, client: &ClientId, body: &[u8]) -> Option<SessionId> {
         stable_prefix(body).map(|parts| self.hasher.session(client, SessionKind::Derived, parts))
     }
 
-    /// The sessions that `value` may name, for an operator who knows only what the client sent.
+    /// Returns the sessions that `value` may name, for an operator who knows only what the client
+    /// sent.
     pub fn find_sessions(&self, client: &ClientId, value: &str) -> Vec<SessionId> {
         let kinds = [SessionKind::Session, SessionKind::Conversation, SessionKind::Hop];
         kinds
@@ -95,13 +97,13 @@ impl Identifier {
         self.hasher.item(client, id.as_bytes())
     }
 
-    /// The parent of the turn's session, if it is a fork, and the turn's thread.
+    /// Returns the turn's thread, and the parent of its session if that is a fork.
     pub fn lineage(&self, client: &ClientId, headers: &HeaderMap) -> Lineage {
         let session = |kind, id: &[u8]| self.hasher.session(client, kind, [id]);
         let stored_thread = |id: &[u8]| self.hasher.thread(client, id);
         if let Some(sticky) = headers.get(STICKY).filter(|_| self.is_hop(headers)) {
-            // An edge speaks for many clients, whose threads must not meet here. So only its own
-            // words count.
+            // An edge speaks for many clients, whose threads must not be confused here. So only
+            // what the edge itself states counts.
             let said = |name| said_by_hop(sticky.as_bytes(), name);
             let parent = said(PARENT).map(|parent| Parent {
                 root: session(SessionKind::Hop, parent),
@@ -117,8 +119,8 @@ impl Identifier {
         Lineage { parent, thread: thread(headers).map(stored_thread) }
     }
 
-    /// What this gateway, as an edge, tells the Warmkey behind it about a turn. `None`: the turn
-    /// has no session, or no `hop.secret` is set.
+    /// Returns what this gateway, as an edge, tells the Warmkey behind it about a turn. `None`: the
+    /// turn has no session, or no `hop.secret` is set.
     pub fn hop(&self, session: Option<&SessionId>, lineage: &Lineage) -> Option<Hop<'_>> {
         let (session, secret) = (session?, self.hop.as_ref()?);
         let parts = [
@@ -157,7 +159,7 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn header(&mut self, headers: &'a HeaderMap, name: &str, kind: SessionKind) {
         for value in headers.get_all(name) {
-            // `;parent=` after an edge's id names the parent of a fork.
+            // After an edge's id, `;parent=` names the parent of a fork.
             let value = value
                 .as_bytes()
                 .split(|byte| *byte == b';' && kind == SessionKind::Hop)

@@ -1,4 +1,4 @@
-//! Where a session comes from: the parent of a fork, and the threads within a session. Pure.
+//! Reads where a session comes from: the parent of a fork, and the threads within a session. Pure.
 //!
 //! Codex gives a fork a new session id, and names its parent's thread only in
 //! `x-codex-turn-metadata`. A root thread's id equals its session's. A sub-agent's thread shares
@@ -12,8 +12,8 @@ use crate::session::{SESSION_HEADERS, SessionId, ThreadId, is_well_formed};
 
 const FORKED_FROM: &[u8] = b"forked_from_thread_id";
 const THREAD: &str = "thread-id";
-/// What an edge names behind its stored id: the fork's parent, the parent's thread where that is
-/// another one, and the turn's own thread.
+/// What an edge states after its stored id: the fork's parent, the parent's thread if that has
+/// another id, and the turn's own thread.
 pub const PARENT: &str = "parent=";
 pub const PARENT_THREAD: &str = "parent-thread=";
 pub const OWN_THREAD: &str = "thread=";
@@ -23,34 +23,34 @@ pub const OWN_THREAD: &str = "thread=";
 pub struct Lineage {
     /// The parent of a fork.
     pub parent: Option<Parent>,
-    /// The turn's thread, unless it is the root thread. Forks name it.
+    /// The turn's thread, unless it is the root thread. A fork names its parent by such a thread.
     pub thread: Option<ThreadId>,
 }
 
-/// A fork's parent, which is named by its thread. The thread is the parent's session, or leads to
-/// it.
+/// A fork's parent, named by its thread. The thread either is the parent's session or leads to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parent {
     /// The parent's session, if the thread is a root thread.
     pub root: SessionId,
-    /// The id under which the parent's session is stored otherwise.
+    /// The id under which the parent's session is stored if the thread is not a root thread.
     pub thread: ThreadId,
 }
 
-/// The thread that this turn's session was forked from.
+/// Returns the thread that this turn's session was forked from.
 pub fn forked_from(headers: &HeaderMap) -> Option<String> {
     #[derive(Deserialize)]
     struct Metadata {
         forked_from_thread_id: Option<String>,
     }
     let metadata = headers.get(METADATA)?.as_bytes();
-    // Only forks pay for parsing.
+    // Only forks pay the cost of parsing.
     memchr::memmem::find(metadata, FORKED_FROM)?;
     let metadata: Metadata = serde_json::from_slice(metadata).ok()?;
     metadata.forked_from_thread_id.filter(|id| is_well_formed(id.as_bytes()))
 }
 
-/// The model that a client announces in the handshake of a WebSocket, before it asks.
+/// Returns the model that a client announces in the handshake of a WebSocket, before its first
+/// message.
 pub fn announced_model(headers: &HeaderMap) -> Option<String> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -60,7 +60,7 @@ pub fn announced_model(headers: &HeaderMap) -> Option<String> {
     metadata.model.filter(|model| is_well_formed(model.as_bytes()))
 }
 
-/// What an edge's header says under `name`: `<stored id>;parent=<the parent's>`.
+/// Returns what an edge's header states under `name`, such as `<stored id>;parent=<the parent's>`.
 pub fn said_by_hop<'h>(sticky: &'h [u8], name: &str) -> Option<&'h [u8]> {
     let parts = sticky.split(|byte| *byte == b';').skip(1);
     parts
@@ -68,7 +68,7 @@ pub fn said_by_hop<'h>(sticky: &'h [u8], name: &str) -> Option<&'h [u8]> {
         .find(|value| is_well_formed(value))
 }
 
-/// The thread that a turn names, unless it is its session's root thread.
+/// Returns the thread that a turn names, unless it is its session's root thread.
 pub fn thread(headers: &HeaderMap) -> Option<&[u8]> {
     let thread = headers.get(THREAD)?.as_bytes();
     let is_root = SESSION_HEADERS
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(thread(&headers(&[("session-id", "s"), (THREAD, "s")])), None);
         assert_eq!(thread(&headers(&[("session-id", "s"), (THREAD, "t")])), Some(&b"t"[..]));
         assert_eq!(thread(&headers(&[("session-id", "s")])), None);
-        // The session headers count under all of their names, and other headers do not.
+        // The session headers count under each of their names. Other headers do not count.
         for name in ["session_id", "x-session-id"] {
             assert_eq!(thread(&headers(&[(name, "s"), (THREAD, "s")])), None, "{name}");
         }

@@ -17,9 +17,9 @@ pub const METADATA: &str = "x-codex-turn-metadata";
 pub enum TurnKind {
     #[default]
     Turn,
-    /// No output is asked for, only a warm cache.
+    /// The client asks for no output, only for a warm cache.
     Prewarm,
-    /// The history is replaced with a shorter one.
+    /// The turn replaces the history by a shorter one.
     Compaction,
     /// Codex asks for the title of a conversation, in a session of its own.
     Title,
@@ -35,12 +35,12 @@ impl TurnKind {
         }
     }
 
-    /// The kind that the turn metadata in `headers` states.
+    /// Returns the kind that the turn metadata in `headers` states.
     pub fn stated(headers: &HeaderMap) -> Self {
         headers.get(METADATA).map_or(Self::Turn, |metadata| Self::of_metadata(metadata.as_bytes()))
     }
 
-    /// The kind that the raw `client_metadata` of a message states.
+    /// Returns the kind that the raw `client_metadata` of a message states.
     pub fn stated_within(client_metadata: Option<&[u8]>) -> Self {
         #[derive(Deserialize)]
         struct ClientMetadata<'m> {
@@ -73,12 +73,13 @@ impl TurnKind {
         }
     }
 
-    /// The purpose of a turn whose metadata states `self`, corrected by what the body asks for.
+    /// Returns the purpose of a turn whose metadata states `self`, corrected by what the body asks
+    /// for.
     pub const fn with_body(self, is_warm_up: bool, asks_compaction: bool) -> Self {
         match self {
             Self::Turn | Self::Title if is_warm_up => Self::Prewarm,
             Self::Turn if asks_compaction => Self::Compaction,
-            // The metadata of a handshake may come with every turn on its WebSocket.
+            // A client may repeat the metadata of its handshake with every turn on the WebSocket.
             stated => stated,
         }
     }

@@ -1,7 +1,7 @@
 //! The events of one answer, and its response object, in the shapes of the real service.
 //!
-//! This file decides the order and the form of events. `stream` decides when an event is sent,
-//! whether all are, and over which transport.
+//! This file decides the order and the form of events. `stream` decides when each event is sent,
+//! whether all are sent, and over which transport.
 
 use std::fmt::Arguments;
 
@@ -14,13 +14,13 @@ pub use item::{Item, Text, quoted};
 
 mod item;
 
-/// Tokens of a turn's input, by their price.
+/// Tokens of a turn's input, by the price that they have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub input: u64,
     pub cached: u64,
     pub written: u64,
-    /// The part of `written` that lives 12 hours. `None` where the regime has no cache writes.
+    /// The part of `written` that lives 12 hours. `None`: the regime has no cache writes.
     pub written_half_day: Option<u64>,
 }
 
@@ -34,9 +34,9 @@ pub struct Answer {
     pub usage: Usage,
     /// Fields of the response object that echo the request: `"model":...,"store":...`.
     pub echo: String,
-    /// The answer is made while its client does not wait.
+    /// Whether the answer is made while its client does not wait.
     pub background: bool,
-    /// Pads text events, as the service does by default.
+    /// Whether text events are padded, as the service does by default.
     pub obfuscate: bool,
     /// The named lane of a WebSocket, which every event repeats.
     pub lane: Option<String>,
@@ -123,7 +123,8 @@ impl Answer {
         )
     }
 
-    /// `items` are the finished items. `None` leaves out the usage, too.
+    /// Returns the response object. `items` are the finished items. `None` leaves out the usage,
+    /// too.
     fn response(&self, status: &str, error: &str, details: &str, items: Option<&[Item]>) -> String {
         let output: Vec<String> = items.unwrap_or_default().iter().map(Item::json).collect();
         let usage = items.map_or_else(|| "null".into(), |items| self.usage(items));

@@ -1,7 +1,7 @@
 //! Stored responses as their clients may ask for them again: the object, its events, its input.
 //!
 //! A response is stored for its project and found only there. A background answer is made at its
-//! own pace, whether or not its client waits. The oldest responses are dropped first.
+//! own pace, whether its client waits or not. The oldest responses are dropped first.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Archived {
     /// The response was created as a stream.
     pub streamed: bool,
     began: Instant,
-    /// Time for each event. Zero for an answer that its client has waited for.
+    /// Time for each event. Zero: the client has waited for the answer.
     pause: Duration,
     cancelled: bool,
 }
@@ -49,7 +49,7 @@ impl Archived {
         }
     }
 
-    /// The events behind the one of this number, each in its time.
+    /// Streams the events after the one with the number `after`, each at its time.
     pub fn stream(self, after: Option<u64>) -> Body {
         let first = after.map_or(0, |after| after + 1);
         let steps: Vec<_> = self.answer.steps().into_iter().zip(0..).collect();
@@ -117,7 +117,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// `place` is the name of the organization and of the project together.
+    /// Keeps a response. `place` is the name of the organization and of the project together.
     pub fn keep(&mut self, place: &str, archived: Archived) {
         let id = archived.answer.id.clone();
         self.oldest_first.push_back(id.clone());
@@ -143,7 +143,7 @@ impl Archive {
         Ok(format!(r#"{{"id":"{id}","object":"response","deleted":true}}"#))
     }
 
-    /// Only a response in the background can be canceled, and only before its end.
+    /// Cancels a response, which must be in the background and not at its end yet.
     pub fn cancel(&mut self, id: &str, place: &str) -> Result<String, Refusal> {
         let archived = self.find(id, place)?;
         if !archived.answer.background {

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::refusal::Refusal;
 
-/// Bytes of a body, before and after decoding.
+/// Most bytes of a body, before and after decoding.
 const MOST_BYTES: usize = 64 << 20;
 
 /// A body as it came over the wire.

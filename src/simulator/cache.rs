@@ -3,7 +3,7 @@
 //! Pure: state, time and a prefix go in; token counts come out. *Steps* regime: every step of the
 //! prefix is kept and matched in order, from 1,024 tokens on. *Breakpoints* regime: only exact ends
 //! are kept, and one request writes at most four. A read takes the longest remembered end; nothing
-//! between two ends matches. No rounding favors the client.
+//! between two ends matches. Rounding never favors the client.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,20 +12,20 @@ use super::model::Life;
 use super::prefix::{Digest, End, Prefix, Stop};
 use super::request::{Caching, Ttl};
 
-/// Shorter prefixes are not cached.
+/// Shortest prefix that is cached, in tokens.
 const MINIMUM: u64 = 1024;
-/// Earlier eligible ends that a request looks up besides the latest.
+/// Number of earlier eligible ends that a request looks up besides the latest one.
 const LOOK_BACK: usize = 20;
-/// Explicit marks that a request looks up: so many from the front, and so many from the back. The
+/// Number of explicit marks that a request looks up, from the front and from the back. The
 /// reference says 80 from the back; this set is the smaller of the two.
 const MARKS_FIRST: usize = 2;
 const MARKS_LAST: usize = 50;
-/// Breakpoints written by one request.
+/// Most breakpoints that one request writes.
 const WRITES: usize = 4;
-/// Entries of the cache. The least recently used ones are evicted first.
+/// Most entries of the cache. The least recently used ones are evicted first.
 const MOST_ENTRIES: usize = 2_000_000;
 
-/// Who shares an entry: one machine of a cache domain, or all machines of the ideal upstream.
+/// The scope of an entry: one machine of a cache domain, or all machines of the ideal upstream.
 pub type Scope = Digest;
 
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +106,7 @@ impl Cache {
         if prefix.tokens < MINIMUM {
             return Served::default();
         }
-        // A step rests on all steps before it: the first missing step ends the match.
+        // A step depends on all steps before it, so the first missing step ends the match.
         let matched =
             prefix.steps.iter().take_while(|digest| self.is_alive(now, scope, **digest)).count();
         prefix.steps.iter().for_each(|digest| self.touch(now, scope, *digest, life));

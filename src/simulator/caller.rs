@@ -1,7 +1,7 @@
-//! The key of a request, and the headers of every answer to a known key.
+//! Decides the key of a request, and the headers of every answer to a known key.
 //!
-//! Headers alone decide, for an HTTP request and a WebSocket handshake alike. A request with
-//! headers that must not reach an upstream is refused even without a known key.
+//! Only headers decide, for an HTTP request and a WebSocket handshake alike. A request with headers
+//! that must not reach an upstream is refused even without a known key.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use super::world::World;
 pub const TURN_STATE: &str = "x-codex-turn-state";
 const SEALED_TURN: &str = "turn";
 
-/// The key of a request whose headers are in order. A refusal that the key did not cause comes with
-/// the key.
+/// Returns the key of a request whose headers are in order. A refusal that the key did not cause
+/// comes with the key.
 pub fn recognize(
     world: &World,
     headers: &HeaderMap,
@@ -67,7 +67,7 @@ pub fn put(headers: &mut HeaderMap, name: &'static str, text: &str) {
     }
 }
 
-/// Headers of every answer, and those that only a known key gets.
+/// Returns the headers of every answer, with those that only a known key receives.
 pub fn describe(
     world: &World,
     began: Instant,
@@ -76,7 +76,7 @@ pub fn describe(
     headers: &mut HeaderMap,
 ) {
     headers.insert("openai-processing-ms", HeaderValue::from(began.elapsed().as_millis() as u64));
-    // A proxy before the real service sets a cookie; a gateway must keep it to itself.
+    // A proxy in front of the real service sets a cookie. A gateway must not pass it on.
     headers.insert(
         header::SET_COOKIE,
         HeaderValue::from_static("__cf_bm=simulated; path=/; HttpOnly; Secure; SameSite=None"),

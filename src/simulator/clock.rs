@@ -1,4 +1,4 @@
-//! Simulated time, by which caches, overflow and limits of the simulated upstream go.
+//! Simulated time, which caches, overflow and limits of the simulated upstream follow.
 //!
 //! The clock runs `time_scale` times faster than tokio's, so that a test sees an hour of cache life
 //! in seconds. Pauses between events and scripted stalls use real time, as a client would feel

@@ -1,8 +1,8 @@
 //! Serves one WebSocket: reads what its frames ask for, and serves each request in its lane's
 //! order.
 //!
-//! This file decides what is sent and what is remembered; the turn itself is the same as over HTTP.
-//! Frames come in as text and go out through a channel: no socket is touched here.
+//! This file decides what is sent and what is remembered. The turn itself is the same as over HTTP.
+//! Frames come in as text and go out through a channel, so this file touches no socket.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,7 +61,7 @@ pub struct Connection {
     pub line: Arc<Line>,
     /// The record of each turn begins as a copy of this one.
     pub opening: Turn,
-    /// The client reads `response.metadata`, as Codex does.
+    /// Whether the client reads `response.metadata`, as Codex does.
     pub reads_metadata: bool,
     pub out: mpsc::Sender<Out>,
     /// Set once the simulator itself ends the socket.
@@ -78,7 +78,7 @@ impl Connection {
         if !matches!(out, Out::Text(_)) {
             self.hung_up.store(true, Ordering::Relaxed);
         }
-        // A failure shows elsewhere: the task that reads frames notices that the writer is gone.
+        // The task that reads frames notices a lost writer, so this failure needs no report.
         let _ = self.out.send(out).await;
     }
 
@@ -273,8 +273,8 @@ impl Connection {
             let out = match said {
                 Said::Event(event) => {
                     match event.kind {
-                        // Remembered before it is sent: a client that has read it may continue from
-                        // it at once.
+                        // The response is remembered before this event is sent, because a client
+                        // that has read the event may continue from it at once.
                         "response.completed" | "response.incomplete" => {
                             let past =
                                 past.take().unwrap_or_default().followed_by(&items[..play.done()]);

@@ -1,8 +1,8 @@
-//! Why a turn missed the cache: `prompt_cache_diagnostics` of GPT-5.6 and later.
+//! Explains why a turn missed the cache, in `prompt_cache_diagnostics` of GPT-5.6 and later.
 //!
-//! A request is compared with an earlier one of its organization: the one that it names, else the
-//! last one of its `prompt_cache_key`. The diagnosis only explains: if the earlier request is gone,
-//! the turn is served all the same.
+//! A request is compared with an earlier one of its organization: the one that it names, or
+//! otherwise the last one of its `prompt_cache_key`. The diagnosis only explains: if the earlier
+//! request is gone, the turn is served all the same.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -39,8 +39,8 @@ impl Trace {
         }
     }
 
-    /// The first reason why `self` cannot read what `earlier` left, in the order in which the
-    /// service names reasons.
+    /// Returns the first reason why `self` cannot read what `earlier` left. Reasons come in the
+    /// service's own order.
     fn reason(&self, earlier: &Self) -> Option<&'static str> {
         let reasons = [
             (self.model != earlier.model, "model_changed"),
@@ -56,7 +56,7 @@ impl Trace {
         reasons.into_iter().find(|(changed, _)| *changed).map(|(_, reason)| reason)
     }
 
-    /// Tokens up to the last end that both requests have.
+    /// Returns the tokens up to the last end that both requests have.
     fn reusable(&self, earlier: &Self) -> u64 {
         let common = self
             .ends
@@ -103,7 +103,7 @@ impl Traces {
                     "cache_missed_tokens": tokens,
                     "comparison_reusable_tokens": trace.reusable(earlier),
                 }),
-                // The requests agree: the cache has forgotten the prefix, or another machine holds
+                // The requests agree, so the cache has dropped the prefix, or another machine holds
                 // it.
                 None => json!({"type": "unavailable"}),
             },

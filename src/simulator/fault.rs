@@ -1,7 +1,7 @@
 //! A scripted fault: which requests it strikes, and what it answers.
 //!
 //! A fault narrows its requests by key, organization, project, model and session. Its texts and
-//! headers are sent as they stand, whatever they mean.
+//! headers are sent exactly as written.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,8 +25,8 @@ pub struct Fault {
     pub project: Option<String>,
     pub model: Option<String>,
     pub session: Option<String>,
-    /// Strikes only prewarms (`true`), or only other turns (`false`). Codex begins every WebSocket
-    /// with a prewarm.
+    /// Whether the fault strikes only prewarms (`true`) or only other turns (`false`). Codex begins
+    /// every WebSocket with a prewarm.
     pub prewarm: Option<bool>,
     /// The status of the answer. With 200, a stream begins well and ends in `response.failed`.
     pub status: Option<u16>,
@@ -36,7 +36,8 @@ pub struct Fault {
     pub class: Option<String>,
     /// Strikes only requests that ask for this service tier.
     pub tier: Option<String>,
-    /// Encodes the error in this coding, spelled like this: `gzip`, `x-gzip` or `zstd` in any case.
+    /// The coding of the error, sent with exactly this spelling: `gzip`, `x-gzip` or `zstd` in any
+    /// case.
     pub encoding: Option<String>,
     /// The error's message. Default: the usual one.
     pub message: Option<String>,
@@ -50,8 +51,8 @@ pub struct Fault {
     pub retry_after_date: bool,
     /// Sent as `retry-after` instead of a time, even if the text means nothing.
     pub retry_after_text: Option<String>,
-    /// Headers sent besides; each replaces another header of its name. Where nothing is refused,
-    /// the answer carries them.
+    /// Further headers. Each replaces another header of the same name. If the fault refuses
+    /// nothing, the answer carries them.
     pub headers: BTreeMap<String, String>,
     /// Real time to wait: before the headers, or after `cut_after_events` events.
     pub stall: Option<Span>,
@@ -71,7 +72,7 @@ pub struct Fault {
     pub times: Option<u64>,
 }
 
-/// A request that a fault may strike, as far as the request is known by then.
+/// A request that a fault may strike, as far as the request is known at that point.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
     pub at: At,
@@ -106,7 +107,7 @@ pub struct Scope {
 /// When a refusal says to come back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wait {
-    /// As the real service does: only a rate limit names a time.
+    /// The time that the real service names: only a rate limit has one.
     #[default]
     Usual,
     Never,
@@ -136,7 +137,7 @@ impl<'de> Deserialize<'de> for Wait {
 }
 
 impl Fault {
-    /// Says what is wrong with the fault.
+    /// Checks the fault. The error says what is wrong with it.
     pub fn check(&self) -> Result<(), String> {
         if let Some(status) = self.status.filter(|status| !(200..=599).contains(status)) {
             return Err(format!("{status} is no status that a fault can have"));
@@ -176,7 +177,7 @@ impl Fault {
             && narrows(&self.tier, tier)
     }
 
-    /// Whether the fault makes the key useless for every request, not only for answers.
+    /// Whether the fault makes the key useless for every request, and not only for answers.
     pub fn concerns_the_key(&self) -> bool {
         self.status == Some(401)
             && self.model.is_none()
@@ -186,7 +187,7 @@ impl Fault {
             && self.prewarm.is_none()
     }
 
-    /// The error that the fault answers with, under a status.
+    /// Returns the error that the fault answers with under `status`.
     pub fn refusal(&self, status: StatusCode, key: &Key, model: &str) -> Refusal {
         let caller = Caller {
             organization: &key.organization,
@@ -225,7 +226,7 @@ impl Fault {
             wait.filter(|_| self.retry_after_date && !headers.contains_key(header::RETRY_AFTER))
         {
             let now = Duration::from_millis(now_millis());
-            // Rounded up: a client that comes back early is refused again.
+            // The time is rounded up, because a client that comes back early is refused again.
             let then = (now + wait).as_millis().div_ceil(1000) as u64;
             headers.extend(
                 HeaderValue::try_from(http_text(then)).map(|date| (header::RETRY_AFTER, date)),
@@ -266,7 +267,7 @@ mod tests {
         fault.refusal(status, &key, "gpt-5.4")
     }
 
-    /// `retry-after`, `retry-after-ms`, and whether the message names the time, too.
+    /// Returns `retry-after`, `retry-after-ms`, and whether the message names the time, too.
     fn stated(json: &str) -> (Option<String>, Option<String>, bool) {
         let refusal = refusal(json);
         let response = refusal.response();

@@ -41,7 +41,8 @@ impl Faults {
         Some(fault)
     }
 
-    /// A lasting fault of the key itself, which a probe meets as well. The strike is not counted.
+    /// Returns a lasting fault of the key itself, which a probe meets as well. Does not count the
+    /// strike.
     pub fn of_key(&self, key: &Key) -> Option<Fault> {
         let target =
             Target { at: At::Turn, key, model: None, session: None, tier: None, prewarm: false };

@@ -1,7 +1,7 @@
 //! Reads a client's text frame on a WebSocket, and writes the frames that answer it.
 //!
-//! This file decides the kind of a frame and whether the frame is well formed. A request's own body
-//! is checked as over HTTP. Pure.
+//! This file decides the kind of a frame and whether the frame is well formed. The body of a
+//! request is checked as over HTTP. Pure.
 
 use serde_json::json;
 
@@ -9,9 +9,9 @@ use super::control::{Steer, TooLate};
 use super::json::{Document, Kind, Value};
 use super::refusal::Refusal;
 
-/// Frame types that some clients send to some services, and that get no answer.
+/// Frame types that some clients send to other services. They get no answer.
 const IGNORED: &[&str] = &["response.processed", "response.inject"];
-/// Bytes of a steer.
+/// Parameters of a steer.
 const OF_A_STEER: &[&str] = &["type", "previous_response_id", "input"];
 
 /// One frame of a client.
@@ -49,7 +49,7 @@ pub fn read(text: &str) -> (Option<String>, Result<Frame, Refusal>) {
     let own = |name: &str| body.get(name).and_then(Value::text).map(String::from);
     let kind = own("type");
     let frame = match kind.as_deref() {
-        // A lane that is no string counts as a lane of that spelling, which no lane may have.
+        // A lane that is no string counts as a lane with this spelling, which no lane may have.
         Some("response.create") => {
             let lane = body
                 .get("stream_id")
@@ -113,9 +113,9 @@ fn fault(body: Value<'_>) -> Option<&'static str> {
     }
 }
 
-/// A request with the steered input before its own. `previous` makes it the successor of that
-/// response. Its other bytes stay: of two fields of one name the last one counts, as in the real
-/// service.
+/// Returns a request with the steered input before its own, as the successor of the response
+/// `previous`. The other bytes stay. If two fields have the same name, the last one counts, as in
+/// the real service.
 pub fn continued(
     request: &str,
     previous: Option<&str>,
@@ -175,7 +175,8 @@ pub fn pending(
     )
 }
 
-/// `id` is the steer's id, if the steer had been accepted.
+/// Returns the event of a steer that failed. `id` is the steer's id, if the steer was accepted
+/// before.
 pub fn failed(
     id: Option<&str>,
     input: &str,

@@ -46,7 +46,7 @@ pub async fn serve(world: &World, form: Form, request: Request<Body>) -> Respons
     let wire = body::read(body, &parts.headers).await;
     entry.note(|turn| turn.body_sha256.clone_from(&wire.sha256));
     let outcome = match (wire.fault, known) {
-        // The client is gone: there is no one to answer.
+        // The client has left, so no answer is sent.
         (Some(WireFault::Incomplete), _) => {
             return Refusal::invalid(None, None, "The request body ended early.").response();
         }

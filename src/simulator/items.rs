@@ -19,7 +19,7 @@ pub struct Items {
 }
 
 impl Items {
-    /// `place` is the name of the organization and of the project together.
+    /// Keeps items. `place` is the name of the organization and of the project together.
     pub fn keep(&mut self, place: &str, response: &str, items: &[Item]) {
         for item in items {
             let id = item.id().to_owned();
@@ -42,7 +42,7 @@ impl Items {
         *self = Self::default();
     }
 
-    /// The body with each reference to an item of this project replaced by the item. Other
+    /// Returns the body with each reference to an item of this project replaced by the item. Other
     /// references stay, and are refused later. `None`: nothing is replaced.
     pub fn resolve(&self, body: Value<'_>, place: &str) -> Option<Vec<u8>> {
         let input = body.get("input").filter(|input| input.kind() == Kind::Array)?;
@@ -64,7 +64,7 @@ impl Items {
     }
 }
 
-/// The id that an item refers to: an `item_reference`, or an item with an id alone.
+/// Returns the id that an item refers to: it is an `item_reference`, or has only an id.
 fn reference(item: Value<'_>) -> Option<String> {
     let is_bare = item.get("type").is_none() && item.get("role").is_none();
     let id = item.get("id").and_then(Value::text)?;

@@ -1,16 +1,16 @@
-//! A tolerant, borrowing JSON reader: one pass over the bytes, and a flat tape of where each value
-//! lies.
+//! A tolerant JSON reader that copies nothing: it passes over the bytes once, and notes on a flat
+//! tape where each value lies.
 //!
-//! The reader accepts whatever JSON allows: any depth, any spelling of a number, duplicate names
-//! (the last one wins), lone surrogates. It never recurses, and never copies or changes a value:
-//! the simulated cache matches prefixes by their bytes.
+//! The reader accepts all that JSON allows: any depth, any spelling of a number, duplicate names
+//! (the last one wins), lone surrogates. It never recurses, and never copies or changes a value,
+//! because the simulated cache matches prefixes by their bytes.
 
 use std::borrow::Cow;
 
 use memchr::memchr2;
 
-/// Values of one document. Without this limit, a body of brackets alone would cost sixteen times
-/// its size in memory.
+/// Most values of one document. Without this limit, a body of brackets alone would need sixteen
+/// times its size in memory.
 const MOST_NODES: usize = 8_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ struct Node {
     kind: Kind,
     start: u32,
     end: u32,
-    /// The node behind this one and everything inside it.
+    /// The number of the node after this one and everything inside it.
     next: u32,
 }
 
@@ -150,7 +150,7 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// The position behind the string that opens at `at`.
+/// Returns the position after the string that opens at `at`.
 fn string_end(text: &[u8], at: usize) -> Result<usize, usize> {
     let mut from = at + 1;
     let end = loop {

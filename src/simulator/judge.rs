@@ -11,9 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// Turns on record. Of older turns only the number stays.
+/// Most turns on record. Of older turns, only the number is kept.
 const MOST_TURNS: usize = 200_000;
-/// Distinct lists of header names that turns share.
+/// Most distinct lists of header names that turns share.
 const MOST_SHARED: usize = 4096;
 
 /// How a turn ended.
@@ -243,7 +243,8 @@ pub struct Entry {
     number: u64,
     outcome: Outcome,
     events: u64,
-    /// Set once the upstream itself hangs up: a turn without a recorded end counts as cut then.
+    /// Set once the upstream itself hangs up. From then on, a turn without a recorded end counts as
+    /// cut.
     hung_up: Option<Arc<AtomicBool>>,
 }
 
@@ -254,7 +255,7 @@ impl Entry {
         }
     }
 
-    /// Sets what dropping the entry will record.
+    /// Sets the outcome that dropping the entry will record.
     pub fn became(&mut self, outcome: Outcome) {
         self.outcome = outcome;
     }

@@ -22,7 +22,7 @@ pub struct Key {
     pub region: String,
     /// Models that the key's project may use. Empty: all.
     pub models: Vec<String>,
-    /// The key is shown as `api-key`, not as a bearer token.
+    /// Whether the key is sent as `api-key`, and not as a bearer token.
     pub by_api_key: bool,
     /// The one `api-version` of requests with the key.
     pub api_version: Option<String>,
@@ -112,7 +112,7 @@ impl Keys {
         Ok(Self(keys))
     }
 
-    /// The key of a request. A refusal that concerns other headers comes with the key.
+    /// Returns the key of a request. A refusal about other headers comes with the key.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,

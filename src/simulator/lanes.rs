@@ -1,14 +1,14 @@
 //! The lanes of one WebSocket, and which of the waiting requests is served next.
 //!
-//! Requests of one lane keep their order; lanes pass each other. All lanes together have a limit of
-//! requests in flight; further requests wait without notice. A connection has a limit of lane names
-//! over its life. Pure.
+//! Requests of one lane keep their order, but one lane may overtake another. All lanes together
+//! have a limit of requests in flight; further requests wait without notice. Over its life, a
+//! connection has a limit of lane names. Pure.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::refusal::Refusal;
 
-/// Named lanes of a connection, over its whole life. The default lane does not count.
+/// Most named lanes of a connection, over its whole life. The default lane does not count.
 const MOST_NAMED: usize = 32;
 const MOST_IN_FLIGHT: usize = 16;
 const LONGEST_NAME: usize = 256;

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::key::place;
 use super::settings::Config;
 
-/// Places in memory. Places that are full again are forgotten first.
+/// Most places in memory. Places whose allowance is full again are forgotten first.
 const MOST_PLACES: usize = 10_000;
 
 /// The rest of one minute's allowance, refilled steadily.
@@ -47,7 +47,7 @@ pub struct Allowance {
 pub enum Limited {
     Requests(Duration),
     Tokens(Duration),
-    /// The request needs more than a whole minute allows: no wait would help.
+    /// The request needs more than a whole minute allows, so no wait would help.
     TooLarge,
 }
 
@@ -63,8 +63,8 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// The `x-ratelimit-*` headers, which every answer behind the limits carries. `real` turns a
-    /// span into real time.
+    /// Returns the `x-ratelimit-*` headers, which every answer to a counted request has. `real`
+    /// turns a span into real time.
     pub fn headers(&self, real: impl Fn(Duration) -> Duration) -> HeaderMap {
         let reset = |span| {
             HeaderValue::try_from(go_text(real(span))).unwrap_or(HeaderValue::from_static("0s"))
@@ -111,7 +111,8 @@ impl Limits {
         self.places.clear();
     }
 
-    /// `project` is the name of the organization and of the project together.
+    /// Takes a request's part of the allowance. `project` is the name of the organization and of
+    /// the project together.
     pub fn take(&mut self, now: Duration, project: &str, model: &str, tokens: u64) -> Standing {
         let limit = self.projects.get(project).copied().unwrap_or(self.usual);
         if self.places.len() >= MOST_PLACES {

@@ -10,7 +10,7 @@ use super::control::{Control, Steer};
 use super::lanes::Lane;
 use super::stored::Past;
 
-/// Parents whose steers wait for a request of the client.
+/// Most parents whose steers wait for a request of the client.
 const MOST_PENDING: usize = 64;
 
 /// An answer in flight.
@@ -30,7 +30,7 @@ pub struct Local {
 }
 
 impl Local {
-    /// The history behind `id`, from any lane: a lane may fork from another.
+    /// Returns the history up to `id`, from any lane, because a lane may fork from another one.
     pub fn find(&self, id: &str) -> Option<Past> {
         self.latest.values().find(|(own, _)| own == id).map(|(_, past)| past.clone())
     }
@@ -39,8 +39,8 @@ impl Local {
         self.latest.insert(lane.clone(), (id.to_owned(), past));
     }
 
-    /// A lane that failed to continue from its own latest response loses that response. Another
-    /// lane's response stays.
+    /// Drops the latest response of a lane that failed to continue from it. Another lane's response
+    /// stays.
     pub fn evict(&mut self, lane: &Lane, id: &str) {
         if self.latest.get(lane).is_some_and(|(own, _)| own == id) {
             self.latest.remove(lane);

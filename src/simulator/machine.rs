@@ -2,18 +2,18 @@
 //! next machine once that one is full.
 //!
 //! Pure: the time is an argument. A machine takes about 15 requests a minute of one cache key, or
-//! of one beginning where there is no key. Further requests overflow to the next machine, whose
-//! cache is cold.
+//! of one beginning if there is no key. Further requests overflow to the next machine, whose cache
+//! is cold.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::prefix::Digest;
 
-/// Requests that a machine takes of one lane, in a minute and in one burst.
+/// Requests of one lane that a machine takes in a minute, and in one burst.
 const BURST: u32 = 15;
 const INTERVAL: Duration = Duration::from_secs(4);
-/// Lanes in memory. Idle lanes are forgotten first.
+/// Most lanes in memory. Idle lanes are forgotten first.
 const MOST_LANES: usize = 100_000;
 
 /// The recent load of the machines.
@@ -41,7 +41,8 @@ impl Machines {
                 return machine;
             }
         }
-        // All machines are full: the last one takes the request, which reserves nothing.
+        // All machines are full, so the last one takes the request. The request reserves nothing
+        // there.
         count - 1
     }
 }

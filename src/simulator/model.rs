@@ -90,8 +90,8 @@ fn version(text: &str) -> Option<(u32, u32)> {
 /// The version of the list that Codex asks for.
 pub const ETAG: &str = "\"simulated-1\"";
 
-/// The models that the key's project may use. A key whose models are named lists those of its own,
-/// too, such as fine-tuned ones.
+/// Returns the models that the key's project may use. If the key's models are configured, their
+/// list includes models of its own, such as fine-tuned ones.
 fn listed(key: &Key) -> impl Iterator<Item = &str> {
     let own = key.models.iter().map(String::as_str).filter(|model| !LISTED.contains(model));
     LISTED.iter().copied().filter(|model| key.may_use(model)).chain(own)
@@ -123,8 +123,8 @@ pub fn list(key: &Key) -> String {
     json!({"object": "list", "data": data}).to_string()
 }
 
-/// The body of `GET /models/{id}`, of a path behind `/models/`. The same words refuse a model that
-/// does not exist and one that the project may not use.
+/// Returns the body of `GET /models/{id}`. `spelled`: the path after `/models/`. The same words
+/// refuse a model that does not exist and one that the project may not use.
 pub fn one(key: &Key, spelled: &str) -> Result<String, Refusal> {
     let id = percent_decode_str(spelled).decode_utf8_lossy();
     if listed(key).any(|own| own == id) {

@@ -4,9 +4,9 @@
 //! The order is settings (which cost no tokens and yet change the prefix), tools, instructions,
 //! then the items of the history. Four rendered bytes are a token.
 //!
-//! Rendering uses the bytes as sent, which is stricter than the service: a reordered schema, or a
-//! respelled escape or number, is another prefix. Fields that a model never sees are left out: item
-//! ids and states, Codex's own metadata, marks.
+//! Rendering uses the bytes as sent, which is stricter than the service: another order in a schema,
+//! or another spelling, makes another prefix. Fields that a model never sees are left out: item ids
+//! and states, Codex's own metadata, marks.
 
 use sha2::{Digest as _, Sha256};
 
@@ -47,7 +47,7 @@ pub struct History {
     items: Vec<Item>,
     /// Explicit marks. A mark without a life of its own has the request's.
     marks: Vec<(usize, Option<Ttl>)>,
-    /// Some item replaces an earlier history.
+    /// Whether some item replaces an earlier history.
     pub compacted: bool,
 }
 
@@ -112,8 +112,8 @@ impl History {
         self.bytes.len()
     }
 
-    /// Ends that the service may mark by itself: user messages, a run's last tool output, and the
-    /// end of the first run of developer messages.
+    /// Returns the ends that the service may mark by itself. These are the ends of user messages,
+    /// of a run's last tool output, and of the first run of developer messages.
     fn eligible(&self) -> impl Iterator<Item = (usize, Stop)> {
         let developers = self.items.iter().take_while(|item| item.role == Role::Developer).count();
         self.items.iter().enumerate().filter_map(move |(index, item)| {
@@ -160,7 +160,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// `step` is the tokens of one step; `None` asks for breakpoints.
+    /// Hashes a prefix. `step` is the tokens of one step. `None` asks for breakpoints.
     pub fn new(ask: &Ask<'_>, history: &History, step: Option<u64>) -> Self {
         let settings = settings(ask);
         let mut context = Vec::new();
@@ -213,7 +213,7 @@ pub fn digest(parts: &[&[u8]]) -> Digest {
     short(hasher)
 }
 
-/// Settings that are no text and yet part of the prefix.
+/// Digests the settings that are no text but are part of the prefix.
 fn settings(ask: &Ask<'_>) -> Digest {
     let [format, effort, verbosity] = shaping(ask);
     let raw = |name| ask.body.get(name).map_or(&b""[..], Value::raw);

@@ -1,6 +1,6 @@
-//! `GET /models`, by which a gateway asks whether a key is alive without paying for an answer.
+//! Answers `GET /models`, by which a gateway asks whether a key works without paying for an answer.
 //!
-//! A key that is dead for answers is dead here, too. A key that is only out of quota is alive, as
+//! A key that is dead for answers is dead here, too. A key that is only out of quota works here, as
 //! in the real service. A probe is checked like any other request.
 
 use axum::body::Body;
@@ -33,7 +33,7 @@ pub async fn serve(world: &World, headers: &HeaderMap, query: Option<&str>) -> R
     response
 }
 
-/// `None` if the connection is to break.
+/// Answers a probe. `None`: the connection must break.
 async fn answer(world: &World, key: &Key, query: Option<&str>) -> Option<Response<Body>> {
     let fault = {
         let mut memory = world.memory();

@@ -1,4 +1,4 @@
-//! Requests about stored responses and single models, and counts of tokens.
+//! Serves requests about stored responses and single models, and counts of tokens.
 //!
 //! They are checked like turns: headers first, then the key, which must be of the response's
 //! project.
@@ -18,7 +18,7 @@ use super::request::Transport;
 use super::turn;
 use super::world::World;
 
-/// Items of a list, where the request names no limit.
+/// Number of items in a list, if the request names no limit.
 const USUAL_LIMIT: usize = 20;
 
 /// Serves a request about a stored response or a model, or a count of tokens.

@@ -1,7 +1,7 @@
 //! Refusals of the service: status, body and headers, in the words of the real service.
 //!
-//! This file decides wording only; its callers decide which request is refused, and why. A refusal
-//! shows of a secret only the few characters that the real service shows of a wrong key.
+//! This file decides wording only; its callers decide which request is refused, and why. Of a
+//! secret, a refusal shows only the few characters that the real service shows of a wrong key.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -27,7 +27,7 @@ pub struct Refusal {
     pub close: Option<u16>,
 }
 
-/// Parts of a refusal beside its error, or in its place.
+/// Parts of a refusal that come with its error, or replace it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Besides {
     /// Each header replaces another header of its name.
@@ -103,7 +103,7 @@ impl Refusal {
     fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if let Some(span) = self.retry_after {
-            // Rounded up: a client that comes back early is refused again.
+            // The wait is rounded up, because a client that comes back early is refused again.
             headers.insert(
                 header::RETRY_AFTER,
                 HeaderValue::from(span.as_millis().div_ceil(1000) as u64),

@@ -1,5 +1,5 @@
-//! Which answer a request gets: a message, a tool call, a compacted history, or nothing for a
-//! prewarm.
+//! Decides which answer a request gets: a message, a tool call, a compacted history, or nothing for
+//! a prewarm.
 //!
 //! The input's shape and the directives in its last user text decide. Sealed content of another
 //! organization is refused in the words of the real service.
@@ -28,7 +28,7 @@ pub const CONTENT: &str = "content";
 /// The last user text of an input, and what happened since.
 pub struct Prompt {
     pub directive: Directive,
-    /// A tool has answered since that text.
+    /// Whether a tool has answered since that text.
     answered: bool,
 }
 
@@ -67,8 +67,8 @@ fn message_text(item: Value<'_>) -> Cow<'_, str> {
     content.text().unwrap_or_else(|| Cow::Owned(parts()))
 }
 
-/// The namespace in which the request offers the tool (`Some(None)`: in none), at the top or by an
-/// item.
+/// Returns the namespace in which the request offers the tool, at the top or by an item.
+/// `Some(None)`: the tool has no namespace.
 fn offered<'d>(ask: &Ask<'d>) -> Option<Option<Cow<'d, str>>> {
     let by_items = ask
         .input
@@ -129,7 +129,8 @@ pub fn items(world: &World, organization: &str, ask: &Ask<'_>, prompt: &Prompt) 
     vec![reasoning, last]
 }
 
-/// The field that a structured output has: the schema's first one. `None`: the answer is a text.
+/// Returns the field of a structured output: the first one of its schema. `None`: the answer is a
+/// text.
 fn structured(body: Value<'_>) -> Option<String> {
     let format = body.get("text").and_then(|text| text.get("format"));
     let format = format.or_else(|| body.get("response_format"))?;
@@ -143,7 +144,7 @@ fn structured(body: Value<'_>) -> Option<String> {
     ["json_schema", "json_object"].contains(&&*kind).then_some(name)
 }
 
-/// Checks that sealed content is the simulator's and this organization's, and that every reference
+/// Checks that this simulator sealed the content for this organization, and that every reference
 /// names a stored item or a file of this project.
 pub fn check(world: &World, key: &Key, item: Value<'_>) -> Result<(), Refusal> {
     if item_type(item) == "item_reference" {
@@ -191,7 +192,7 @@ pub fn check_tool(key: &Key, tool: Value<'_>) -> Result<(), Refusal> {
     ids.try_for_each(|id| find(&id, key))
 }
 
-/// Checks that this project stores `id`. An id tells its project:
+/// Checks that this project stores `id`. An id names its project:
 /// `<kind>-<organization>-<project>-<name>`.
 pub fn find(id: &str, key: &Key) -> Result<(), Refusal> {
     let place = id.find(['-', '_']).map(|at| &id[at + 1..]);

@@ -1,5 +1,5 @@
-//! Reads the fields of a request's body that decide anything, and checks them as strictly as the
-//! real service does.
+//! Reads the fields of a request's body that decide how it is served, and checks them as strictly
+//! as the real service does.
 //!
 //! A request is refused for unknown parameters, wrong types, cache fields of the other regime and
 //! tool outputs without their calls. Unknown item types pass unread.
@@ -72,15 +72,15 @@ pub struct Ask<'d> {
     pub previous: Option<Cow<'d, str>>,
     pub cache_key: Option<Cow<'d, str>>,
     pub caching: Caching,
-    /// The request fills the cache and gets no answer.
+    /// Whether the request only fills the cache and gets no answer.
     pub prewarm: bool,
     pub comparison: Option<Cow<'d, str>>,
     pub tier: Cow<'d, str>,
     /// The named lane of a WebSocket.
     pub lane: Option<Cow<'d, str>>,
-    /// The request, or its last input item, asks for the history to be compacted.
+    /// Whether the request, or its last input item, asks for the history to be compacted.
     pub compact: bool,
-    /// The answer is made while its client does not wait.
+    /// Whether the answer is made while its client does not wait.
     pub background: bool,
 }
 

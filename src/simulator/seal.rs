@@ -2,7 +2,7 @@
 //! a turn state to a key.
 //!
 //! This file decides whether a blob is the simulator's, and whose. A blob looks like a real one
-//! (`gAAAA...`: version 0x80 and a time) and holds only filler: it proves ownership and hides
+//! (`gAAAA...`: version 0x80 and a time). It holds only filler, so it proves who owns it and hides
 //! nothing.
 
 use base64::Engine as _;
@@ -40,7 +40,8 @@ impl Sealer {
     fn sign(&self, parts: &[&[u8]]) -> [u8; SIGNATURE] {
         let mut mac = self.mac.clone();
         for part in parts {
-            // Lengths come first: two lists of parts must not run together into the same bytes.
+            // The length comes before each part, so that two different lists of parts never give
+            // the same bytes.
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part);
         }
@@ -59,7 +60,8 @@ impl Sealer {
             self.sign(&[b"nonce", kind.as_bytes(), owner.as_bytes(), &number.to_be_bytes()]);
         let mut blob = Vec::with_capacity(HEAD + filler + SIGNATURE);
         blob.push(VERSION);
-        // A real blob carries its time. A growing number serves as well, and makes runs repeatable.
+        // A real blob carries its time. Here a growing number takes its place, which makes runs
+        // repeatable.
         blob.extend_from_slice(&number.min(u64::from(u32::MAX)).to_be_bytes());
         blob.extend_from_slice(&nonce[..NONCE]);
         blob.extend_from_slice(&self.owner(kind, owner, &nonce[..NONCE]));

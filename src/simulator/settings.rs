@@ -1,7 +1,6 @@
 //! The options of the simulated upstream: the `[sim]` table and its `[[sim.key]]` entries.
 //!
-//! This file decides defaults and refuses settings that make no sense. The key table reads the
-//! secrets.
+//! This file decides defaults and refuses settings that make no sense. `key` reads the secrets.
 
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ pub struct Config {
     /// Cache life, overflow, limits and the 60 minutes of a WebSocket run this many times faster
     /// than real time. At least 1.
     pub time_scale: f64,
-    /// Allows an address that is not loopback. The judge shows what a real service never would.
+    /// Allows an address that is not loopback. The judge shows what a real service never shows.
     pub expose: bool,
     /// Machines behind each cache domain. Traffic beyond 15 requests a minute overflows from one
     /// machine to the next.
@@ -56,9 +55,9 @@ pub struct KeyConfig {
     pub project: String,
     #[serde(default = "default_region")]
     pub region: String,
-    /// Limit of the key's project, where it is lower than that of `[sim]`.
+    /// Limit of the key's project, if it is lower than that of `[sim]`.
     pub requests_per_minute: Option<u64>,
-    /// Limit of the key's project, where it is lower than that of `[sim]`.
+    /// Limit of the key's project, if it is lower than that of `[sim]`.
     pub tokens_per_minute: Option<u64>,
     /// Models that the key's project may use. Empty: all.
     #[serde(default)]
@@ -96,11 +95,11 @@ impl Default for Config {
             seed: 0,
             time_scale: 1.0,
             expose: false,
-            // Many machines, as in reality: two sessions seldom meet on one by chance, so that only
-            // routing earns a cache hit.
+            // There are many machines, as in reality. Two sessions seldom meet on one by chance, so
+            // only routing earns a cache hit.
             machines: 512,
-            // High enough that no test meets these limits by accident, low enough to read as the
-            // limits of a large account.
+            // The limits are high enough that no test meets them by accident, and low enough to
+            // read as those of a large account.
             requests_per_minute: 120_000,
             tokens_per_minute: 40_000_000_000,
             websocket: true,

@@ -50,7 +50,7 @@ pub struct Order {
     pub organization: Option<String>,
     pub session: Option<String>,
     pub connection: Option<u64>,
-    /// The close code. Without one, the connection just breaks.
+    /// The close code. Absent: the connection breaks.
     pub code: Option<u16>,
 }
 
@@ -112,7 +112,7 @@ impl Sockets {
     }
 }
 
-/// A socket on record. Its owner records what happens; dropping the entry records the end.
+/// A socket on record. Its owner records what happens. Dropping the line records the end.
 #[derive(Debug)]
 pub struct Line {
     sockets: Arc<Sockets>,

@@ -27,7 +27,8 @@ impl Past {
             let json = item.json();
             if let Ok(document) = Document::read(json.as_bytes()) {
                 self.history.take(document.root());
-                // Cannot fail: only an output could lack its call, and no answer holds an output.
+                // This cannot fail: only an output could lack its call, and no answer holds an
+                // output.
                 let _ = self.calls.take(document.root());
             }
         }
@@ -61,7 +62,8 @@ impl Stored {
         self.bytes -= gone.map_or(0, |(_, past)| past.history.size());
     }
 
-    /// `project` is the name of the organization and of the project together.
+    /// Returns a stored history. `project` is the name of the organization and of the project
+    /// together.
     pub fn find(&self, id: &str, project: &str) -> Result<Past, Refusal> {
         match self.responses.get(id) {
             Some((owner, past)) if owner == project => Ok(past.clone()),

@@ -1,8 +1,8 @@
-//! An answer on its way out: when each event is sent, and how the answer ends.
+//! Sends an answer: decides when each event is sent, and how the answer ends.
 //!
 //! This file decides pauses, cuts and resets, and when a client's frame ends the answer early. If
-//! an answer is dropped before its terminal event was handed over, the client has left, and the
-//! judge learns that at once.
+//! an answer is dropped before its terminal event was sent, the client has left, and the judge
+//! learns that at once.
 
 use std::io;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub enum End {
     Frame(Refusal),
 }
 
-/// Where an answer is cut, after which silence, and how.
+/// Where an answer is cut, after which pause, and how.
 #[derive(Clone, Debug)]
 pub struct Cut {
     pub after: u64,
@@ -122,7 +122,8 @@ impl Play {
         self.at += 1;
         match step {
             Step::Done(_) => self.done += 1,
-            // A client may leave as soon as it has read this event: that ends the turn regularly.
+            // A client may leave as soon as it has read this event, so the turn has ended
+            // regularly.
             Step::Completed => self.over(Outcome::Completed),
             _ => {}
         }
@@ -147,7 +148,7 @@ impl Play {
         Said::Event(event)
     }
 
-    /// Ends the answer early because the client said so, with the finished items.
+    /// Ends the answer early with its finished items, because the client asked for that.
     fn stop(&mut self, reason: &str) -> Said {
         self.over(Outcome::Incomplete);
         let tokens = self.answer.output_tokens(self.done);
@@ -165,8 +166,8 @@ impl Play {
                 return Said::Close(cut.close);
             }
             End::Broken => {
-                // Earlier events are sent first: an error drops whatever still waits in the
-                // connection's buffer.
+                // Earlier events are sent first, because an error drops everything that still waits
+                // in the connection's buffer.
                 tokio::task::yield_now().await;
                 self.over(Outcome::Cut);
                 return Said::Broken;

@@ -102,7 +102,7 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
     let mut cut = None;
     if let Some(fault) = &fault {
         let struck = strike(fault, request, model.as_deref().unwrap_or("")).await;
-        // A scripted refusal carries what its script says, and no more.
+        // A scripted refusal has exactly the headers that its script names.
         cut = struck.inspect_err(|_| {
             count(request, model.as_deref());
         })?;
@@ -137,7 +137,7 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
     Ok(reply)
 }
 
-/// Plays the part of a fault that comes before any answer. The rest of the fault cuts the answer.
+/// Plays the part of a fault that comes before any answer. Returns the part that cuts the answer.
 async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Option<Cut>, Refusal> {
     if let Some(stall) = fault.stall
         && fault.cut_after_events.is_none()
@@ -148,7 +148,7 @@ async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Opt
     let end = match fault.status.and_then(|status| StatusCode::from_u16(status).ok()) {
         Some(status) if status != StatusCode::OK => {
             let refusal = fault.refusal(status, request.key, model);
-            // Once an answer has begun, only a frame can still carry a refusal.
+            // Once an answer has begun, a refusal can only come as a frame.
             if !is_websocket || fault.cut_after_events.is_none() {
                 return Err(refusal);
             }
@@ -164,13 +164,13 @@ async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Opt
         }
         _ => return Ok(None),
     };
-    // A stream that fails has begun. One that breaks or is closed may not have.
+    // A stream that fails has begun before. One that breaks or is closed may not have begun.
     let usual = if matches!(end, End::Failed(_) | End::Error(_)) { 2 } else { 0 };
     let stall = fault.cut_after_events.and(fault.stall).map_or(Duration::ZERO, |stall| stall.0);
     Ok(Some(Cut { after: fault.cut_after_events.unwrap_or(usual), stall, end, close: fault.close }))
 }
 
-/// The tokens of a history, which nothing is answered to.
+/// Returns the tokens of a history without answering it.
 pub fn count_tokens(request: &Request<'_>) -> Result<u64, Refusal> {
     let document = Document::read(request.bytes)
         .map_err(|_| Refusal::invalid(None, None, "We could not parse the JSON body."))?;
@@ -183,7 +183,7 @@ pub fn count_tokens(request: &Request<'_>) -> Result<u64, Refusal> {
     Ok(Prefix::new(&ask, &past.history, steps).tokens)
 }
 
-/// The whole history that a request names and carries, checked.
+/// Returns the whole history that a request names and carries, checked.
 fn history(request: &Request<'_>, ask: &Ask<'_>) -> Result<Past, Refusal> {
     let Request { world, key, .. } = *request;
     key.check_model(&ask.model)?;
@@ -298,13 +298,13 @@ fn take(
     })
 }
 
-/// A request that is refused for another reason counts like the others.
+/// Counts a request that is refused for another reason like any other request.
 fn count(request: &Request<'_>, model: Option<&str>) -> Option<Standing> {
     let Request { world, key, .. } = *request;
     Some(world.memory().limits.take(world.clock.now(), &key.place(), model?, 0))
 }
 
-/// Adds what is left for the request's project, where that is known.
+/// Adds what is left of the limits of the request's project, if the project is known.
 fn with_limits(refusal: Refusal, request: &Request<'_>, model: Option<&str>) -> Refusal {
     let besides = count(request, model).map(|standing| besides(request.world, &standing));
     Refusal { besides, ..refusal }

@@ -37,15 +37,15 @@ use super::stream::broken;
 use super::world::World;
 use crate::task::Tasks;
 
-/// How long a socket lives, in simulated time.
+/// Life of a socket, in simulated time.
 const LIFE: Duration = Duration::from_secs(60 * 60);
-/// Bytes of one message.
+/// Most bytes of one message.
 const MOST_BYTES: usize = 16 << 20;
 /// Requests that wait on one socket before the simulator stops reading from it.
 const MOST_WAITING: usize = 256;
-/// Frames that wait to be written.
+/// Most frames that wait to be written.
 const QUEUE: usize = 8;
-/// How long the other side may take to read what is left, and to close in its turn.
+/// Time for the other side to read what is left, and then to close.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 const GOING_AWAY: u16 = 1001;
@@ -53,7 +53,7 @@ const UNSUPPORTED: u16 = 1003;
 
 type Wire = WebSocketStream<TokioIo<Upgraded>>;
 
-/// The owner of sockets once they are no requests any more.
+/// The owner of sockets, once they are no longer requests.
 #[derive(Clone)]
 pub struct Lifecycle {
     pub tasks: Tasks,
@@ -243,7 +243,7 @@ async fn hold(
             }
             None => talk(&mut stream, &connection, order, &written, closing).await,
         };
-        // The connection owns the sender of frames: once it is dropped, the writer ends behind the
+        // The connection owns the sender of frames. Once it is dropped, the writer ends after the
         // last frame.
         drop(connection);
         if ended == Ended::ByUs {
@@ -320,7 +320,7 @@ async fn talk(
     }
 }
 
-/// The close code for a peer's fault. `None` if the peer is only gone.
+/// Returns the close code for a peer's fault. `None`: the peer has only gone.
 fn complaint(error: &Error) -> Option<u16> {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. } | CapacityError::TooManyHeaders) => {
@@ -335,7 +335,7 @@ fn complaint(error: &Error) -> Option<u16> {
 }
 
 /// Writes frames until the last one, or until the client stops reading. Returns whether the last
-/// one was to break the connection.
+/// frame was an order to break the connection.
 async fn write(
     mut sink: SplitSink<Wire, Message>,
     mut said: Receiver<Out>,

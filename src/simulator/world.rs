@@ -1,5 +1,5 @@
-//! Everything that lives as long as the simulator: keys, clock, seals, the judge, and one memory
-//! behind one lock.
+//! Holds everything that lives as long as the simulator: keys, clock, seals, the judge, and one
+//! memory behind one lock.
 //!
 //! This file decides how ids look and what a reset forgets.
 
@@ -38,9 +38,9 @@ pub struct Memory {
     pub traces: Traces,
     machines: Machines,
     cache: Cache,
-    /// The ideal: the same turns, had all of them gone to one organization in one region whose
-    /// machines never overflow. Each beginning has a machine of its own there: what two sessions
-    /// share by chance is no loss where they are apart.
+    /// The ideal cache: what the same turns would read if all had gone to one organization and
+    /// region whose machines never overflow. There each beginning has a machine of its own, because
+    /// sessions that share a beginning by chance lose nothing apart.
     ideal: Cache,
 }
 
@@ -67,8 +67,8 @@ impl Memory {
             u32::from_be_bytes([beginning[0], beginning[1], beginning[2], beginning[3]]) % machines;
         let place: [&[u8]; 3] =
             [key.organization.as_bytes(), key.region.as_bytes(), ask.model.as_bytes()];
-        // All prefixes of one cache key share its allowance on a machine. Without a key, each
-        // beginning has its own allowance.
+        // All prefixes of one cache key share that key's allowance on a machine. Without a key,
+        // each beginning has its own allowance.
         let lane = if named.is_empty() {
             digest(&[b"beginning", place[0], place[1], place[2], &prefix.head])
         } else {

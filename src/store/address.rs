@@ -1,7 +1,7 @@
 //! The address of the store: one Redis, a primary that Sentinels name, or a Cluster. Pure.
 //!
-//! Parsed here, because several hosts are not a valid URL. Error texts never repeat the input,
-//! which may contain a password.
+//! The address is parsed here, because a list of several hosts is not a valid URL. Error texts
+//! never repeat the input, which may contain a password.
 
 use core::net::Ipv6Addr;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! Announcements of bindings by other replicas, and scans of the bindings stored before.
+//! Receives announcements of bindings by other replicas, and scans the bindings that were stored
+//! before.
 //!
 //! Announcements only help this replica's memory. If one is lost, the session's next turn finds the
 //! binding in the store.
@@ -18,11 +19,11 @@ use super::dial::{Dialer, Shown};
 use super::fault::{Faults, StoreFault};
 use super::name::Name;
 
-/// Names that a node examines in one step of a scan, which takes a tenth of a millisecond.
+/// Names that a node examines in one step of a scan, in a tenth of a millisecond.
 const SCANNED: u32 = 100;
 /// Minimum time between two attempts to subscribe.
 const RESUBSCRIBE: Duration = Duration::from_millis(250);
-/// Interval of checks that the node still answers and is still the right one.
+/// Interval of checks whether the node still answers and is still the right one.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// An announced binding of a session.
@@ -65,7 +66,8 @@ impl Subscriber {
                 }
                 Err(fault) => {
                     self.faults.note(&fault, Some(&host));
-                    // A user without the permission to subscribe stays without it for a while.
+                    // A user that may not subscribe will lack the permission for a while, so the
+                    // next attempt waits.
                     sleep(CHECK).await;
                 }
             }
@@ -80,7 +82,7 @@ impl Subscriber {
                 message = messages.next() => {
                     let Some(message) = message else { return };
                     if let Some(announcement) = self.parse(message.get_payload_bytes()) {
-                        // Sending fails if there is no receiver, which is fine.
+                        // Sending fails only if there is no receiver, which does no harm.
                         let _ = self.sender.send(announcement);
                     }
                 }
@@ -105,7 +107,7 @@ impl Subscriber {
 /// A scan of all stored bindings, on connections of its own, so that no turn waits behind it.
 pub struct Scan {
     reader: Option<Reader>,
-    /// The remaining nodes. The scan is at the last of them.
+    /// The nodes that remain. The scan reads the last one first.
     nodes: Vec<Arc<Host>>,
     cursor: u64,
     connection: Option<MultiplexedConnection>,
@@ -121,7 +123,7 @@ struct Reader {
     pattern: String,
 }
 
-/// The bindings that one step read, each with its remaining life.
+/// The bindings that one step read, each with the time until it expires.
 pub type Read = Vec<(Announcement, Duration)>;
 
 impl Scan {
@@ -153,7 +155,8 @@ impl Scan {
         Self { steps: steps.into(), ..Self::empty() }
     }
 
-    /// Reads one more step. `None` at the end. A node that fails is skipped from there on.
+    /// Reads one more step. Returns `None` at the end. If a node fails, the scan skips the rest of
+    /// its names.
     pub async fn step(&mut self) -> Option<Result<Read, Unavailable>> {
         #[cfg(test)]
         if let Some(step) = self.steps.pop_front() {
@@ -225,8 +228,8 @@ impl Reader {
     }
 }
 
-/// The session whose binding has this stored `name`. `None` for a name of another kind or another
-/// deployment.
+/// Returns the session whose binding has this stored `name`. `None`: the name is of another kind or
+/// another deployment.
 fn session<'n>(dialer: &Dialer, name: &'n str) -> Option<&'n str> {
     match Name::of_value(dialer.bare(name)?)? {
         Name::Binding(session) => Some(session),

@@ -19,7 +19,7 @@ pub struct Change<'c> {
     pub expected: &'c str,
     pub new: &'c str,
     pub ttl: Duration,
-    /// The session moves to another key, which no replica could compute without the store.
+    /// Whether the session moves to another key, which no replica could compute without the store.
     pub is_move: bool,
 }
 
@@ -28,7 +28,7 @@ pub struct Merge<'m> {
     pub value: &'m str,
     pub epoch: u32,
     pub ttl: Duration,
-    /// Every replica would compute the same value without the store.
+    /// Whether every replica would compute the same value without the store.
     pub is_expected: bool,
 }
 
@@ -74,7 +74,8 @@ pub trait Backend: Send + Sync {
         budget: &'a mut Budget,
     ) -> Pending<'a, ()>;
 
-    /// Returns `None` when done, otherwise the value that stays.
+    /// Stores the value if nothing or a lower epoch is stored. Returns `None` when done, otherwise
+    /// the value that stays.
     fn merge<'a>(
         &'a self,
         name: Name<'a>,

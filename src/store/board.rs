@@ -2,7 +2,7 @@
 //!
 //! A note is a name and a value, with or without an expiry. Each replica exchanges with the board
 //! several times a second: it reports and receives in one operation. No replica depends on the
-//! board: a replica that receives nothing learns from its own attempts.
+//! board. If a replica receives nothing, it learns about keys from its own attempts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Note {
 /// One replica's part of an exchange with the board.
 pub struct BoardReport<'w> {
     pub replica: &'w str,
-    /// Time for which the replica counts as live without another report. 0 means that it leaves.
+    /// Time for which the replica counts as live without another report. 0: the replica leaves.
     pub life: Duration,
     /// The replica's load, which other replicas receive unchanged.
     pub load: &'w str,
@@ -40,7 +40,7 @@ pub struct Board {
     pub now: u64,
     /// The version of the notes. A lower version means that the store has lost data.
     pub version: u64,
-    /// Every note, or none if the replica has already received this version.
+    /// Every note. Empty if the replica has already received this version.
     pub notes: Vec<Note>,
     /// The loads of the other live replicas.
     pub loads: Vec<String>,
@@ -51,13 +51,13 @@ pub struct LocalBoard {
     origin: Instant,
     version: u64,
     notes: BTreeMap<String, Kept>,
-    /// Expiry and load.
+    /// When each replica expires, and its load.
     replicas: BTreeMap<String, (u64, String)>,
 }
 
 struct Kept {
     stamp: u64,
-    /// 0: no expiry.
+    /// When the note expires. 0: never.
     expiry: u64,
     text: String,
 }
@@ -217,7 +217,7 @@ mod tests {
                 taken.notes.iter().map(|note| (note.value.as_str(), note.life)).collect();
             assert_eq!(found, [("ill", life)], "{first} and then {second}");
             assert!(taken.notes[0].stamp > before.notes[0].stamp, "it is newer");
-            // Another value starts its own life, shorter or longer.
+            // A note with another value has a life of its own, shorter or longer.
             let other = exchange(&mut board, "two", taken.version, &[note("a", "well", 500)]);
             assert_eq!(
                 (other.notes[0].value.as_str(), other.notes[0].life),

@@ -1,15 +1,15 @@
 //! Decides when turns stop waiting for a connection to the store. Pure.
 //!
 //! The breaker opens after three unanswered questions in a row, or when half of the last second's
-//! questions are unanswered. Questions that wait at the same time count as one silence: a hiccup
-//! that many turns share is no outage. A breaker never closes: a new connection gets a new breaker
-//! once its test writes succeed.
+//! questions are unanswered. Questions that wait at the same time count as one silence, because a
+//! short delay that many turns share is no outage. A breaker never closes. A new connection gets a
+//! new breaker once its test writes succeed.
 
 use std::time::{Duration, Instant};
 
-/// Silences in a row that open the breaker. Each begins after the one before has ended.
+/// Silences in a row that open the breaker. Each begins after the end of the one before.
 const SILENCES: u32 = 3;
-/// Minimum number of questions in a second for the half to count.
+/// Fewest questions in a second of which the unanswered half opens the breaker.
 const FEWEST: u32 = 10;
 /// The last second is counted in parts of this length.
 const PART: Duration = Duration::from_millis(100);
@@ -17,8 +17,8 @@ const PARTS: usize = 10;
 
 #[derive(Clone, Copy, Default)]
 struct Part {
-    /// The part's number since the start. An older number in this place means that the part has
-    /// passed.
+    /// The number of this part since the start. An older number in the same place means that the
+    /// part has passed.
     number: u64,
     answered: u32,
     unanswered: u32,

@@ -1,7 +1,8 @@
 //! A Cluster: one link to each primary, and a table of the slots.
 //!
-//! A background task keeps the table. A dead shard therefore stalls only its own sessions, which
-//! find its link away. A turn follows a node's redirection within its own budget.
+//! A background task keeps the table up to date. A dead shard therefore affects only its own
+//! sessions, which find its link away at once. A turn follows a node's redirection within its own
+//! budget.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +31,7 @@ const ALARMED: Duration = Duration::from_secs(1);
 const APART: Duration = Duration::from_millis(100);
 /// Time for a connected node to report its slots.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(300);
-/// Redirections that a question may follow: `MOVED`, then `ASK`, and one spare.
+/// Redirections that a question may follow: one `MOVED`, one `ASK`, and one to spare.
 const REDIRECTIONS: usize = 3;
 
 /// The links and the table of a Cluster.
@@ -40,9 +41,9 @@ pub struct Cluster {
     health: Arc<Health>,
     tasks: Tasks,
     table: RwLock<Arc<Table>>,
-    /// The table was read once.
+    /// Whether the table was ever read.
     has_table: AtomicBool,
-    /// Wakes the task that keeps the table, because the table may be wrong.
+    /// Wakes the task that keeps the table, if the table may be wrong.
     stale: Arc<Notify>,
 }
 
@@ -52,7 +53,7 @@ struct Table {
     members: HashMap<Host, Member>,
 }
 
-/// A primary's link. The task that keeps the link ends with the last table that contains it.
+/// A primary's link. The task that keeps the link ends when no table contains the primary any more.
 #[derive(Clone)]
 struct Member {
     link: Arc<Link>,
@@ -66,7 +67,7 @@ impl Cluster {
         health: Arc<Health>,
         tasks: Tasks,
     ) -> Self {
-        // Without a table, the store counts as incomplete.
+        // The store counts as incomplete until the table is read.
         health.loses();
         let (table, has_table) = (RwLock::default(), AtomicBool::new(false));
         Self { dialer, faults, health, tasks, table, has_table, stale: Arc::default() }
@@ -85,7 +86,7 @@ impl Cluster {
         let mut is_asking = false;
         for _ in 0..=REDIRECTIONS {
             let Some(Member { link, .. }) = table.members.get(host) else {
-                // The primary is new, so the table must be read again.
+                // This primary has no link yet, so the table must be read again.
                 self.stale.notify_one();
                 return Err(StoreFault::Away);
             };
@@ -145,8 +146,8 @@ impl Cluster {
         }
     }
 
-    /// The slots that most of the connected nodes report. If none is connected, those of the first
-    /// known node that answers.
+    /// Returns the slots that most of the connected nodes report. If no node is connected, asks the
+    /// known nodes and takes the first answer.
     async fn read_slots(&self) -> Result<Slots, StoreFault> {
         let table = self.table();
         let links = table.members.values().filter(|member| member.link.is_up());
@@ -266,7 +267,8 @@ fn parse_slots((answer,): &(Value,), asked: &Host) -> Result<Slots, StoreFault> 
     slots.ok_or_else(|| StoreFault::Unready("no node of the Cluster owns any slots".into()))
 }
 
-/// The question to a node that does not own the name yet. `ASKING` is valid for one command only.
+/// Returns the question to a node that does not own the name yet. `ASKING` is valid for one command
+/// only.
 fn asking(question: &Pipeline) -> Pipeline {
     let mut asking = pipe();
     for command in question.cmd_iter() {

@@ -19,10 +19,11 @@ use super::address::{Address, Host, StoreKind};
 use super::fault::StoreFault;
 use super::name::Name;
 
-/// Time after which the kernel drops a peer that acknowledges nothing, idle or not.
+/// Time after which the kernel drops a peer that acknowledges nothing, whether data is sent or not.
 const VANISHED: Duration = Duration::from_secs(5);
-/// Minimum time for an attempt to connect, with name resolution and greeting. A stopped Redis
-/// greets as soon as it continues. The next attempt finds a Redis that was cut off.
+/// Minimum time for an attempt to connect, with name resolution and greeting. A Redis that was
+/// stopped answers the greeting as soon as it continues. A Redis that was cut off is found by the
+/// next attempt.
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// The credentials that a connection sends.
@@ -37,7 +38,7 @@ pub enum Shown {
 /// Opens connections.
 pub struct Dialer {
     settings: StoreSettings,
-    /// The kind of address at the start. Another kind needs a restart.
+    /// The kind of the address at the start. A change of the kind needs a restart.
     kind: StoreKind,
 }
 
@@ -65,17 +66,18 @@ impl Dialer {
         CONNECT.max(self.timeout() * 2)
     }
 
-    /// The full name of `name` in this deployment.
+    /// Returns the full name of `name` in this deployment.
     pub fn name(&self, name: Name<'_>) -> String {
         name.under(&self.settings.prefix)
     }
 
-    /// The part of `text` after this deployment's prefix. `None` for a name of another deployment.
+    /// Returns the part of `text` after this deployment's prefix. `None`: the name is of another
+    /// deployment.
     pub fn bare<'t>(&self, text: &'t str) -> Option<&'t str> {
         text.strip_prefix(&*self.settings.prefix)?.strip_prefix(':')
     }
 
-    /// The `SCAN` pattern of this deployment's names.
+    /// Returns the `SCAN` pattern of this deployment's names.
     pub fn pattern(&self) -> String {
         pattern(&self.settings.prefix)
     }
@@ -137,7 +139,7 @@ impl Dialer {
         blocking.await.unwrap_or(Err(StoreFault::Away))
     }
 
-    /// The fault of a greeting that took longer than [`Self::connect_timeout`].
+    /// Returns the fault of a greeting that took longer than [`Self::connect_timeout`].
     pub fn late(&self) -> StoreFault {
         match self.address() {
             Ok(address) if address.is_tls => {
@@ -147,7 +149,7 @@ impl Dialer {
         }
     }
 
-    /// A client that opens connections to `host`.
+    /// Returns a client that opens connections to `host`.
     pub fn client(
         &self,
         address: &Address,
@@ -159,7 +161,7 @@ impl Dialer {
             true => ConnectionAddr::TcpTls { host: name, port, insecure: false, tls_params: None },
             false => ConnectionAddr::Tcp(name, port),
         };
-        // Sending the library's name would cost a round trip and a permission.
+        // Sending the library's name would cost a round trip and need a permission.
         let mut greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
         if shown == Shown::Everything {
             greeting = greeting.set_db(address.database.into());
@@ -190,7 +192,8 @@ fn tcp() -> TcpSettings {
     tcp
 }
 
-/// Matches only names under `prefix`: escapes the characters that are special to `SCAN`.
+/// Returns a pattern that matches only names under `prefix`. Escapes the characters that are
+/// special to `SCAN`.
 fn pattern(prefix: &str) -> String {
     let escaped = |letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)];
     prefix.chars().flat_map(escaped).flatten().chain(":*".chars()).collect()

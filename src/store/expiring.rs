@@ -1,6 +1,6 @@
 //! A bounded map whose entries expire.
 //!
-//! A full map drops the entry that expires soonest, which is the longest unused one.
+//! A full map drops the entry that expires soonest. That is the entry that was unused for longest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl<V> Expiring<V> {
         self.by_id.contains_key(id) || self.by_id.len() < self.capacity
     }
 
-    /// Drops expired entries, and more until at most `count` are left.
+    /// Drops expired entries, and then further ones until at most `count` are left.
     fn shrink(&mut self, count: usize, now: Instant) {
         while let Some(soonest) = self.by_expiry.first_entry() {
             if soonest.key().0 > now && self.by_id.len() <= count {

@@ -26,8 +26,8 @@ struct Seen {
 }
 
 impl Fake {
-    /// Answers a command of connection 1, 2, ... with the line from `answer`, and accepts test
-    /// writes.
+    /// Answers each command of connection 1, 2, and so on with the line that `answer` returns, and
+    /// accepts test writes.
     pub async fn answering(
         answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static,
     ) -> Self {
@@ -37,7 +37,7 @@ impl Fake {
         .await
     }
 
-    /// Answers every command with the line from `answer`.
+    /// Answers every command with the line that `answer` returns.
     pub async fn proven_by(
         answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static,
     ) -> Self {
@@ -62,7 +62,7 @@ impl Fake {
         *self.seen.connections.lock().unwrap()
     }
 
-    /// The names of all commands, in order.
+    /// Returns the names of all commands received, in order.
     pub fn commands(&self) -> Vec<String> {
         self.seen.asked.lock().unwrap().clone()
     }

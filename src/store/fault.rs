@@ -1,7 +1,7 @@
 //! Faults of the store: how each is counted and logged, and whether it ends the connection.
 //!
-//! Every fault is counted, but a repeated one is logged at most once a minute. No fault contains an
-//! address or a password.
+//! Every fault is counted, but a repeated one is logged at most once a minute. The text of a fault
+//! contains no address and no password.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,17 +17,17 @@ use crate::metrics::{Metrics, StoreFailure};
 /// Minimum time between two log lines for the same fault.
 const RELOG: Duration = Duration::from_secs(60);
 
-/// Redis's words for a slot without a node.
+/// Redis's wording for a slot without a node.
 const UNSERVED: &str = "slot not served";
 
-/// The reason why a question has no answer.
+/// Why a question has no answer.
 #[derive(Clone, Debug)]
 pub enum StoreFault {
     /// There is no connection, so nothing was asked.
     Away,
-    /// No answer in time.
+    /// The store did not answer in time.
     Silent,
-    /// No connection in time.
+    /// No connection was there in time.
     Late(&'static str),
     /// Redis answered with an error, or the connection broke.
     Refused(RedisError),
@@ -51,7 +51,7 @@ impl StoreFault {
         server_error(error).map(|said| said.code().to_owned())
     }
 
-    /// The failure to count. `None` if the error is part of normal operation.
+    /// Returns the failure to count. `None`: the error is part of normal operation.
     pub fn reason(&self) -> Option<StoreFailure> {
         let Self::Refused(error) = self else {
             return match self {
@@ -76,8 +76,8 @@ impl StoreFault {
         }
     }
 
-    /// Whether the connection is useless: it broke, or its Redis takes no writes. Any other error
-    /// is about one command and counts as an answer.
+    /// Whether the connection is useless, because it broke or its Redis takes no writes. Any other
+    /// error is about one command and counts as an answer.
     pub fn ends_connection(&self) -> bool {
         let Self::Refused(error) = self else { return false };
         match self.code().as_deref() {
@@ -99,7 +99,7 @@ impl StoreFault {
         server_error(error).is_some_and(is_so)
     }
 
-    /// The redirection in the answer of `asked`.
+    /// Returns the redirection in the answer of `asked`, if it is one.
     pub fn redirection(&self, asked: &Host) -> Option<Redirection> {
         let Self::Refused(error) = self else { return None };
         let error = server_error(error)?;
@@ -116,7 +116,7 @@ impl StoreFault {
 }
 
 impl fmt::Display for StoreFault {
-    /// A text that an operator can act on.
+    /// Writes a text that helps an operator to act.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = match self {
             Self::Away => return f.write_str("not connected"),
@@ -153,7 +153,7 @@ impl fmt::Display for StoreFault {
     }
 }
 
-/// Redis's own error, if there is one: the first of a pipeline's errors.
+/// Returns Redis's own error, if there is one: the first of a pipeline's errors.
 fn server_error(error: &RedisError) -> Option<ServerError> {
     Some(error.clone().into_server_errors()?.first()?.1.clone())
 }

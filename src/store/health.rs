@@ -1,4 +1,4 @@
-//! Reports whether every part of the store answers, from a count of the links that do not answer.
+//! Reports whether every part of the store answers. Counts the links that do not answer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,7 +38,7 @@ impl Health {
         *self.up.borrow()
     }
 
-    /// Publishes under the lock, so that the published state is the current one.
+    /// Counts, and publishes under the lock, so that the published state is always the current one.
     fn count(&self, next: impl FnOnce(usize) -> usize) {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         *missing = next(*missing);

@@ -1,5 +1,5 @@
 //! Counts bindings that no replica of the store has acknowledged and that no other Warmkey replica
-//! could compute: mainly rebinds. A failover of the store may lose about this many.
+//! could compute: mainly rebinds. A failover of the store may lose about as many bindings.
 //!
 //! `WAIT` blocks its connection, so this module has connections of its own, and no turn waits for
 //! them. Writes during a `WAIT` are counted together: the queue is a number.
@@ -23,7 +23,8 @@ use crate::metrics::Metrics;
 /// Time for a replica of the store to acknowledge, and time for the whole check.
 const ACKNOWLEDGE_MS: u32 = 1_000;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
-/// The pools of former nodes hold only a dead connection. Above this number all pools are dropped.
+/// Most pools. A pool of a former node holds only a dead connection, so above this number all pools
+/// are dropped.
 const POOLS: usize = 100;
 
 /// Counts lagging writes in the background.
@@ -34,10 +35,11 @@ pub struct Lag {
     wake: Notify,
 }
 
-/// Writes that a node has stored since the last check.
+/// The number of writes that a node has stored since the last check.
 struct Pending {
     rebinds: u64,
-    /// The name of one of these bindings. A marker beside it lies in a slot of the same node.
+    /// The name of one of these bindings. The check writes a marker with a name in the same slot,
+    /// and so to the same node.
     name: String,
 }
 
@@ -71,7 +73,7 @@ impl Lag {
                 if acknowledged.unwrap_or(0) == 0 {
                     self.metrics.rebinds_lag(pending.rebinds);
                 }
-                // A pool that failed may hold an outdated password.
+                // A pool that failed may hold an outdated password, so it is dropped.
                 (host, pool.filter(|_| acknowledged.is_some()))
             };
             if pools.len() > POOLS {
@@ -93,7 +95,8 @@ impl Lag {
         }
     }
 
-    /// The number of replicas that have everything which `name`'s node has stored so far.
+    /// Returns the number of replicas that have everything which the node of `name` has stored so
+    /// far.
     async fn acknowledgements(&self, pool: Option<&Pool>, name: &str) -> Option<u64> {
         let mut connection = pool?.get().await.ok()?;
         let mut question = pipe();
@@ -112,7 +115,7 @@ impl Lag {
     fn pool(&self, host: &Host) -> Option<Pool> {
         let client =
             self.dialer.client(&self.dialer.address().ok()?, host, Shown::Everything).ok()?;
-        // The default timeout of half a second is shorter than the `WAIT`.
+        // The library's default timeout of half a second is shorter than the `WAIT`.
         let settings = AsyncConnectionConfig::new().set_response_timeout(Some(CHECK_TIMEOUT));
         let makes =
             Manager::new_with_config(client.get_connection_info().clone(), settings).ok()?;

@@ -1,10 +1,10 @@
-//! One connection to one Redis, which a background task remakes, so that no turn waits for a
-//! connection.
+//! One connection to one Redis. A background task replaces it when it is lost, so that no turn
+//! waits for a connection.
 //!
 //! The link drops its connection when it breaks, when its Redis takes no writes, or when its
 //! breaker opens. From then on no turn waits. A new connection is used after several test writes in
-//! a row, each answered with time to spare. A Redis that is too slow for turns thus stays out
-//! instead of flapping.
+//! a row, each answered with time to spare. A Redis that is too slow for turns thus stays unused
+//! and does not go in and out of use.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,11 +27,12 @@ use super::sentinel::{self, Named};
 const RECONNECT: Duration = Duration::from_millis(250);
 /// Interval of test writes on a connection in use.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Interval at which the Sentinels are asked for the primary in use.
+/// Interval at which the link asks the Sentinels whether its primary is still the primary.
 const RENAMED: Duration = Duration::from_secs(5);
 /// Test writes in a row that a new connection must pass.
 const PROOFS: u32 = 3;
-/// Numbered names to try. Nearly always one of them lies in any given slot of a Cluster.
+/// Most numbered names to try for a test write. Nearly always one of them lies in any given slot of
+/// a Cluster.
 const NAMES: u32 = 50_000;
 /// Life of a test write in the store.
 const PROOF_LIFE_MS: u32 = 1_000;
@@ -53,7 +54,7 @@ pub struct Link {
     state: Mutex<State>,
     /// The number of the last connection.
     numbers: AtomicU64,
-    /// Wakes the task that keeps the connection, to look at the state.
+    /// Wakes the task that keeps the connection, so that it looks at the state.
     wake: Notify,
     /// The name of the test write.
     probe: Mutex<String>,
@@ -63,9 +64,9 @@ pub struct Link {
 
 enum State {
     Away,
-    /// In use.
+    /// The connection is in use.
     Up(Box<Line>),
-    /// The link left the store.
+    /// The link has left the store.
     Retired,
 }
 
@@ -134,13 +135,13 @@ impl Link {
         matches!(*self.lock(), State::Up(_))
     }
 
-    /// Chooses a test write whose name `is_own` to the link's node of a Cluster. A node refuses
-    /// other names before it checks whether it can write.
+    /// Chooses a name for the test write that `is_own` to the link's node of a Cluster. A node
+    /// refuses other names before it checks whether it can write.
     pub fn prove_with_own(&self, is_own: impl Fn(&str) -> bool) {
         let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_own(&probe) {
-            // If the prefix pins all names to one node, no other name exists. A refusal by the
-            // other nodes does no harm.
+            // If the prefix pins all names to one node, the other nodes have no name of their own.
+            // Their refusal does no harm.
             let mut names = (0..NAMES).map(|number| self.dialer.name(Name::Proof(Some(number))));
             if let Some(own) = names.find(|name| is_own(name)) {
                 *probe = own;
@@ -159,7 +160,7 @@ impl Link {
     pub async fn keep(self: Arc<Self>) {
         let mut attempts = tokio::time::interval(RECONNECT);
         attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // A run that panicked may have left its connection in use, which nothing attends any more.
+        // If the previous run panicked, it may have left a connection in use that no task attends.
         self.give_up(self.numbers.load(Ordering::Relaxed), "it was not attended");
         loop {
             attempts.tick().await;
@@ -188,8 +189,7 @@ impl Link {
             for _ in 0..PROOFS {
                 let began = Instant::now();
                 self.probe(&mut connection).await?;
-                // An answer that takes nearly a turn's whole budget would delay turns again and
-                // again.
+                // If each answer took nearly a turn's whole budget, every turn would be delayed.
                 if began.elapsed() > self.dialer.timeout() * 3 / 4 {
                     return Err(StoreFault::Late("Redis answers too late"));
                 }
@@ -214,8 +214,8 @@ impl Link {
         }
     }
 
-    /// Tests with a write, because a replica can read, too. A Redis error about this one command
-    /// counts as an answer.
+    /// Tests the connection with a write, because a read-only replica answers reads, too. A Redis
+    /// error about this one command counts as an answer.
     async fn probe(&self, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
         let mut write = cmd("SET");
         write
@@ -233,8 +233,9 @@ impl Link {
         }
     }
 
-    /// Returns when most Sentinels name another primary. The one in use may be cut off, live on and
-    /// lose later writes. A minority of Sentinels ends no working connection.
+    /// Returns when most Sentinels name another primary. The primary in use may be cut off from its
+    /// replicas, still answer, and lose later writes. A minority of Sentinels ends no working
+    /// connection.
     async fn watch_name(&self, number: u64) {
         if !matches!(
             (&self.target, self.dialer.kind()),
@@ -251,8 +252,9 @@ impl Link {
         }
     }
 
-    /// Returns when the connection is dropped. Sends a test write at intervals, and repeatedly
-    /// after an unanswered question, so that a fault is known soon even with few turns.
+    /// Attends connection `number`, and returns when the connection is dropped. Sends a test write
+    /// at intervals, and further ones after an unanswered question, so that a fault shows soon even
+    /// with few turns.
     async fn attend(&self, number: u64) {
         while self.is_in_use(number) {
             let mut is_due = timeout(HEARTBEAT, self.wake.notified()).await.is_err();
@@ -291,7 +293,7 @@ impl Link {
         matches!(&*self.lock(), State::Up(line) if line.number == number)
     }
 
-    /// The connection, if a test write `is_due` or its last question is unanswered.
+    /// Returns the connection, if a test write `is_due` or the last question is unanswered.
     fn connection(&self, number: u64, is_due: bool) -> Option<MultiplexedConnection> {
         match &*self.lock() {
             State::Up(line) if line.number == number && (is_due || line.breaker.is_doubtful()) => {
@@ -309,7 +311,7 @@ impl Link {
         }
     }
 
-    /// Records the fault of connection `number` for a question asked at `asked`.
+    /// Records the fault of a question that was asked at `asked` on connection `number`.
     fn learn(&self, number: u64, asked: Instant, fault: &StoreFault) {
         let host = self.host();
         self.faults.note(fault, host.as_deref());
@@ -318,7 +320,8 @@ impl Link {
         } else if matches!(fault, StoreFault::Refused(_)) {
             self.record_answer(number);
         } else if asked.elapsed() >= self.dialer.timeout() {
-            // A caller with little time left proves nothing about the store.
+            // If the caller had little time left, its unanswered question proves nothing about the
+            // store.
             self.unanswered(number, asked);
         }
     }

@@ -17,10 +17,10 @@ use super::{Budget, MemberReport, MembershipReply, Replaced, StoredValue};
 /// Bounded maps of values and trails that expire.
 pub struct Memory {
     bindings: Mutex<Expiring<String>>,
-    /// Values of threads, responses and probes. They may far outnumber bindings, so they have a map
-    /// of their own and evict no binding.
+    /// Values of threads, responses, items and probes. They may far outnumber bindings, so they
+    /// have a map of their own and evict no binding.
     beside: Mutex<Expiring<String>>,
-    /// The promises of last turns: as many as bindings. They evict nothing else.
+    /// The promises of last turns: as many as bindings. Promises evict nothing but promises.
     promises: Mutex<Expiring<String>>,
     trails: Mutex<Expiring<Vec<String>>>,
     board: Mutex<board::LocalBoard>,
@@ -92,12 +92,12 @@ impl Memory {
     }
 
     pub fn exchange_board(&self, report: &BoardReport<'_>) -> Board {
-        // A panic leaves every note whole.
+        // A panic cannot leave a note half written.
         self.board.lock().unwrap_or_else(PoisonError::into_inner).exchange(report)
     }
 
     pub fn append(&self, session: &str, lines: &[String], ttl: Duration) {
-        // A panic leaves every trail whole.
+        // A panic cannot leave a trail half written.
         let mut trails = self.trails.lock().unwrap_or_else(PoisonError::into_inner);
         let mut trail = trails.get(session).map(|(trail, _)| trail.clone()).unwrap_or_default();
         trail.extend_from_slice(lines);
@@ -121,19 +121,21 @@ impl Memory {
         entries.remove(&id);
     }
 
-    /// The map that holds `name`, and the id in that map.
+    /// Locks the map that holds `name`. Returns the map and the id in it.
     fn lock<'n>(&self, name: Name<'n>) -> (MutexGuard<'_, Expiring<String>>, Cow<'n, str>) {
         let (entries, id) = match name {
             Name::Binding(session) => (&self.bindings, session.into()),
             Name::Promise(id) => (&self.promises, id.into()),
             other => (&self.beside, other.to_string().into()),
         };
-        // A panic leaves every entry whole: no write can panic between the map and its order.
+        // A panic cannot leave an entry half written, because no write panics between the map and
+        // its order.
         (entries.lock().unwrap_or_else(PoisonError::into_inner), id)
     }
 }
 
-/// The second word of a value. A newer version wrote a value without one, so that value wins.
+/// Returns the second word of a value, the epoch. Only a newer version writes a value without an
+/// epoch, so that value wins.
 fn epoch_of(value: &str) -> u32 {
     value.split(' ').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(u32::MAX)
 }
@@ -234,7 +236,7 @@ impl Backend for InProcess {
         at_once(self.memory.list(session))
     }
 
-    /// Replicas of one process share one configuration.
+    /// All replicas of one process share one configuration, so no other set of keys exists.
     fn exchange_membership<'a>(
         &'a self,
         _: &'a MemberReport<'a>,

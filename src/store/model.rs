@@ -1,5 +1,5 @@
-//! A store for state machine tests: each operation is one step, and a test controls its faults and
-//! flaws.
+//! A store for tests of state machines. Each operation is one step, and a test controls the store's
+//! faults and flaws.
 //!
 //! Uses the in-process store, which does what the scripts do (`tests/it/scripts.rs` proves it with
 //! a real Redis). Tests can thus play every interleaving of replicas, outages, losses and lost
@@ -28,17 +28,18 @@ const TTL: Duration = Duration::from_secs(3_600);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weather {
     Fair,
-    /// No operation arrives.
+    /// No operation reaches the store.
     Away,
-    /// Every operation arrives but no answer comes back, so the result of a write is unknown.
+    /// Every operation reaches the store, but no answer comes back, so the result of a write is
+    /// unknown.
     Mute,
 }
 
-/// A possible defect of a script. Tests must notice each of them.
+/// A defect that a script could have. Tests must notice each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     None,
-    /// A claim overwrites.
+    /// A claim overwrites a stored value.
     PlainClaim,
     /// A compare-and-set compares nothing.
     PlainReplace,
@@ -128,7 +129,7 @@ impl Shared {
 /// The steps of one scan.
 pub type ScanSteps = Vec<Result<Read, Unavailable>>;
 
-/// Announcements that a replica of a test may be behind.
+/// Announcements that a receiver of a test may be behind before it misses some.
 pub const BEHIND: usize = 4;
 
 /// The announcements that one replica receives, and the scans that it makes.
@@ -159,7 +160,7 @@ impl Model {
         Self { shared: Arc::clone(shared), weather: Arc::new(Mutex::new(Weather::Fair)), gossip }
     }
 
-    /// Runs one operation. Other replicas may run before it.
+    /// Runs one operation as a step of its own: other replicas may run before it.
     fn step<'a, T: Send + 'a>(
         &'a self,
         operation: impl FnOnce(&mut Shared) -> T + Send + 'a,
@@ -183,7 +184,7 @@ impl Model {
 
 impl Backend for Model {
     fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<StoredValue>> {
-        // An endless life, so that no binding is refreshed.
+        // The value never expires, so that no binding is refreshed.
         self.step(move |shared| {
             shared.value(&name.to_string()).map(|value| StoredValue { value, left: Duration::MAX })
         })

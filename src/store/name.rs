@@ -1,4 +1,4 @@
-//! Every name in the store. Names are made and parsed only here. Pure.
+//! Makes and parses every name in the store. No other module does. Pure.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ pub enum Name<'n> {
     Binding(&'n str),
     /// A session's trail of decisions, by the session's id.
     Trail(&'n str),
-    /// What the last turn of a session or of a thread has left in the prompt cache, by their id.
+    /// What the last turn of a session or thread has left in the prompt cache, by the id of either.
     Promise(&'n str),
     /// The session of a thread, by the thread's id.
     Thread(&'n str),
@@ -20,7 +20,7 @@ pub enum Name<'n> {
     Response(&'n str),
     /// The owner of an item of a stored response, by the item's id.
     Item(&'n str),
-    /// The lease of the replica that probes a subject for all, by the subject's name.
+    /// The lease of the replica that probes a subject for all replicas, by the subject's name.
     Probe(&'n str),
     /// The live replicas, and the sets of keys that they have loaded.
     Membership,
@@ -28,15 +28,14 @@ pub enum Name<'n> {
     Board,
     /// The channel for announcements of bindings.
     Announcements,
-    /// A test write of a connection. A numbered one lies in another slot of a Cluster.
+    /// A test write of a connection. A numbered name may lie in another slot of a Cluster.
     Proof(Option<u32>),
-    /// A marker in the same slot as a binding's full name, whose acknowledgement replicas of the
-    /// store report.
+    /// A marker in the same slot as a binding's full name. Replicas of the store acknowledge it.
     Lag(&'n str),
 }
 
 impl<'n> Name<'n> {
-    /// Parses the name of a plain value. `None` for a name of another kind.
+    /// Parses the name of a plain value. `None`: the name is of another kind.
     pub fn of_value(text: &'n str) -> Option<Self> {
         match text.rsplit_once('.') {
             Some((id, "thread")) => Some(Self::Thread(id)),
@@ -48,7 +47,7 @@ impl<'n> Name<'n> {
         }
     }
 
-    /// The full name, with the deployment's prefix.
+    /// Returns the full name, with the deployment's prefix.
     pub fn under(&self, prefix: &str) -> String {
         format!("{prefix}:{self}")
     }

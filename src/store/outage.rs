@@ -67,13 +67,13 @@ async fn budget_covers_all_operations_of_a_turn() {
     let mut budget = Budget(LONG);
     assert_eq!(store.get(Name::Binding("s"), &mut budget).await.unwrap(), None);
     assert!(budget.0 < LONG && !budget.0.is_zero(), "{budget:?}");
-    // One question without an answer spends the budget, so the next one is not sent.
+    // One question without an answer spends the whole budget, so the next one is not sent.
     fake.hush(1);
     let mut budget = Budget(TIMEOUT / 2);
     assert!(store.get(Name::Binding("s"), &mut budget).await.is_err());
     assert!(budget.0.is_zero(), "{budget:?}");
     assert!(store.claim(Name::Binding("s"), "v", LONG, &mut budget).await.is_err());
-    // On another connection: everything sent on the first one has arrived by then.
+    // Another connection is used. Everything that was sent on the first one has arrived by then.
     fake.hush(0);
     fake.cut(1);
     assert!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.is_err());
@@ -128,7 +128,7 @@ async fn silent_connection_is_remade_and_its_late_error_harms_no_other() {
     let late = store.get(Name::Binding("late"), &mut patient);
     let others = async {
         assert!(store.get(Name::Binding("s"), &mut store.budget()).await.is_err());
-        // One silence raises doubt. The link finds out the rest by itself.
+        // One silence raises doubt, and the link itself finds out the rest.
         let mut health = store.health();
         let gone = health.wait_for(|up| !up);
         assert!(tokio::time::timeout(LONG, gone).await.is_ok());
@@ -148,7 +148,7 @@ async fn first_attempt_after_a_loss_is_made_at_once() {
     let fake =
         Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
-    // Two attempts are at least 250 ms apart, two heartbeats more.
+    // Two attempts are at least 250 ms apart. Two heartbeats would take longer.
     let between = Duration::from_millis(250);
     let mut fastest = LONG;
     for number in 1..=5 {
@@ -232,7 +232,7 @@ async fn store_that_is_away_makes_no_turn_wait() {
     assert!(store.get(Name::Binding("s"), &mut store.budget()).await.is_err());
     let mut health = store.health();
     assert!(tokio::time::timeout(LONG, health.wait_for(|up| !up)).await.is_ok());
-    // The link asks twice more at once. Heartbeats alone would take two seconds longer.
+    // The link asks twice more at once. With heartbeats alone, this would take two seconds longer.
     assert!(began.elapsed() < TIMEOUT * 3 + Duration::from_millis(1_500), "{:?}", began.elapsed());
     let before = count(&fake, "GET");
     for _ in 0..100 {
@@ -269,7 +269,7 @@ async fn retired_part_counts_as_missing_no_longer() {
     assert!(!health.is_up(), "the other one is still missing");
     other.retire();
     assert!(health.is_up());
-    // The retired link may have been about to connect. It still stays retired.
+    // The retired link may have been about to connect. It must still stay retired.
     let before = fake.connections();
     until("another connection", || fake.connections() > before).await;
     until("the test writes", || count(&fake, "PROBE") >= 6).await;

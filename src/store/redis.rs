@@ -41,9 +41,10 @@ const BACKLOG: usize = 1_024;
 pub struct Redis {
     dialer: Arc<Dialer>,
     nodes: Nodes,
-    /// The channel of announcements.
+    /// The channel on which bindings are announced.
     channel: String,
-    /// Present if the store has replicas, which may lag. A lone Redis has none.
+    /// Counts bindings that replicas of the store lack. `None`: a lone Redis, which has no
+    /// replicas.
     lag: Option<Arc<Lag>>,
     announcements: broadcast::Sender<Announcement>,
     resubscribed: watch::Sender<u64>,
@@ -329,8 +330,8 @@ impl Redis {
         Ok(lines)
     }
 
-    /// The lag counter for a write under `name` that `is_counted`, and the node that owns `name`
-    /// now. If that node is lost a moment later, the write may be lost with it.
+    /// Returns the lag counter for a write under `name`, if the write `is_counted`, and the node
+    /// that owns `name` now. If that node is lost a moment later, the write may be lost with it.
     fn lagging(&self, name: &str, is_counted: bool) -> Option<(&Lag, Arc<Host>)> {
         let lag = self.lag.as_deref().filter(|_| is_counted)?;
         Some((lag, self.nodes.host(name)?))
@@ -391,7 +392,7 @@ impl Nodes {
     }
 }
 
-/// Milliseconds, at least 1, because Redis refuses a life of 0.
+/// Returns the milliseconds of `ttl`, at least 1, because Redis refuses a life of 0.
 fn millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1)
 }

@@ -1,7 +1,7 @@
 //! Asks the Sentinels which Redis is the primary.
 //!
-//! Asks all Sentinels at once, so that a dead or stopped one does not delay the others. The
-//! majority counts. The caller tests whether that Redis takes writes.
+//! All Sentinels are asked at once, so that a dead or stopped one does not delay the others. The
+//! majority counts. The caller tests whether the named Redis takes writes.
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -15,8 +15,8 @@ use super::fault::StoreFault;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Named {
     pub host: Host,
-    /// Whether most of all Sentinels name it. The Sentinels that answered may be a minority that is
-    /// cut off.
+    /// Whether most of all Sentinels name this primary. Those that answered may be a minority that
+    /// is cut off.
     pub by_most: bool,
 }
 
@@ -157,8 +157,8 @@ mod tests {
         assert_eq!(guarded.commands(), ["SENTINEL", "AUTH", "SENTINEL"]);
     }
 
-    /// A primary that is cut off may live on and lose later writes. A minority of Sentinels ends no
-    /// working connection.
+    /// A primary that is cut off may still answer, and lose later writes. A minority of Sentinels
+    /// ends no working connection.
     #[tokio::test]
     async fn primary_is_left_once_most_sentinels_name_another() {
         use std::sync::atomic::{AtomicBool, Ordering};
@@ -199,7 +199,7 @@ mod tests {
         };
         until(&|| second.connections() == 1).await;
         until(&|| few[1].commands().len() > asked).await;
-        // After one more question the store has had the time to leave.
+        // By the time of one more question, the store would have left its primary.
         assert!(led.ready(LONG).await);
         let asked = few[1].commands().len();
         until(&|| few[1].commands().len() > asked).await;

@@ -1,4 +1,4 @@
-//! Redis as a [`Backend`]: adds the prefix of names, budgets and timing to each operation.
+//! Redis as a [`Backend`]: adds prefix, budget and timing to each operation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +38,8 @@ impl Shared {
         let name = name.under(&self.prefix);
         Box::pin(async move {
             if budget.0.is_zero() {
-                // The operation is not started: otherwise a write would be sent although no turn
-                // waits for it.
+                // If no time is left, the operation is not started: a write would be sent although
+                // no turn waits for it.
                 return Err(Unavailable("no time is left".into()));
             }
             let began = Instant::now();
@@ -58,7 +58,7 @@ impl Backend for Shared {
         name: Name<'a>,
         budget: &'a mut Budget,
     ) -> Pending<'a, Option<StoredValue>> {
-        // No turn waits for a promise.
+        // No turn waits for a promise, so reads of promises count as another operation.
         let is_behind = matches!(name, Name::Promise(_));
         let operation = if is_behind { Operation::Recall } else { Operation::Get };
         self.timed(operation, name, budget, move |redis, name, until| async move {

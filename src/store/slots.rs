@@ -19,13 +19,13 @@ pub fn slot(name: &str) -> u16 {
 pub struct Slots {
     /// First slot, last slot and their primary, in order.
     ranges: Vec<(u16, u16, Host)>,
-    /// Replicas of the primaries. They still know the Cluster when the primaries are gone.
+    /// Replicas of the primaries. They can still report the slots when the primaries are gone.
     pub replicas: Vec<Host>,
 }
 
 impl Slots {
-    /// Parses the answer of node `asked` to `CLUSTER SLOTS`. A node without an address is at the
-    /// address of `asked`.
+    /// Parses the answer of node `asked` to `CLUSTER SLOTS`. A node that is reported without an
+    /// address has the address of `asked`.
     pub fn parse(answer: &Value, asked: &Host) -> Option<Self> {
         let mut slots = Self::default();
         for range in array(answer)? {
@@ -82,7 +82,7 @@ fn node(value: &Value, asked: &Host) -> Option<Host> {
     };
     let name = match name {
         "" => asked.name.clone(),
-        // The node should have a name but does not know it yet.
+        // The node should have a name, but `asked` does not know the name yet.
         "?" => return None,
         name => name.to_owned(),
     };

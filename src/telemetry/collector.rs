@@ -27,15 +27,15 @@ const EXPORT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(100);
 const METHOD: PathAndQuery =
     PathAndQuery::from_static("/opentelemetry.proto.collector.trace.v1.TraceService/Export");
-/// Where the environment has headers for the collector. The first one that is there counts.
+/// Environment variables with headers for the collector. The first one that is set counts.
 const HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
 
-/// Exports to a collector of traces, which may be away.
+/// Exports spans to a collector, which may be unreachable.
 pub struct Collector {
     channel: Channel,
     headers: MetadataMap,
     sender: Sender,
-    /// The clock of timeouts: exports run on a thread without one.
+    /// The runtime whose clock runs the timeouts. Exports run on a thread without a runtime.
     runtime: Handle,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Debug for Collector {
 }
 
 impl Collector {
-    /// Within a runtime.
+    /// Makes a collector. Must be called within a runtime.
     pub fn at(address: &CollectorAddress, resource: &Resource) -> Result<Self, String> {
         let fault = |error: tonic::transport::Error| format!("telemetry.otlp_endpoint: {error}");
         let mut endpoint = Endpoint::from_shared(address.as_str().to_owned())
@@ -69,7 +69,7 @@ impl Collector {
         })
     }
 
-    /// Sends `request` again for as long as the collector may yet take it.
+    /// Sends `request`, and repeats it for as long as another attempt may succeed.
     async fn deliver(&self, request: Bytes) -> Result<(), Status> {
         let (began, mut pause) = (Instant::now(), PAUSE);
         loop {
@@ -112,7 +112,7 @@ impl SpanExporter for Collector {
     }
 }
 
-/// Whether another attempt may succeed, by OTLP's list.
+/// Whether another attempt may succeed after `code`, by OTLP's list of retryable codes.
 const fn is_passing(code: Code) -> bool {
     matches!(
         code,
@@ -125,7 +125,7 @@ const fn is_passing(code: Code) -> bool {
     )
 }
 
-/// Why an export failed. The collector's own message is left out: it may repeat a header.
+/// Returns why an export failed. Leaves out the collector's own message, which may repeat a header.
 fn reason(status: &Status) -> String {
     let mut reason = format!("gRPC code {:?}", status.code());
     let mut cause = status.source();
@@ -137,8 +137,8 @@ fn reason(status: &Status) -> String {
     reason
 }
 
-/// The headers in `name=value,name=value`, with values that are percent-encoded. Others are left
-/// out.
+/// Reads headers written as `name=value,name=value` with percent-encoded values. Leaves out headers
+/// that are malformed.
 fn headers(written: &str) -> MetadataMap {
     let mut headers = MetadataMap::new();
     for (name, value) in written.split(',').filter_map(|pair| pair.split_once('=')) {
@@ -153,7 +153,7 @@ fn headers(written: &str) -> MetadataMap {
     headers
 }
 
-/// Sends bytes as they are, and reads nothing from the answer.
+/// The codec of bytes that are encoded already. Reads nothing from the answer.
 struct Bare;
 
 impl Codec for Bare {

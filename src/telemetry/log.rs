@@ -1,9 +1,9 @@
 //! Writes the log to standard error: a bounded queue, and one thread that writes.
 //!
 //! No turn waits for the log. A line is queued without waiting, or dropped and counted if the queue
-//! is full. A full disk, a reader that has stopped or a reader that has gone therefore costs lines
-//! only. The thread belongs to the process: it may hang in a write for ever, so nothing waits for
-//! it without a limit.
+//! is full. A full disk, or a reader that has stopped or gone, therefore costs only lines. The
+//! thread belongs to the process and may hang in a write for ever, so every wait for the thread has
+//! a limit.
 
 use std::io::{self, ErrorKind, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,14 +14,14 @@ use std::time::{Duration, SystemTime};
 use crate::clock::time_of_day;
 use crate::task::{must_panic, note_panic};
 
-/// Most bytes that wait: some ten thousand lines.
+/// Most bytes that wait to be written: some ten thousand lines.
 const MOST: usize = 4 * 1024 * 1024;
-/// Pause after a write that failed. A disk does not get free space any sooner.
+/// Pause after a write that failed. An earlier attempt would find the disk as full as before.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Least time between two lines about dropped lines.
+/// Least time between two log lines about dropped lines.
 const TELL: Duration = Duration::from_secs(10);
 
-/// The name of the thread that writes, as a task that may panic.
+/// The name under which panics of the thread that writes are counted.
 const NAME: &str = "log_writer";
 
 static LOG: Log = Log::new();
@@ -31,7 +31,7 @@ struct Log {
     queue: Mutex<Queue>,
     /// Signals that lines wait.
     filled: Condvar,
-    /// Signals that everything is written or dropped.
+    /// Signals that each line is written or dropped.
     emptied: Condvar,
     dropped: AtomicU64,
     /// How often the thread that writes has panicked.
@@ -40,7 +40,7 @@ struct Log {
 
 struct Queue {
     bytes: Vec<u8>,
-    /// The writer has taken bytes and has not written all of them yet.
+    /// Whether the writer has taken bytes that are not all written yet.
     is_writing: bool,
 }
 
@@ -66,7 +66,7 @@ pub fn start() {
         drop(std::thread::spawn(|| {
             let mut writer = Writer::new(io::stderr());
             writer.must_panic = must_panic(NAME);
-            // The lines that were being written are still there.
+            // The writer still has the lines that it was writing, so they are not lost.
             while catch_unwind(AssertUnwindSafe(|| writer.run(&LOG))).is_err() {
                 note_panic(NAME, &LOG.panics);
             }
@@ -79,7 +79,7 @@ pub fn dropped() -> u64 {
     LOG.dropped.load(Ordering::Relaxed)
 }
 
-/// How often the thread that writes has panicked and begun again.
+/// Number of times that the thread that writes has panicked and begun again.
 pub fn restarts() -> u64 {
     LOG.panics.load(Ordering::Relaxed)
 }
@@ -88,7 +88,7 @@ pub fn restarts() -> u64 {
 pub fn flush(timeout: Duration) {
     let queue = LOG.lock();
     let is_pending = |queue: &mut Queue| queue.is_writing || !queue.bytes.is_empty();
-    // A destination that does not take the lines in time does not get them.
+    // If the destination does not take the lines in time, they are lost.
     let _ = LOG.emptied.wait_timeout_while(queue, timeout, is_pending);
 }
 
@@ -118,7 +118,7 @@ impl Log {
         }
     }
 
-    /// Takes everything that waits. Empty: nothing came for [`TELL`].
+    /// Takes all bytes that wait. Returns none if no line came for [`TELL`].
     fn take(&self) -> Vec<u8> {
         let queue = self.lock();
         let is_empty = |queue: &mut Queue| queue.bytes.is_empty();
@@ -135,7 +135,8 @@ impl Log {
         self.emptied.notify_all();
     }
 
-    /// Locks the queue. Every change of it is a single step, so that a panic leaves it whole.
+    /// Locks the queue. Each change of the queue is a single step, so a panic leaves the queue
+    /// intact.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,14 +145,14 @@ impl Log {
 /// Writes the lines of a [`Log`] to `destination`.
 struct Writer<W> {
     destination: W,
-    /// The lines that are being written, and how many bytes of them the destination has taken.
+    /// The lines that are being written. The destination has taken the first bytes of them.
     batch: Vec<u8>,
     written: usize,
-    /// A test has ordered a panic in the middle of the work.
+    /// Whether a test has ordered a panic in the middle of the work.
     must_panic: bool,
-    /// The last write broke off within a line.
+    /// Whether the last write broke off within a line.
     is_torn: bool,
-    /// Dropped lines that a line in the log has told of, and when.
+    /// The number of dropped lines that the log has reported, and when it did last.
     told: u64,
     told_at: SystemTime,
 }
@@ -205,14 +206,14 @@ impl<W: Write> Writer<W> {
                 Ok(0) => break,
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Another process made standard error non-blocking.
+                // Another process has made standard error non-blocking, so its buffer is full.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => pause(PAUSE / 10),
                 Err(_) => break,
             }
         }
     }
 
-    /// Logs how many lines were dropped, once in a while.
+    /// Logs how many lines were dropped, at most once in `TELL`.
     fn tell(&mut self, dropped: u64) {
         let now = time_of_day();
         let is_due = now.duration_since(self.told_at).map_or(true, |since| since >= TELL);
@@ -224,7 +225,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// Waits without holding the queue.
+/// Waits without locking the queue.
 fn pause(span: Duration) {
     let (never, nothing) = (Condvar::new(), Mutex::new(()));
     let guard = nothing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,7 +236,7 @@ fn pause(span: Duration) {
 mod tests {
     use super::*;
 
-    /// A destination that takes this many bytes.
+    /// A destination that takes this many bytes and no more.
     struct Disk {
         room: usize,
         taken: Vec<u8>,

@@ -1,7 +1,7 @@
 //! Exports traces to the collector: a bounded queue, and one thread that exports.
 //!
-//! Nothing waits for the collector. A trace that finds no room is dropped and counted, and so is
-//! each trace that the collector did not take.
+//! No turn waits for the collector. A trace is dropped and counted if the queue is full, or if its
+//! export to the collector fails.
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -25,17 +25,17 @@ use crate::task::{Tasks, must_panic};
 use crate::telemetry::CollectorAddress;
 use crate::telemetry::collector::Collector;
 
-/// The name of the export, as a task that may panic.
+/// The name under which panics of the export are counted.
 const NAME: &str = "traces";
-/// Maximum spans that wait: about 16 MB, or seven seconds at 200 turns a second.
+/// Most spans that wait for their export: about 16 MB, or seven seconds at 200 turns a second.
 const WAITING: usize = 8_192;
-/// Maximum spans of one export.
+/// Most spans of one export.
 const BATCH: usize = 512;
 /// Time after which waiting spans are exported.
 const GATHER: Duration = Duration::from_secs(1);
-/// Timeout for what waits when the replica leaves.
+/// Longest time to export the waiting spans when the replica leaves.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Minimum time between two lines that say the same.
+/// Minimum time between two log lines with the same message.
 const TOLD: Duration = Duration::from_secs(60);
 
 /// The traces of one replica on their way to the collector.
@@ -46,14 +46,15 @@ pub struct TracePipe {
 }
 
 impl TracePipe {
-    /// Starts the export to `collector`, within a runtime. The collector need not be there.
+    /// Starts the export to `collector`. Must be called within a runtime. The collector need not be
+    /// reachable.
     pub fn start(
         collector: &CollectorAddress,
         instance: &str,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Self, String> {
-        // The environment may add attributes: OTEL_RESOURCE_ATTRIBUTES.
+        // The environment may add attributes, by OTEL_RESOURCE_ATTRIBUTES.
         let resource = Resource::builder()
             .with_service_name("warmkey")
             .with_attributes([
@@ -83,7 +84,7 @@ impl TracePipe {
         Self { processor, flow }
     }
 
-    /// Takes the spans of one trace, or drops all of them if there is no room.
+    /// Queues the spans of one trace, or drops all of them if the queue is full.
     pub fn send(&self, trace: Vec<SpanData>) {
         let (flow, count) = (&self.flow, trace.len());
         let before = flow.waiting.fetch_add(count, Ordering::Relaxed);
@@ -100,11 +101,12 @@ impl TracePipe {
         trace.into_iter().for_each(|span| self.processor.on_end(span));
     }
 
-    /// Exports what waits, within a short timeout, and ends the thread.
+    /// Exports the waiting spans, within a short timeout, and ends the thread.
     #[expect(clippy::disallowed_methods, reason = "runs once, at the end, for `FAREWELL`")]
     pub async fn close(self: Arc<Self>) {
         let pipe = Arc::clone(&self);
-        // Both wait on a thread: this one must not.
+        // The shutdown blocks its thread until the exporting thread is done. This thread serves
+        // turns and must not block.
         let closing =
             tokio::task::spawn_blocking(move || pipe.processor.shutdown_with_timeout(FAREWELL));
         if !matches!(tokio::time::timeout(FAREWELL * 2, closing).await, Ok(Ok(Ok(())))) {
@@ -117,24 +119,24 @@ impl TracePipe {
 /// The state of the traces in a pipe.
 struct Flow {
     metrics: Arc<Metrics>,
-    /// Spans that the processor holds.
+    /// Spans that wait in the processor.
     waiting: AtomicUsize,
-    /// The last trace found no room.
+    /// Whether the queue was full when the last trace came.
     is_full: AtomicBool,
     failing: Mutex<Failing>,
     /// Counts panics.
     tasks: Tasks,
-    /// A test has ordered a panic in the middle of the work.
+    /// Whether a test has ordered a panic in the middle of the work.
     must_panic: AtomicBool,
 }
 
 /// The state of the log about failed exports.
 #[derive(Debug, Default)]
 struct Failing {
-    /// The log says that exports fail.
+    /// Whether the log has said that exports fail.
     is_told: bool,
     told: Option<Instant>,
-    /// Traces lost since the last line.
+    /// Traces lost since the last log line about them.
     lost: u64,
 }
 
@@ -185,7 +187,7 @@ impl<E: SpanExporter> SpanExporter for CountedExporter<E> {
             assert!(!must_panic, "a test ordered this panic");
             result
         };
-        // The thread that exports has no other guard: a panic would end it for good.
+        // A panic would end the exporting thread for good, because the library does not catch one.
         let result = AssertUnwindSafe(exporting).catch_unwind().await.unwrap_or_else(|_| {
             self.flow.tasks.note_panic(NAME);
             Err(OTelSdkError::InternalFailure("the export panicked".into()))
@@ -215,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    /// An exporter that waits for an order before each export, and obeys it.
+    /// An exporter that waits for an order before each export, and follows it.
     #[derive(Debug)]
     struct Puppet {
         orders: Mutex<Receiver<OTelSdkResult>>,
@@ -225,7 +227,7 @@ mod tests {
     impl SpanExporter for Puppet {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
             let order = self.orders.lock().expect("no panic").recv();
-            // The test gives no more orders: exports succeed.
+            // If the test gives no more orders, exports succeed.
             let result = order.unwrap_or(Ok(()));
             self.exported
                 .fetch_add(if result.is_ok() { batch.len() } else { 0 }, Ordering::Relaxed);
@@ -256,7 +258,7 @@ mod tests {
         }
     }
 
-    /// A turn and a child.
+    /// Returns a trace of a turn and a child.
     fn trace() -> Vec<SpanData> {
         [(2, 1, SpanKind::Internal), (1, 9, SpanKind::Server)]
             .map(|(id, parent, span_kind)| SpanData {
@@ -321,7 +323,7 @@ mod tests {
         let sent = WAITING / 2 + BATCH / 2;
         (0..sent + 10).for_each(|_| stage.pipe.send(trace()));
         let dropped = stage.dropped();
-        // The thread may have taken one batch by now, or none.
+        // The thread may have taken one batch by now, or none yet.
         let fewest = 10;
         assert!((fewest..=fewest + BATCH as u64 / 2).contains(&dropped), "{dropped}");
         let Stage { pipe, exported, orders, .. } = stage;

@@ -1,7 +1,7 @@
-//! Writes spans as the protobuf of OTLP, straight into one buffer. Pure.
+//! Writes spans as OTLP's protobuf, straight into one buffer. Pure.
 //!
 //! The exporter of OpenTelemetry copies each span, makes a tree of messages from it, measures the
-//! tree and then writes it. One pass costs a quarter of that.
+//! tree and then writes it. Writing in one pass costs a quarter of that.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,11 +10,11 @@ use opentelemetry::{Array, KeyValue, SpanId, StringValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 
-/// A flag of a span: the next flag has a meaning.
+/// A flag of a span: whether its parent is remote is known, so the next flag counts.
 const REMOTE_IS_KNOWN: u32 = 0x100;
 /// A flag of a span: its parent is another process's.
 const PARENT_IS_REMOTE: u32 = 0x200;
-/// More bytes than most spans have.
+/// Initial size of a span's buffer, in bytes. Most spans need less.
 const SPAN: usize = 512;
 
 /// The bytes before the spans of each export, which name the sender.
@@ -31,7 +31,7 @@ impl Sender {
         Self(message.0)
     }
 
-    /// An `ExportTraceServiceRequest` with `spans`.
+    /// Returns an `ExportTraceServiceRequest` with `spans`.
     pub fn request(&self, spans: &[SpanData]) -> Vec<u8> {
         let mut request = Message(Vec::with_capacity(self.0.len() + spans.len() * SPAN));
         request.write_message(1, |resource_spans| {
@@ -50,7 +50,7 @@ impl Sender {
     }
 }
 
-/// A message that is being written. A field that has its default is left out.
+/// A protobuf message that is being written. A field with its default value is left out.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -105,7 +105,7 @@ impl Message {
         });
     }
 
-    /// An `AnyValue`, which names its type: a default is written, too.
+    /// Writes an `AnyValue`. It names its type, so a default value is written, too.
     fn value(&mut self, value: &Value) {
         match value {
             Value::Bool(value) => self.varint(2, (*value).into()),
@@ -167,8 +167,8 @@ impl Message {
         self.0.extend_from_slice(&number.to_le_bytes());
     }
 
-    /// A message within this one. Its length is known at its end: most are short, and leave room
-    /// of one byte for it.
+    /// Writes a message within this one. Its length is known only at its end. Most messages are
+    /// short, so one byte is left free for the length.
     fn write_message(&mut self, field: u8, write: impl FnOnce(&mut Self)) {
         self.tag(field, 2);
         let at = self.0.len();

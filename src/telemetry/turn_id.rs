@@ -11,8 +11,8 @@ pub const TRACEPARENT: &str = "traceparent";
 /// The step between the inputs of two draws (splitmix64).
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A turn's place in its trace. The client gets it as `x-warmkey-turn`: the trace id. If the trace
-/// is the client's own, several turns may share it, so that the turn's span id follows.
+/// A turn's place in its trace. The client receives the trace id as `x-warmkey-turn`. If the trace
+/// is the client's own, several turns may share it, so the turn's span id follows the trace id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnId {
     /// 16 bytes, never 0.
@@ -24,8 +24,8 @@ pub struct TurnId {
 }
 
 impl TurnId {
-    /// Continues the trace of a request's `traceparent`, or begins a new one. Two such headers are
-    /// as good as none.
+    /// Continues the trace of a request's `traceparent`, or begins a new one. Two `traceparent`
+    /// headers count as none.
     pub fn of(headers: &HeaderMap) -> Self {
         let mut values = headers.get_all(TRACEPARENT).into_iter().map(HeaderValue::as_bytes);
         match (values.next(), values.next()) {
@@ -34,8 +34,8 @@ impl TurnId {
         }
     }
 
-    /// Continues the trace of a `traceparent`, or begins a new one if there is no valid one. The
-    /// sampled flag decides nothing.
+    /// Continues the trace of a `traceparent`, or begins a new one if there is no valid one.
+    /// Ignores the sampled flag.
     pub fn within(traceparent: Option<&[u8]>) -> Self {
         let own = Self::random();
         match traceparent.and_then(parse) {
@@ -44,8 +44,8 @@ impl TurnId {
         }
     }
 
-    /// Draws a unique id from the hash keys that the standard library seeds once a thread. This
-    /// needs no system call for each turn.
+    /// Returns a unique id, drawn from the hash keys that the standard library seeds once per
+    /// thread. This needs no system call for each turn.
     pub fn random() -> Self {
         let keyed = RandomState::new();
         let half = |number: u64| u128::from(keyed.hash_one(number));
@@ -53,19 +53,20 @@ impl TurnId {
         Self { trace, span: keyed.hash_one(2_u64).max(1), parent: None }
     }
 
-    /// The id of the turn's child span with this number.
+    /// Returns the id of the turn's child span with this number.
     pub const fn child(self, number: u64) -> u64 {
         let id = mixed(self.span.wrapping_add(STEP.wrapping_mul(number.wrapping_add(1))));
         if id == 0 { 1 } else { id }
     }
 
-    /// A number that is spread evenly over all traces, and the same for all turns of a trace.
+    /// Returns a number that is spread evenly over all traces, and is the same for all turns of a
+    /// trace.
     pub const fn lot(self) -> u64 {
         #[expect(clippy::cast_possible_truncation, reason = "both halves count")]
         mixed((self.trace >> 64) as u64 ^ mixed(self.trace as u64))
     }
 
-    /// The `traceparent` of the turn's child span with this number.
+    /// Returns the `traceparent` of the turn's child span with this number.
     pub fn traceparent(self, child: u64, is_sampled: bool) -> Option<HeaderValue> {
         let flags = u8::from(is_sampled);
         let text = format!("00-{:032x}-{:016x}-{flags:02x}", self.trace, self.child(child));
@@ -83,7 +84,7 @@ impl fmt::Display for TurnId {
     }
 }
 
-/// The trace and the span that a valid `traceparent` names.
+/// Returns the trace and the span that a valid `traceparent` names.
 fn parse(value: &[u8]) -> Option<(u128, u64)> {
     let (head, rest) = value.split_at_checked(55)?;
     let [v1, v2, b'-', trace @ .., b'-', f1, f2] = head else { return None };
@@ -100,7 +101,7 @@ fn parse(value: &[u8]) -> Option<(u128, u64)> {
     (may_go_on && trace != 0 && span != 0).then_some((trace, span))
 }
 
-/// A number of at most 32 lower-case digits.
+/// Reads a number of at most 32 lower-case hexadecimal digits.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |number: u128, digit| {
         let value = match digit {

@@ -1,5 +1,5 @@
 //! Spans of background work: reloads, probes, merges, and writes of the ledger. Such work is rare,
-//! so `tracing` carries it.
+//! so `tracing` can make its spans.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,15 +16,16 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::telemetry::pipe::TracePipe;
 
-/// The target of spans that are exported. Spans of libraries have other targets, and stay here.
+/// The target of spans that are exported. Spans of libraries have other targets, and are not
+/// exported.
 pub const WORK: &str = "warmkey::work";
 
-/// The way from the process's subscriber to a replica's pipe, which comes later.
+/// Connects the process's subscriber with a replica's pipe, which is made later.
 #[derive(Clone, Debug, Default)]
 pub struct WorkSpans(Arc<OnceLock<Arc<TracePipe>>>);
 
 impl WorkSpans {
-    /// From now on, spans of work go to `pipe`. The first pipe of a process stays.
+    /// Sends spans of work to `pipe` from now on. The first pipe of a process stays.
     pub fn connect(&self, pipe: &Arc<TracePipe>) {
         let _ = self.0.set(Arc::clone(pipe));
     }
@@ -48,7 +49,7 @@ impl WorkSpans {
     }
 }
 
-/// Hands ended spans on.
+/// Passes ended spans to the pipe.
 #[derive(Debug)]
 struct WorkProcessor(WorkSpans);
 

@@ -28,7 +28,8 @@ use crate::usage::timeline::{Timeline, Waited};
 use crate::wire::imprint::Imprint;
 use crate::wire::terminal::Terminal;
 
-/// Bytes of a model's name that are kept: turns and records must not hold a body's worth of it.
+/// Longest part of a model's name, in bytes, that is kept. A client may send a name as long as a
+/// body, and turns and records must not hold that.
 const LONGEST_MODEL: usize = 256;
 
 /// The part of a model's name that is kept.
@@ -190,8 +191,8 @@ impl Account {
         self.caller.session.as_ref()
     }
 
-    /// Whether an answer with this end has served the turn, and used up some of its limits. A
-    /// warm-up uses none.
+    /// Whether an answer with this end has served the turn and so used up some of the key's limits.
+    /// A warm-up uses up none.
     pub fn is_served_by(&self, reading: &Reading) -> bool {
         let is_turn = matches!(self.request, RequestKind::Turn) && self.kind != TurnKind::Prewarm;
         is_turn
@@ -226,8 +227,8 @@ impl Account {
         }
     }
 
-    /// Notes the gateway's own share of the time since the last byte of the request: the key is
-    /// chosen.
+    /// Notes the gateway's own share of the turn's time: from the last byte of the request
+    /// (`since`) until the key is chosen.
     pub fn note_overhead(&mut self, since: Instant) {
         let now = Instant::now();
         (self.timeline.received, self.timeline.bound) = (Some(since), Some(now));
@@ -238,7 +239,7 @@ impl Account {
         self.timeline.end_attempt(outcome);
     }
 
-    /// Notes why the outcome of the last attempt is not simply the turn's.
+    /// Notes why the turn does not simply end with the outcome of its last attempt.
     pub fn note_leave_reason(&mut self, reason: Option<Reason>) {
         self.timeline.note_leave_reason(reason);
     }
@@ -289,7 +290,7 @@ impl Account {
         tracing::warn!(turn = %self.id, key, "the upstream's answer cannot be decoded");
     }
 
-    /// Notes that the answer's body ended, or was `broken` off.
+    /// Notes that the answer's body has ended, or was cut off for the reason `broken`.
     pub fn note_end(&mut self, reading: Reading, broken: Option<Ending>) {
         let is_error = self.status.is_some_and(|status| status.as_u16() >= 400);
         self.ending = Some(match (reading.terminal, broken) {
@@ -304,7 +305,7 @@ impl Account {
         self.reading = reading;
     }
 
-    /// Ends the turn as cut, although its client has not left.
+    /// Ends the turn as cut by the gateway, although the client has not left.
     pub fn cut(mut self) {
         self.note_end(Reading::default(), Some(Ending::Cut));
     }

@@ -1,7 +1,8 @@
-//! Believes a denied model, or a 401 that no probe has decided, only once two clients report it.
+//! Believes a denied model, or a 401 that no probe has decided, only once two clients have reported
+//! it.
 //!
-//! One client's answers prove nothing: a client may ask for a model that no project has, or for
-//! something that no key may do. A turn that the key has served since proves the contrary.
+//! One client's answers prove nothing: the client may ask for a model that no project has, or for
+//! something that no key may do. If the key then serves a turn, earlier reports are void.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -39,8 +40,8 @@ impl Corroboration {
         self.is_second(Subject::of(key, doubted), &demand.client.id, Instant::now())
     }
 
-    /// `key` has served the turn `demand`, which began at `began`: earlier reports were not about
-    /// the key.
+    /// Notes that `key` has served the turn `demand`, which began at `began`: reports from before
+    /// were not about the key.
     pub fn has_served(&self, registry: &Registry, key: &Key, demand: &Demand<'_>, began: Instant) {
         registry.has_served(key, began);
         self.refute(key, demand.model, began);

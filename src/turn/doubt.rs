@@ -29,9 +29,9 @@ pub enum Settled {
     Accepted,
     /// The upstream refuses the key, or its organization.
     Refused(Scope),
-    /// The upstream did not say in time. Nothing is known about the key.
+    /// The upstream did not say in time, so nothing is known about the key.
     Undecided,
-    /// The upstream did not say in time, but a second client has met the same.
+    /// The upstream did not say in time, but a second client has met the same 401.
     Suspected,
 }
 
@@ -42,22 +42,22 @@ type Last = Arc<Mutex<Option<(Instant, Acceptance)>>>;
 #[derive(Default)]
 pub struct Doubts {
     keys: Lock<HashMap<Tag, Last>>,
-    /// The keys that probes find refused, in place of an upstream.
+    /// The keys that probes find refused, in tests without an upstream.
     #[cfg(test)]
     refused: Option<Arc<Lock<HashSet<Tag>>>>,
-    /// No probe decides anything, in place of an upstream.
+    /// Whether no probe decides anything, in tests without an upstream.
     #[cfg(test)]
     is_silent: bool,
 }
 
 impl Doubts {
-    /// Doubts whose probes find the keys in `refused` refused, and all others accepted.
+    /// Returns doubts whose probes find the keys in `refused` refused, and all others accepted.
     #[cfg(test)]
     pub fn that_refuse(refused: Arc<Lock<HashSet<Tag>>>) -> Self {
         Self { refused: Some(refused), ..Self::default() }
     }
 
-    /// Doubts whose probes decide nothing.
+    /// Returns doubts whose probes decide nothing.
     #[cfg(test)]
     pub fn that_stay() -> Self {
         Self { is_silent: true, ..Self::default() }
@@ -78,9 +78,9 @@ impl Doubts {
         ask_about(key).await
     }
 
-    /// Asks the upstream about `key`, unless another turn has asked since `met`, when this turn met
-    /// the refusal. `left`: the time that the turn's further doubts may take. `asked` is called for
-    /// each probe that is sent.
+    /// Asks the upstream about `key`. If another turn has asked since `met`, when this turn met the
+    /// refusal, that answer counts. `left`: the time that a further doubt of the turn may take.
+    /// `asked` is called for each probe that is sent.
     pub async fn settle(
         &self,
         key: &Key,

@@ -23,8 +23,8 @@ use crate::wire::references::References;
 const CREDENTIALS: [&str; 6] =
     ["key", "api_key", "api-key", "subscription-key", "token", "access_token"];
 
-/// Query parameters in which some servers look for another method than the request's, or for fields
-/// of its body. The rules read the request line and the body alone.
+/// Query parameters that some servers read in place of the request's method or of fields of its
+/// body. The rules read only the request line and the body.
 const OVERRIDES: [&str; 15] = [
     "_method",
     "x-http-method",
@@ -50,8 +50,8 @@ pub enum ForeignIds {
     /// The turn is answered as if the id did not exist, because the id may be another client's.
     #[default]
     Refuse,
-    /// The turn goes to its session's key. For a gateway that is new in front of keys that its
-    /// clients have used before.
+    /// The turn goes to its session's key. This suits a gateway that is new in front of keys that
+    /// its clients have used before.
     Pass,
 }
 
@@ -119,12 +119,12 @@ pub fn may_ask_for(
     }
 }
 
-/// Refuses a query that shows a credential, or that an upstream might read in place of what the
-/// rules have read. Other parameters pass, because new clients need new ones.
+/// Refuses a query that holds a credential, or that an upstream might read in place of what the
+/// rules have checked. Other parameters pass, because new clients need new ones.
 fn check_query(uri: &Uri) -> Result<(), Error> {
     for pair in uri.query().unwrap_or_default().split(['&', ';']) {
         let name = name_of(pair);
-        // `input[0][id]` and `input.id` are in `input`.
+        // `input[0][id]` and `input.id` name the field `input`.
         let outer = name.split(['[', '.']).next().unwrap_or_default().trim();
         let is_in = |list: &[&str]| list.iter().any(|one| outer.eq_ignore_ascii_case(one));
         if is_in(&CREDENTIALS) {
@@ -176,7 +176,7 @@ mod tests {
         assert!(check_query(&"/v1/responses".parse().unwrap()).is_ok());
     }
 
-    /// A server that reads the query like a form would find there what no rule has read.
+    /// A server that reads the query as a form would find fields there that no rule has checked.
     #[test]
     fn query_names_neither_a_method_nor_a_field_of_the_body() {
         let code = |query: &str| {
@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    /// Only a client that may not ask for each model is refused two of them.
+    /// Two models in one request are refused only to a client that may not ask for every model.
     #[test]
     fn duplicates_of_a_model_agree_where_models_are_limited() {
         let asks = |client: &Client, body: &str| {

@@ -57,7 +57,7 @@ impl Failover {
         Self { options, waiters, client_waits, corroboration, doubts, retries }
     }
 
-    /// Counts a turn: each turn adds a share of a retry.
+    /// Counts a turn. Each turn adds a fraction of a retry to the retries left.
     pub fn begin_turn(&self) {
         self.retries().turn();
     }

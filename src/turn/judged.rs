@@ -1,4 +1,4 @@
-//! The property of judgements. No sequence of answers to one client's requests changes what another
+//! The property of judgements. The answers to one client's requests never change what another
 //! client gets, unless the table names the key or its place as the subject.
 
 use std::collections::BTreeSet;
@@ -38,7 +38,7 @@ pub struct Told {
 }
 
 impl Told {
-    /// Whatever the table says, an answer that names another subject says nothing of a model.
+    /// Checks that an answer that names another subject is never judged as one about the model.
     fn check(&self, judgement: Judgement) {
         let is_of_model = matches!(judgement, Judgement::Model(_) | Judgement::Tier(_));
         assert!(!self.is_of_another || !is_of_model, "{judgement:?} of {self:?}");
@@ -110,11 +110,11 @@ pub enum How {
     Free,
     /// A turn that searches for its session's forgotten organization.
     Search,
-    /// Error frames on an open WebSocket, the first or the second half before a response begins.
+    /// Error frames on an open WebSocket, every second one after its response has begun.
     Frame,
     /// As `Frame`, for requests of a special service tier.
     FlexFrame,
-    /// The failures of answers that had begun.
+    /// Failures that answers state after they have begun.
     Failure,
 }
 
@@ -189,7 +189,8 @@ proptest! {
                         prop_assert!(gateway.registry.is_ready(key, demand.model_use()), "{turns:?}");
                     }
                 }
-                // Each new session of another client begins where it would have begun.
+                // Each new session of another client begins at the same key as if the answers had
+                // never come.
                 let fresh = self::gateway(&KEYS);
                 for number in 0..8 {
                     let [here, there] = [&gateway, &fresh].map(|one| begin(one, &bob, number));

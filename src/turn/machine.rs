@@ -101,7 +101,8 @@ impl Machine {
             Event::Dies(key) => self.upstream.dies(*key),
             Event::Recovers(key) => {
                 self.upstream.recovers(*key);
-                // How replicas learn of the recovery is not part of the binding.
+                // How replicas learn of the recovery is not part of the binding, so here all learn
+                // it at once.
                 self.replicas.iter().for_each(|replica| {
                     replica.registry.has_served(&upstream::keys()[*key], Instant::now())
                 });
@@ -129,7 +130,7 @@ impl Machine {
                 self.upstream.forgets(*session);
             }
             Event::Restart(number) => {
-                // The replica's turns end with it. Its writes may still arrive, as any write.
+                // The replica's turns end with it. Their writes may still arrive, like any write.
                 let set = self.replicas[*number].set.get();
                 self.replicas[*number].is_gone.set(true);
                 self.replicas[*number] =
@@ -177,7 +178,7 @@ impl Machine {
         self.finish();
     }
 
-    /// Ends all trouble. Whatever happened before, all replicas must agree from now on.
+    /// Ends all trouble. Whatever has happened before, all replicas must agree from now on.
     fn settle(&mut self) {
         self.finish();
         for key in 0..upstream::KEYS.len() {
@@ -254,8 +255,8 @@ fn binding_holds_in_every_interleaving() {
         .unwrap_or_else(|violation| panic!("{violation}"));
 }
 
-/// Once found by chance: the store takes a move, but no replica learns of it, because its replica
-/// is cut off; then the key recovers.
+/// Found by chance: the store takes a move, but no replica learns of it, because the replica that
+/// made the move is cut off. Then the key recovers.
 #[test]
 fn move_that_no_replica_knows_is_no_violation() {
     let events = [
@@ -276,8 +277,8 @@ fn move_that_no_replica_knows_is_no_violation() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
-/// Once found by chance: a sibling serves a turn while another turn moves the session away from a
-/// key that has recovered by then.
+/// Found by chance: a sibling serves a turn, while another turn moves the session away from its
+/// key. The key has recovered by then.
 #[test]
 fn turn_beside_the_binding_learns_of_its_move() {
     let events = [
@@ -301,7 +302,7 @@ fn turn_beside_the_binding_learns_of_its_move() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
-/// Once found by chance: only one replica has a key, and another replica's newer set lacks it.
+/// Found by chance: only one replica has a key, and another replica's newer set lacks it.
 #[test]
 fn key_that_a_newer_set_lacks_is_removed() {
     let events = [
@@ -321,8 +322,8 @@ fn key_that_a_newer_set_lacks_is_removed() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
-/// Twice found by chance: a session begins with another key than its order's first. A cut-off
-/// replica finds its organization by a search that ends with the first key.
+/// Found twice by chance: a session begins with another key than the first one of its order. A
+/// cut-off replica finds the session's organization by a search that ends with the first key.
 #[test]
 fn search_of_a_cut_off_replica_does_not_move_the_session() {
     let events = [

@@ -38,14 +38,14 @@ pub fn time_for(bytes: usize) -> Duration {
 pub struct BodyMemory(Arc<Count>);
 
 struct Count {
-    /// Units in use, and those that clients may take.
+    /// Units in use, and the units that clients may take.
     used: AtomicUsize,
     units: usize,
-    /// Notified when some are given back.
+    /// Notified when units are given back.
     freed: Notify,
 }
 
-/// Counts what the gateway holds of one answer only to read it. Where that finds no memory, the
+/// Counts what the gateway holds of one answer only to read it. If there is no memory for that, the
 /// answer passes unread.
 pub struct ReadingMemory {
     memory: BodyMemory,
@@ -53,7 +53,7 @@ pub struct ReadingMemory {
 }
 
 impl ReadingMemory {
-    /// Bytes that count nothing. Most answers never hold more.
+    /// Up to this many bytes count nothing. Most answers never hold more.
     pub const FREE: usize = UNIT;
 
     pub fn of(memory: &BodyMemory) -> Self {
@@ -72,7 +72,7 @@ impl ReadingMemory {
         self.place.units == 0
     }
 
-    /// Takes what was counted so far: somebody else holds it now.
+    /// Takes the place that was counted so far, because the caller holds the bytes now.
     pub fn take(&mut self) -> MemoryPlace {
         std::mem::take(&mut self.place)
     }
@@ -91,7 +91,7 @@ impl BodyMemory {
         Self(Arc::new(Count { used, units, freed: Notify::new() }))
     }
 
-    /// The bytes that this memory holds at the most, without what answers may take beyond it.
+    /// The most bytes that this memory holds, without the additional part for answers.
     pub fn limit(&self) -> usize {
         self.0.units * UNIT
     }
@@ -107,14 +107,14 @@ impl BodyMemory {
     }
 
     /// Makes `place` follow `length`, which may have fallen. A part of a unit counts nothing, so
-    /// that an idle connection has no part of the memory.
+    /// that an idle connection takes no memory.
     pub fn follow(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
         place.shrink(length / UNIT);
         self.grow(place, length / UNIT, self.0.units)
     }
 
-    /// As [`Self::follow`], for an answer. A short one counts, and is never refused: long answers
-    /// of others do not end it.
+    /// As [`Self::follow`], for an answer. A short answer counts but is never refused, so that the
+    /// long answers of others do not end it.
     pub fn follow_answer(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
         place.shrink(length / UNIT);
         let most = if length <= LIGHT { usize::MAX } else { self.most() };
@@ -122,8 +122,8 @@ impl BodyMemory {
     }
 
     /// Makes `place` cover `length` bytes of an answer, and waits for them for a while. A short
-    /// answer waits for nobody. An answer that never fits is refused at once, and its client is not
-    /// asked to come again.
+    /// answer never waits. An answer that can never fit is refused at once, with an error that asks
+    /// for no retry.
     pub async fn await_answer(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
         let most = if length <= LIGHT { usize::MAX } else { self.most() };
         if length.div_ceil(UNIT) > most {
@@ -142,12 +142,12 @@ impl BodyMemory {
         }
     }
 
-    /// The units that may be in use together with answers.
+    /// The units that may be in use if the answers' additional part is included.
     fn most(&self) -> usize {
         self.0.units + self.0.units / 4
     }
 
-    /// Makes `place` have `wanted` units, as long as no more than `most` are in use.
+    /// Makes `place` have `wanted` units, if no more than `most` units are then in use.
     fn grow(&self, place: &mut MemoryPlace, wanted: usize, most: usize) -> Result<(), Error> {
         let Some(more) = wanted.checked_sub(place.units).filter(|more| *more > 0) else {
             return Ok(());

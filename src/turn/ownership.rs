@@ -27,8 +27,8 @@ impl Entry {
             (Ok(Some(owner)), _) => Ok(Some(owner)),
             (_, ForeignIds::Pass) => Ok(None),
             (Ok(None), ForeignIds::Refuse) => Err(not_found(id)),
-            // "Not found" would make the client give up its response; to let the id pass could
-            // expose another client's response.
+            // "Not found" would make the client give up its response. If the id passed, another
+            // client's response could be exposed.
             (Err(away), ForeignIds::Refuse) => Err(unknown_project().because(away.to_string())),
         }
     }
@@ -53,7 +53,7 @@ impl Entry {
         }
     }
 
-    /// Checks that `client` was given each of these stored items, and returns the owner of one.
+    /// Checks that `client` has received each of these stored items, and returns the owner of one.
     /// `None`: there are none, or `server.foreign_ids` lets unknown ids pass. An item of another
     /// client is treated exactly like one that was never made.
     pub async fn items(
@@ -79,8 +79,8 @@ impl Entry {
 
     /// Checks that a turn refers to nothing that could be another client's. Upstreams keep
     /// conversations, and clients make files and vector stores outside the gateway. The gateway
-    /// does not see these ids made, so it cannot tell whose they are. Duplicate fields that
-    /// disagree are refused, too: the upstream may read another one than the gateway.
+    /// does not see how these ids are made, so it cannot tell whose they are. Duplicate fields that
+    /// disagree are refused, too: the gateway and the upstream may read different ones.
     pub fn may_refer(
         &self,
         conversation: Option<&str>,
@@ -125,7 +125,7 @@ impl Entry {
         budget: &mut Budget,
     ) {
         if self.foreign_ids == ForeignIds::Pass {
-            // No turn asks who owns an item.
+            // No turn asks for the owner of an item then, so none is recorded.
             return;
         }
         let items: Vec<_> = ids.iter().map(|id| self.identifier.item(client, id)).collect();

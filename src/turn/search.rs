@@ -19,8 +19,8 @@ use crate::turn::verdict::{Verdict, as_403, undecided};
 use crate::turn::{Ask, Attempts};
 
 impl<A: Ask> Attempts<'_, A> {
-    /// Searches after the provisional binding's key has answered `refused`, because another
-    /// organization has sealed the session's history.
+    /// Searches after the provisional binding's key has answered `refused`: another organization
+    /// has sealed the session's history.
     pub(super) async fn search(
         mut self,
         provisional: Binding,
@@ -43,8 +43,8 @@ impl<A: Ask> Attempts<'_, A> {
                     let found = gateway.bindings.correct(placing, next, self.budget).await;
                     return Ok(self.deliver(found, answer, began).await);
                 }
-                // A key that is out of use was not really tried; the loop tries a sibling, if there
-                // is one.
+                // A key that is out of use says nothing about its organization, so the loop tries a
+                // sibling, if there is one.
                 Verdict::Exhausted(scope) => {
                     gateway.registry.observe(&next.key, Ailment::Exhausted(scope));
                     continue;
@@ -64,7 +64,7 @@ impl<A: Ask> Attempts<'_, A> {
                 }
                 Verdict::Deferred(wait) => later = later.or(Some(Err(busy_error(wait)))),
                 Verdict::Again(Ok(answer)) => later = later.or(Some(Ok((next.clone(), answer)))),
-                // The organization has not seen the turn.
+                // The organization has not seen the turn, so it may accept it later.
                 Verdict::GiveUp(error, Reason::Unreachable | Reason::Overloaded) => {
                     later = later.or(Some(Err(error)))
                 }
@@ -76,7 +76,7 @@ impl<A: Ask> Attempts<'_, A> {
                     gateway.registry.limit(&next.key, self.demand.model_use(), wait);
                     later = later.or(Some(Err(busy_error(wait))));
                 }
-                // A busy organization has not looked at the history.
+                // An organization that limits its traffic has not looked at the history.
                 Verdict::TooSteep(answer) => later = later.or(Some(Ok((next.clone(), answer)))),
                 Verdict::Deliver(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
                     later = later.or(Some(Ok((next.clone(), answer))));

@@ -1,5 +1,6 @@
 //! Remembers which sessions were told to wait for a limited key, on a WebSocket or by the end of a
-//! stream. There the client waits, so only its next turn shows that the wait was in vain.
+//! stream. In both cases the client waits, so only its next turn shows whether the wait was in
+//! vain.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,8 +27,8 @@ pub struct ClientWaits(Mutex<HashMap<SessionId, Waits>>);
 
 impl ClientWaits {
     /// Notes that a turn of `session` met a limit of `key` for `wait`. Returns true if the session
-    /// has already waited for that limit, so in vain. `sent`: when the turn was sent to the key.
-    /// `None`: the limit was stated for no turn, so that nobody has waited for it.
+    /// has already waited for that limit, and so in vain. `sent`: when the turn was sent to the
+    /// key. `None`: the limit was stated for no turn, so no client has waited for it.
     pub fn limited(
         &self,
         session: &SessionId,
@@ -49,7 +50,7 @@ impl ClientWaits {
         let is_in_vain = known.zip(sent).is_some_and(|(at, sent)| waits[at].1 <= sent);
         match known {
             Some(at) if is_in_vain => waits[at].1 = now + wait,
-            // Turns that do not wait do not prolong the wait.
+            // A turn that was sent before the wait's end does not prolong the wait.
             Some(_) => {}
             None if waits.len() < MOST_OF_ONE => waits.push((subject, now + wait)),
             None => {}
@@ -57,8 +58,8 @@ impl ClientWaits {
         is_in_vain
     }
 
-    /// `key` has served a turn of `session`. If that turn was `sent` after the wait for the key's
-    /// limit, the wait is over.
+    /// Notes that `key` has served a turn of `session`. If that turn was `sent` after the wait for
+    /// the key's limit, the wait is over.
     pub fn served(&self, session: &SessionId, (key, asked): (&Key, ModelUse<'_>), sent: Instant) {
         let mut all = self.lock();
         if all.is_empty() {
@@ -111,7 +112,8 @@ mod tests {
         assert!(!meets("m", Instant::now()), "too late to belong to that wait");
     }
 
-    /// A service ends the wait for what has served, and only if it came after the wait.
+    /// A served turn ends only the wait for the subject that has served it, and only if it came
+    /// after that wait.
     #[tokio::test(start_paused = true)]
     async fn wait_ends_with_a_service_after_it() {
         let gateway = gateway(&[("a", "o", "p"), ("b", "o", "q")]);

@@ -12,7 +12,7 @@ use crate::limit;
 use crate::metrics::Reason;
 use crate::outcome::{Answer, Outcome, Refusal};
 
-/// A header of each answer of a Warmkey.
+/// A header that each answer of a Warmkey has.
 const INNER: &str = "x-warmkey-turn";
 /// `Retry-After` for a turn that failed once.
 const SOON: Duration = Duration::from_secs(1);
@@ -24,14 +24,14 @@ pub enum Verdict {
     /// The client receives the answer as it is.
     Deliver(Answer),
     /// The upstream refuses the credential of the key or of its organization. A probe decides. If
-    /// it accepts the key, the client receives this answer as a 403.
+    /// the upstream accepts the key in the probe, the client receives this answer as a 403.
     Doubted(Answer, Scope),
     /// The quota of the project or the organization is used up; the turn goes to another key.
     Exhausted(Scope),
     /// The key's project is rate-limited for this use of a model, for this time.
     Limited(Duration),
-    /// The key does not serve this turn for this time, which says nothing of other turns. If no
-    /// other key serves it, the client receives an error.
+    /// The key does not serve this turn for this time, but it may serve other turns. If no other
+    /// key serves this turn, the client receives an error.
     Deferred(Duration),
     /// The organization's traffic grows too fast. The client receives this answer.
     TooSteep(Answer),
@@ -49,7 +49,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Why the outcome of the attempt is not simply the turn's.
+    /// Why the turn does not simply end with the attempt's outcome.
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Deliver(_) => None,
@@ -70,7 +70,7 @@ impl Verdict {
 pub struct Case<'a> {
     met: Met,
     asked: ModelUse<'a>,
-    /// The upstream's own name of the model, if it has another one.
+    /// The name that the upstream has for the model, if it differs from the client's.
     sent: Option<&'a str>,
     /// The upstream is another Warmkey: its answers are about the keys behind it.
     is_gateway: bool,
@@ -126,7 +126,8 @@ pub fn decide(outcome: Outcome, case: Case<'_>, resends: bool, now: SystemTime) 
                     .because(cause);
             Verdict::GiveUp(error, Reason::Unreachable)
         }
-        // The upstream has seen nothing of the turn, so it is sent again, whatever it says.
+        // The upstream has not processed the turn, so the gateway sends it again, whatever the
+        // cause.
         Outcome::Unprocessed(cause) => Verdict::Again(Err(Error::new(
             ErrorKind::UpstreamUnreachable,
             "The upstream does not take the request at the moment.",
@@ -157,7 +158,7 @@ pub fn decide(outcome: Outcome, case: Case<'_>, resends: bool, now: SystemTime) 
                 .retry_after(SOON),
         ),
         Outcome::Inexpressible(error) => Verdict::GiveUp(error, Reason::Inexpressible),
-        // Codex then uses HTTP at once and for good, with the same key.
+        // On this answer, Codex uses HTTP at once and for good, with the same key.
         Outcome::NotSpoken => {
             let error = Error::new(
                 ErrorKind::UpgradeRequired,
@@ -180,14 +181,14 @@ fn of_request(concern: Concern, answer: Answer) -> Verdict {
     }
 }
 
-/// A 401 that is not about the key. The client receives it as a 403: it would take a 401 for the
-/// refusal of its own token.
+/// Turns a 401 that is not about the key into a 403. The client would take a 401 for the refusal of
+/// its own token.
 pub fn as_403(answer: Answer) -> Answer {
     Answer { status: StatusCode::FORBIDDEN, ..answer }
 }
 
-/// The error after a 401 that no probe has decided. The client retries, and another probe asks. The
-/// upstream's own words stay hidden, because they may be about the key.
+/// The error after a 401 that no probe has decided. The client retries, and another probe decides.
+/// The upstream's own words stay hidden, because they may be about the key.
 pub fn undecided() -> Error {
     Error::new(
         ErrorKind::NoKeyAvailable,
@@ -197,9 +198,9 @@ pub fn undecided() -> Error {
     .retry_after(SOON)
 }
 
-/// An outcome at another Warmkey. If that gateway itself has refused the turn, it has already
-/// waited and tried its keys, so that its answer passes. Only a refused token is this gateway's own
-/// affair.
+/// Returns the outcome of a turn at another Warmkey. If that gateway itself has refused the turn,
+/// it has already waited and tried its keys, so its answer passes. Only a refused token is this
+/// gateway's own affair.
 fn last_word(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Refused(Refusal { answer, .. })
@@ -211,21 +212,21 @@ fn last_word(outcome: Outcome) -> Outcome {
     }
 }
 
-/// Adds a `Retry-After` to a failure that the client may receive, so that not all clients retry at
-/// once, and none gives up.
+/// Adds a `Retry-After` to a failure that the client may receive. Without it, all clients would
+/// retry at once, or give up.
 fn passing(mut answer: Answer, wait: Duration) -> Answer {
     answer.headers.entry(RETRY_AFTER).or_insert_with(|| whole_seconds(wait).into());
     answer
 }
 
-/// A wait as a `Retry-After` states it.
+/// Returns a wait as a `Retry-After` states it: in whole seconds.
 pub const fn whole_seconds(wait: Duration) -> u64 {
     let seconds = wait.as_secs() + (wait.subsec_nanos() > 0) as u64;
     if seconds == 0 { 1 } else { seconds }
 }
 
-/// The model is overloaded for all callers. Codex gives up if it receives the upstream's own error
-/// code.
+/// Returns the error for a model that is overloaded for all callers. On the upstream's own error
+/// code, Codex would give up.
 pub fn overloaded(wait: Option<Duration>) -> Error {
     Error::new(
         ErrorKind::NoKeyAvailable,

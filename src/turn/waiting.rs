@@ -43,13 +43,13 @@ impl Waiters {
 
 impl<A: Ask> Attempts<'_, A> {
     /// Waits in place while the binding's key is limited. If the wait is too long, or too many
-    /// turns wait, another key serves.
+    /// turns wait, another key serves the turn.
     pub(super) async fn wait(&mut self, mut binding: Binding) -> Result<Binding, Error> {
         let gateway = self.gateway;
         let asked = self.demand.model_use();
         while let Fitness::Limited(wait) = gateway.registry.fitness(&binding.key, asked) {
             let permit = match gateway.bindings.is_relieved(self.placing(), &binding) {
-                // Another turn has waited in vain: a free sibling serves at once.
+                // Another turn has waited in vain, so a free sibling serves this one at once.
                 true => None,
                 false => gateway.failover.waiters.enter(&binding.key),
             };
@@ -131,9 +131,9 @@ impl<A: Ask> Attempts<'_, A> {
 }
 
 impl Gateway {
-    /// Handles a limit that a turn met which was `sent` to `key` then, and for which the client
-    /// waits. If the session has already waited for it, free siblings of the same cache serve.
-    /// `None`: the limit was stated for no turn.
+    /// Handles a limit of `key` for which the client waits. `sent`: when the turn that met the
+    /// limit was sent. `None`: the limit was stated for no turn. If the session has already waited
+    /// for that limit, free siblings of the same cache serve.
     pub(super) fn limit_for_client(
         &self,
         (session, key): (Option<&SessionId>, &Key),
@@ -147,10 +147,10 @@ impl Gateway {
         }
     }
 
-    /// Takes what the end of an answer of `key` says about the key: a failure that it states means
-    /// what the same error means over HTTP. Returns true if the key is limited.
+    /// Notes what the end of an answer of `key` says about the key. A failure that it states means
+    /// the same as that error over HTTP. Returns true if the key is limited.
     ///
-    /// A stored response is shown as it once ended, which says nothing about its key now.
+    /// A stored response shows how it once ended, which says nothing about the key's health now.
     pub(super) fn observe_end(&self, account: &Account, key: &Key, reading: &Reading) -> bool {
         if !account.is_turn() {
             return false;
@@ -166,15 +166,15 @@ impl Gateway {
         let Some(wait) = self.registry.observe_failure(key, asked, failure) else { return false };
         self.limit_for_client((session, key), asked, (Some(sent), wait));
         if account.has_waited_for(key) {
-            // The turn itself has waited.
+            // The turn itself has waited for this key, in vain.
             self.registry.strain(key, asked);
         }
         true
     }
 }
 
-/// Minimum back-off for a key that has already rate-limited this turn `limits` times: the wait that
-/// the upstream named was too short.
+/// Minimum back-off for a key that has already rate-limited this turn `limits` times, so that the
+/// waits that the upstream named were too short.
 fn back_off(limits: u32) -> Duration {
     BACK_OFF * limits
 }

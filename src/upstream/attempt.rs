@@ -25,16 +25,16 @@ use crate::wire::decoder::{Coding, Decoder};
 use crate::wire::error_body::ErrorBody;
 use crate::wire::event::is_stream;
 
-/// Maximum bytes of an error answer that are read for its meaning. Real ones are a few hundred
-/// bytes.
+/// Maximum bytes of an error answer that are read for its meaning. Real error answers have a few
+/// hundred bytes.
 const ERROR_BODY: usize = 64 * 1024;
-/// Maximum time for an error answer's body.
+/// Maximum time to read an error answer's body.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
-/// Why an answer is broken that cannot be decoded.
+/// The cause of a broken answer that cannot be decoded.
 const UNREADABLE: &str = "it cannot be decoded by its content-encoding";
 
-/// Sends the turn with `key` once. The turn's `x-codex-turn-state` is left out if another key has
-/// issued it (`has_foreign_state`).
+/// Sends the turn with `key` once. If another key issued the turn's `x-codex-turn-state`
+/// (`has_foreign_state`), the header is left out.
 pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> Outcome {
     let pool = match request.content {
         Content::WebSocket(_) if !key.upstream.speaks_websocket => return Outcome::NotSpoken,
@@ -67,7 +67,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
     }
 }
 
-/// How an attempt failed before the head of an answer.
+/// How an attempt failed before the head of an answer came.
 enum Failure {
     /// No connection: the upstream has seen nothing.
     Connect,
@@ -86,8 +86,8 @@ impl Failure {
         }
         let mut next = std::error::Error::source(error);
         while let Some(cause) = next {
-            // A stream above the last one of a GOAWAY fails with that GOAWAY. A stream below fails
-            // as its connection does.
+            // A stream with a higher id than the last one in a GOAWAY fails with that GOAWAY. A
+            // stream with a lower id fails in the same way as its connection.
             if let Some(error) = cause.downcast_ref::<h2::Error>() {
                 let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
                 return match error.is_remote() && (is_refused || error.is_go_away()) {
@@ -104,14 +104,14 @@ impl Failure {
     }
 }
 
-/// Reads the answer to a request with this content.
+/// Reads the answer to a request with this `content`.
 async fn read_answer(response: reqwest::Response, content: &Content<'_>) -> Outcome {
     if !is_framed_once(response.headers()) {
         return Outcome::Broken("its length is stated twice, or in another way".into());
     }
     match content {
         Content::WebSocket(nonce) => read_handshake(response, nonce).await,
-        // No request over HTTP asks for another protocol.
+        // No request over HTTP asks for another protocol, so a 101 breaks the protocol.
         _ if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             Outcome::Broken("it switches to another protocol".into())
         }
@@ -137,7 +137,7 @@ async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
         StatusCode::SWITCHING_PROTOCOLS => {
             Outcome::Unreachable("its handshake is not that of a WebSocket".into())
         }
-        // The upstream may serve something here, but not a WebSocket.
+        // The upstream may serve other requests at this path, but no WebSocket.
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::UPGRADE_REQUIRED => {
             Outcome::NotSpoken
         }
@@ -146,8 +146,8 @@ async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
     }
 }
 
-/// RFC 6455, section 4.1: the answer must be to our own key, and must not take on anything that was
-/// not offered.
+/// Whether the upstream has accepted the handshake (RFC 6455, section 4.1). Its answer must be
+/// about our own `nonce`, and must not accept anything that was not offered.
 fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
     let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     headers.get(UPGRADE).is_some_and(is_websocket)
@@ -159,8 +159,8 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
 }
 
 /// Reads as much of an answer as its meaning needs. An answer that the gateway cannot decode is
-/// broken: its client could not decode it either, and nothing passes unread. Upstreams are asked
-/// for no coding that the gateway lacks.
+/// broken. Its client could not decode it either, because upstreams are asked only for codings that
+/// the gateway reads. No such answer passes unread.
 pub async fn read(mut response: reqwest::Response) -> Outcome {
     let coding = Coding::of(response.headers());
     if coding == Coding::Unknown {
@@ -174,7 +174,8 @@ pub async fn read(mut response: reqwest::Response) -> Outcome {
     let is_error = status.is_client_error() || status.is_server_error();
     match () {
         () if has_meaning(status) || is_encoded && is_error => read_error(answer, rest).await,
-        // Its first bytes tell whether it can be decoded at all. A stream's head does not wait.
+        // The first bytes show whether the answer can be decoded at all. The head of a stream does
+        // not wait for them.
         () if is_encoded && !is_stream(&answer.headers) => read_first(answer, rest).await,
         () => Outcome::Answered(Answer { rest: Some(rest), ..answer }),
     }
@@ -195,7 +196,7 @@ async fn read_error(mut answer: Answer, mut rest: AnswerBody) -> Outcome {
     };
     let is_whole = match tokio::time::timeout(ERROR_BODY_TIME, whole).await {
         Ok(Ok(is_whole)) => is_whole,
-        // A part must not look like the whole answer.
+        // The part that was read must not look like the whole answer.
         Ok(Err(cause)) => return Outcome::Broken(cause),
         Err(_) => false,
     };
@@ -210,7 +211,7 @@ async fn read_error(mut answer: Answer, mut rest: AnswerBody) -> Outcome {
     Outcome::Refused(Refusal { error: ErrorBody::parse(&text), answer })
 }
 
-/// Reads the first bytes of an encoded document. If they are late, they are checked as they pass.
+/// Reads the first bytes of an encoded document. If they come late, they are checked as they pass.
 async fn read_first(answer: Answer, mut rest: AnswerBody) -> Outcome {
     match tokio::time::timeout(ERROR_BODY_TIME, rest.chunk()).await {
         Ok(Ok(Some(first))) => {
@@ -233,7 +234,7 @@ fn why_cut(cut: CutAnswer) -> String {
     }
 }
 
-/// Whether the meaning of an answer for the key, the session or the next attempt is in its body.
+/// Whether an answer's body decides what it means for the key, the session or the next attempt.
 fn has_meaning(status: StatusCode) -> bool {
     matches!(
         status,
@@ -249,9 +250,9 @@ fn has_meaning(status: StatusCode) -> bool {
     )
 }
 
-/// The beginning of a body as text, decoded for reading only. `None`: the bytes are not in their
-/// coding, unfold too far, or end before their coding does (`is_whole`). Other turns come between
-/// the steps.
+/// Returns the beginning of a body as text, decoded only for reading. `None`: the bytes are not in
+/// their coding, decode to too much, or end before their coding does (`is_whole`). Other turns run
+/// between the steps.
 async fn decoded(headers: &HeaderMap, body: &[u8], is_whole: bool) -> Option<Vec<u8>> {
     let mut decoder = Decoder::new(headers, Beginning::default());
     while !decoder.step(body) {
@@ -279,15 +280,15 @@ impl Write for Beginning {
     }
 }
 
-/// Whether a connection could not be opened for lack of descriptors. The upstream has no part in
-/// that.
+/// Whether a connection could not be opened for lack of descriptors, which is not the upstream's
+/// fault.
 fn lacked_descriptors(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source())
         .filter_map(|error| error.downcast_ref())
         .any(lacks_descriptors)
 }
 
-/// The causes of an error, without the URL, which may hold private data.
+/// Returns the causes of an error, without the URL, which may hold private data.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut next = std::error::Error::source(error);

@@ -2,10 +2,11 @@
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 
-/// Whether an answer's length is stated once (RFC 9112, section 6.3): a coding besides `chunked`
-/// would reach the client undecoded, and a `content-length` beside it would cut the answer.
+/// Whether an answer's length is stated exactly once (RFC 9112, section 6.3). A transfer coding
+/// other than `chunked` would reach the client undecoded. A `content-length` beside `chunked` would
+/// cut the answer.
 pub fn is_framed_once(headers: &HeaderMap) -> bool {
-    // A list of equal lengths is one to some readers only.
+    // Only some readers accept a list of equal lengths as one length.
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let is_number = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
     if !lengths.next().is_none_or(is_number) || lengths.next().is_some() {

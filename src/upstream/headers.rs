@@ -1,9 +1,10 @@
 //! Decides which headers cross the gateway. Pure.
 //!
 //! Towards the upstream, every header passes except those of the hop. These are credentials for
-//! this gateway, headers of one connection, balancers' headers about the client, and headers that
-//! name another organization, method or address. Unknown headers pass, because new clients need new
-//! headers. Towards the client, only listed headers pass, so that no upstream credential leaves.
+//! this gateway, headers of one connection, load balancers' headers about the client, and headers
+//! that name another organization, method or address. Unknown headers pass, because new clients
+//! need new headers. Towards the client, only listed headers pass, so that no upstream credential
+//! leaves.
 
 use std::borrow::Cow;
 
@@ -17,17 +18,18 @@ use crate::session::SessionId;
 use crate::session::identify::{HOP, Hop, STICKY};
 use crate::setting::Secret;
 
-/// The credential of Azure's hosts.
+/// The header for the credential on Azure's hosts.
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
-/// An upstream's own sticky token: opaque, and useless to another key.
+/// An upstream's own token for sticky routing. It is opaque, and of no use to another key.
 pub const TURN_STATE: &str = "x-codex-turn-state";
 
-/// The version of an upstream's list of models. Codex asks for the list again if it has another.
+/// The version of an upstream's list of models. If it differs from Codex's, Codex asks for the list
+/// again.
 const MODELS_VERSION: &str = "x-models-etag";
 
-/// Headers of one connection (RFC 9110, section 7.6.1), and headers that the client of the next hop
-/// writes itself.
+/// Headers of one connection (RFC 9110, section 7.6.1), and headers that the gateway's own HTTP
+/// client writes.
 const HOP_BY_HOP: [&str; 12] = [
     "connection",
     "keep-alive",
@@ -43,7 +45,7 @@ const HOP_BY_HOP: [&str; 12] = [
     "content-length",
 ];
 
-/// Headers in which a client may show a credential or name an account.
+/// Headers in which a client may send a credential or name an account.
 const IDENTITY: [&str; 13] = [
     "authorization",
     "proxy-authorization",
@@ -60,12 +62,12 @@ const IDENTITY: [&str; 13] = [
     STICKY,
 ];
 
-/// Headers in which balancers describe the client, which is not the upstream's business.
+/// Headers in which load balancers describe the client, which is not the upstream's business.
 const FORWARDED: [&str; 6] =
     ["forwarded", "via", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip"];
 
-/// Headers in which some servers look for another method or address than those of the request,
-/// which no rule has seen.
+/// Headers that some servers read in place of the request's method or address. No rule has checked
+/// them.
 const OVERRIDES: [&str; 9] = [
     "x-http-method",
     "x-http-method-override",
@@ -110,7 +112,7 @@ const RETURNED: [&str; 24] = [
 
 const RETURNED_PREFIXES: [&str; 4] = ["x-codex-", "x-openai-", "x-ratelimit-", "x-stainless-"];
 
-/// Codex reads `x-{limit}-primary-used-percent` and its like under any limit's name.
+/// Codex reads `x-{limit}-primary-used-percent` and similar headers for any name of a limit.
 const RETURNED_SUFFIXES: [&str; 7] = [
     "-used-percent",
     "-window-minutes",
@@ -121,13 +123,13 @@ const RETURNED_SUFFIXES: [&str; 7] = [
     "-unlimited",
 ];
 
-/// The client's headers that may go upstream, and a place for the credential. `foreign_state`:
-/// another key issued the turn's `x-codex-turn-state`.
+/// Returns the client's headers that may go to the upstream, with room for the credential.
+/// `foreign_state`: whether another key issued the turn's `x-codex-turn-state`.
 pub fn outgoing(client: &HeaderMap, foreign_state: bool) -> HeaderMap {
     let nominated = nominated(client);
     let mut sent = HeaderMap::with_capacity(client.len() + 1);
     for (name, value) in client {
-        // Servers behind CGI read `x_api_key` and `x-api-key` as one name.
+        // Servers behind CGI cannot tell `x_api_key` from `x-api-key`.
         let text = &*hyphenated(name.as_str());
         let is_stripped = (text != name.as_str() && text == header::ACCEPT_ENCODING)
             || HOP_BY_HOP.contains(&text)
@@ -145,7 +147,8 @@ pub fn outgoing(client: &HeaderMap, foreign_state: bool) -> HeaderMap {
     sent
 }
 
-/// Names `session` in the header by which an upstream knows sessions, unless the client did.
+/// Names `session` in the header by which this upstream knows sessions, unless the client has set
+/// that header.
 pub fn name_session(sent: &mut HeaderMap, name: &HeaderName, session: &SessionId) {
     if !sent.contains_key(name)
         && let Ok(value) = HeaderValue::try_from(derive_key(session))
@@ -154,13 +157,13 @@ pub fn name_session(sent: &mut HeaderMap, name: &HeaderName, session: &SessionId
     }
 }
 
-/// A header's name as a server may read it that takes `_` for `-`.
+/// Returns a header's name as a server may read it that takes `_` for `-`.
 fn hyphenated(name: &str) -> Cow<'_, str> {
     if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) }
 }
 
-/// Shows `key` in the header that its host wants. Comes last, so that no header of the client can
-/// displace it.
+/// Puts `key`'s secret into the header that its host expects. This is done last, so that no header
+/// of the client can replace the secret.
 pub fn show(headers: &mut HeaderMap, key: &Key) {
     let (name, prefix) = match key.upstream.host.credential {
         Credential::Bearer => (header::AUTHORIZATION, "Bearer "),
@@ -187,10 +190,10 @@ fn secret_value(prefix: &str, secret: &Secret) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Removes encodings from the client's `accept-encoding` that this gateway cannot read, and values
-/// that are no text: an upstream might find an encoding in them. The rest stays as the client wrote
-/// it. Reading every encoding would need a decoder for each; a client that loses one gets the same
-/// bytes in another that it accepts.
+/// Removes codings that the gateway cannot read from the client's `accept-encoding`. Also removes
+/// values that are not text, because an upstream might find a coding in them. The rest stays as the
+/// client wrote it. Reading every coding would need a decoder for each; without one of them, a
+/// client gets the same bytes in another coding that it accepts.
 fn keep_readable(client: &mut HeaderMap) {
     let is_readable = |coding: &&str| {
         let name = coding.split(';').next().unwrap_or_default().trim();
@@ -228,7 +231,7 @@ pub fn upgrading(mut headers: HeaderMap, nonce: &str) -> HeaderMap {
     headers
 }
 
-/// The headers of an answer that the client may see.
+/// Returns the headers of an answer that the client may see.
 pub fn returned(upstream: &HeaderMap, secret: &Secret) -> HeaderMap {
     let mut passed = HeaderMap::with_capacity(upstream.len() + 2);
     for (name, value) in upstream {
@@ -239,8 +242,8 @@ pub fn returned(upstream: &HeaderMap, secret: &Secret) -> HeaderMap {
     passed
 }
 
-/// Removes the version of the upstream's list of models from its answer, if `client` gets only a
-/// part of that list: the part has a version of its own.
+/// Removes the version of the upstream's list of models from an answer, if `client` receives only a
+/// part of that list. The part has a version of its own.
 pub fn hide_models_version(answer: &mut HeaderMap, client: &Client) {
     if client.has_models() {
         answer.remove(MODELS_VERSION);
@@ -254,16 +257,16 @@ fn is_returned(name: &HeaderName) -> bool {
         || (name.starts_with("x-") && RETURNED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)))
 }
 
-/// An upstream that repeats the secret in a header must not show it to the client.
+/// Whether a header's value repeats the secret, which the client must not see.
 fn contains(value: &[u8], secret: &[u8]) -> bool {
     !secret.is_empty() && memchr::memmem::find(value, secret).is_some()
 }
 
-/// The names that `Connection` declares as headers of the connection.
+/// Returns the names that `Connection` declares as headers of the connection.
 fn nominated(headers: &HeaderMap) -> Vec<&str> {
     let values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
     let names = values.flat_map(|value| value.split(|byte| *byte == b','));
-    // A value that is no text names no header.
+    // A value that is not text names no header.
     names.filter_map(|name| std::str::from_utf8(name).ok()).map(str::trim).collect()
 }
 

@@ -1,5 +1,5 @@
-//! Caches the lists of models that projects may use. The last good list also serves while its
-//! upstream is away.
+//! Caches the lists of models that projects may use. While an upstream is away, its last good list
+//! serves.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
@@ -20,10 +20,10 @@ use crate::wire::models::ModelList;
 const FRESH: Duration = Duration::from_secs(60);
 /// Time after a failure in which the upstream is not asked again.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Maximum time for an upstream to answer: without an older list, and with one.
+/// Maximum time for an upstream to answer: `LONG` without an older list, `SHORT` with one.
 const LONG: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_secs(2);
-/// Maximum bytes of a list. Codex's has instructions for each model.
+/// Maximum bytes of a list. Codex's list holds instructions for each model.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// Lists that are kept. Each Codex version may have its own.
 const MOST_LISTS: usize = 256;
@@ -35,7 +35,7 @@ pub struct Listed {
     pub etag: Option<HeaderValue>,
 }
 
-/// A cached list, and when it was asked for.
+/// A cached list, and when the upstream was asked for it.
 #[derive(Default)]
 struct Known {
     last_good: Option<Arc<Listed>>,
@@ -44,13 +44,13 @@ struct Known {
 }
 
 impl Known {
-    /// Whether the upstream need not be asked now.
+    /// Whether the upstream need not be asked again yet.
     fn is_recent(&self) -> bool {
         self.asked.is_some_and(|(at, is_good)| at.elapsed() < if is_good { FRESH } else { PAUSE })
     }
 }
 
-/// A project and the query that its list was asked with.
+/// A project, and the query of the request for its list.
 type Name = (Tag, String);
 
 /// All lists of this replica.
@@ -58,8 +58,8 @@ type Name = (Tag, String);
 pub struct ModelLists(Lock<HashMap<Name, Arc<Mutex<Known>>>>);
 
 impl ModelLists {
-    /// The list of `key`'s project, or the last good one while the upstream is away. Of several
-    /// callers at once, one asks.
+    /// Returns the list of `key`'s project, or the last good one while the upstream is away. If
+    /// several callers come at once, one of them asks.
     pub async fn of(&self, key: &Key, query: &str) -> Option<Arc<Listed>> {
         let known = self.entry((key.project_tag, query.to_owned()));
         let mut known = known.lock().await;
@@ -75,7 +75,7 @@ impl ModelLists {
     }
 
     fn entry(&self, name: Name) -> Arc<Mutex<Known>> {
-        // A panic leaves no change half made, so a poisoned lock is fit for use.
+        // A panic leaves no change half made, so a poisoned lock can still be used.
         let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lists.len() >= MOST_LISTS && !lists.contains_key(&name) {
             lists.clear();
@@ -84,7 +84,7 @@ impl ModelLists {
     }
 }
 
-/// The request for `key`'s list.
+/// Returns the request for `key`'s list.
 pub fn request(key: &Key, query: Option<&str>) -> reqwest::Request {
     let mut request = reqwest::Request::new(Method::GET, key.upstream.host.models(query));
     let headers = request.headers_mut();
@@ -111,7 +111,7 @@ pub async fn read_list(headers: &HeaderMap, mut rest: AnswerBody) -> Option<Mode
     ModelList::parse(body.reader()?)
 }
 
-/// Asks `key`'s upstream. `None`: it gave no list.
+/// Asks `key`'s upstream for the list. `None`: the upstream gave none.
 async fn ask(key: &Key, query: &str) -> Option<Listed> {
     let request = request(key, Some(query).filter(|query| !query.is_empty()));
     let mut answer = key.connections.execute(request).await.ok()?;
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::key::table::Table;
 
-    /// The one key of an upstream at this address.
+    /// Returns the one key of an upstream at this address.
     fn key(address: std::net::SocketAddr) -> Arc<Key> {
         let upstream = serde_json::json!({ "name": "u", "base_url": format!("http://{address}") });
         let upstream = serde_json::from_value(upstream).unwrap();
@@ -147,7 +147,7 @@ mod tests {
         Arc::clone(&table.keys()[0])
     }
 
-    /// Answers one request, and is gone.
+    /// Answers one request, and then closes the listener.
     async fn answer_once(listener: TcpListener) {
         let (mut stream, _) = listener.accept().await.unwrap();
         drop(listener);

@@ -1,8 +1,8 @@
-//! Asks upstreams again about keys that are out of use: whether a refusal is confirmed, and whether
-//! it has passed.
+//! Asks upstreams again about keys that are out of use: whether they still refuse a key, or accept
+//! it again.
 //!
-//! A probe of a refused key asks for its models, which costs nothing. Only a turn can find out
-//! whether a quota is back: one replica at a time lets one turn try.
+//! A probe of a refused key asks for the key's models, which costs nothing. Only a turn can show
+//! whether a quota is back. For that, one replica at a time lets one turn try.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::upstream::models::{read_list, request};
 
 /// Time between two looks for conditions that are due.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum number of an organization's keys that are asked, if each is refused for itself.
+/// Most keys of an organization that are asked, if each one is refused for itself.
 const MAX_ASKED: usize = 3;
 /// Maximum time for an upstream to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ pub struct Prober {
     pub registry: Arc<Registry>,
     pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
-    /// Unique to the process.
+    /// The prober's name, unique among replicas.
     pub name: String,
 }
 
@@ -91,7 +91,8 @@ impl Prober {
         }
     }
 
-    /// Whether this replica probes for all. Without the store, each replica probes for itself.
+    /// Whether this replica probes for all replicas. Without the store, each replica probes for
+    /// itself.
     async fn is_elected(&self, subject: Subject, pause: Duration) -> bool {
         let subject = subject.name();
         let claimed = self
@@ -106,7 +107,7 @@ impl Prober {
         !matches!(claimed, Ok(Some(_)))
     }
 
-    /// Asks the upstream whether it accepts a key that it has refused.
+    /// Asks the upstream whether it now accepts a key that it has refused.
     async fn confirm(&self, subject: Subject) {
         let loaded = self.registry.loaded();
         let is_organization = matches!(subject, Subject::Organization(_));
@@ -127,7 +128,7 @@ impl Prober {
                 "asked whether a key is accepted"
             );
             return match told.map_or(Acceptance::Unknown, Told::acceptance) {
-                // A key that is refused for itself says nothing about its organization, so another
+                // A key that is refused for itself says nothing about its organization, so the next
                 // key is asked.
                 Acceptance::Refused(Scope::Key) if is_organization => {
                     self.registry.condemn(key, Ailment::Rejected(Scope::Key));
@@ -139,7 +140,7 @@ impl Prober {
             };
         }
         if is_organization {
-            // Each key was refused for itself.
+            // Each key asked was refused for itself, so the organization is not refused.
             self.registry.end_illness(subject, "");
         }
     }
@@ -154,8 +155,8 @@ pub enum Acceptance {
     Unknown,
 }
 
-/// Asks whether the upstream accepts `key`. An answer shows that only if the upstream must have
-/// looked at the credential first.
+/// Asks whether the upstream accepts `key`. An answer counts only if the upstream must have checked
+/// the credential for it.
 pub async fn ask_about(key: &Key) -> Acceptance {
     ask_traced(key).await.0.map_or(Acceptance::Unknown, Told::acceptance)
 }
@@ -175,10 +176,10 @@ struct Told {
     status: StatusCode,
     /// The scope of the refusal, if the key is refused.
     refused: Option<Scope>,
-    /// The upstream itself says what is wrong. A page, or an error that names nothing, may be that
-    /// of an edge, which looks at no credential.
+    /// Whether the upstream itself says what is wrong. A page, or an error that names nothing, may
+    /// come from an edge in front of the upstream, which checks no credential.
     is_own_error: bool,
-    /// The answer is a list of models.
+    /// Whether the answer is a list of models.
     is_list: bool,
 }
 

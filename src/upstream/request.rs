@@ -20,7 +20,7 @@ use crate::upstream::headers::{name_session, outgoing, show, tell_hop, upgrading
 use crate::upstream::splice::with_value;
 use crate::wire::endpoint::Endpoint;
 
-/// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
+/// Longest time for an upstream to accept a WebSocket. Codex itself waits for 15 seconds.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Headers that hold a digest of the body's bytes.
@@ -34,37 +34,37 @@ pub struct Request<'t> {
     session: Option<&'t SessionId>,
     endpoint: Endpoint<'t>,
     pub content: Content<'t>,
-    /// The facts that another Warmkey learns about the turn.
+    /// The facts about the turn that another Warmkey learns.
     hop: Option<Hop<'t>>,
     asked: AskedModel<'t>,
     trace: Option<Propagated>,
 }
 
-/// The trace context that upstreams get.
+/// The trace context that upstreams receive.
 struct Propagated {
     turn: TurnId,
     is_sampled: bool,
-    /// Attempts that have begun.
+    /// The number of attempts that have begun.
     attempts: AtomicU64,
 }
 
-/// The request's needs beside its bytes.
+/// What the request asks for.
 #[derive(Clone, Copy)]
 pub enum Content<'t> {
-    /// The answer to this body.
+    /// An answer to this body.
     Body(&'t Bytes),
-    /// The answer to this chat body, in whichever dialect the upstream speaks.
+    /// An answer to this chat body, in the dialect that the upstream speaks.
     Chat(&'t ChatBody),
-    /// A WebSocket for turns to come, with this `sec-websocket-key`.
+    /// A WebSocket for later turns, with this `sec-websocket-key`.
     WebSocket(&'t str),
-    /// Something that needs no body.
+    /// An answer to a request without a body.
     Nothing,
 }
 
 /// The model that a body asks for.
 #[derive(Clone, Copy, Default)]
 pub struct AskedModel<'t> {
-    /// Empty: the body names none.
+    /// The model's name. Empty: the body names none.
     pub model: &'t str,
     /// The body's text, if the body itself is encoded.
     pub decoded: Option<&'t Bytes>,
@@ -92,18 +92,18 @@ impl<'t> Request<'t> {
         Self { session, ..self }
     }
 
-    /// With the facts that another Warmkey learns about the turn.
+    /// Adds the facts about the turn that another Warmkey learns.
     pub fn with_hop(self, hop: Option<Hop<'t>>) -> Self {
         Self { hop, ..self }
     }
 
-    /// With the model that the body asks for, which an upstream may call by another name.
+    /// Adds the model that the body asks for. An upstream may have another name for it.
     pub fn asking(self, asked: AskedModel<'t>) -> Self {
         Self { asked, ..self }
     }
 
-    /// Names the turn's attempts to upstreams as spans of its trace. `share` of all traces are
-    /// marked as sampled; `None`: upstreams get what the client sent.
+    /// Makes upstreams see each attempt as a span of the turn's trace. `share`: the share of all
+    /// traces that are marked as sampled. `None`: upstreams receive what the client sent.
     pub fn traced(self, share: Option<Share>, turn: TurnId) -> Self {
         let trace = share.map(|share| Propagated {
             turn,
@@ -119,9 +119,10 @@ impl<'t> Request<'t> {
         turn.traceparent(attempts.fetch_add(1, Ordering::Relaxed), *is_sampled)
     }
 
-    /// The request as `key`'s upstream gets it. The turn's `x-codex-turn-state` is left out if
-    /// another key has issued it (`has_foreign_state`). `traceparent` displaces the client's.
-    /// The error is the client's: its turn cannot be written in the upstream's dialect.
+    /// Returns the request for `key`'s upstream. If another key issued the turn's
+    /// `x-codex-turn-state` (`has_foreign_state`), the header is left out. `traceparent` replaces
+    /// the client's. The error is for the client: its turn cannot be written in the upstream's
+    /// dialect.
     pub fn for_key(
         &self,
         key: &Key,
@@ -156,12 +157,13 @@ impl<'t> Request<'t> {
         let url = host.url(endpoint, self.query);
         let mut request = reqwest::Request::new(self.method.clone(), url);
         *request.headers_mut() = headers;
-        // A body of known length is sent with an exact content-length. Attempts share its bytes.
+        // A body of known length is sent with an exact `content-length`. All attempts share its
+        // bytes.
         *request.body_mut() = body;
         Ok(request)
     }
 
-    /// The client's body, with the upstream's own name of its model.
+    /// Returns the client's body, with the upstream's own name of the model.
     fn plain(&self, key: &Key, own: &Bytes, headers: &mut HeaderMap) -> reqwest::Body {
         if let Some(renamed) =
             self.rename_model(key, self.asked.decoded.unwrap_or(own), self.asked.place)
@@ -170,18 +172,18 @@ impl<'t> Request<'t> {
             return renamed;
         }
         if own.is_empty() {
-            // hyper states no length of an empty body by itself.
+            // hyper itself states no length of an empty body.
             headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
         }
         own.clone().into()
     }
 
-    /// A chat body for an upstream that speaks chat. An encoded body is decoded where its model has
-    /// another name.
+    /// Returns a chat body for an upstream that speaks chat. An encoded body is decoded if the
+    /// upstream has another name for the model.
     fn native(&self, key: &Key, chat: &ChatBody, headers: &mut HeaderMap) -> reqwest::Body {
         let native = chat.native(key.upstream.derives_cache_key);
         let text = if chat.is_encoded() { chat.text() } else { native };
-        // A derived key stands before the model.
+        // A derived cache key is spliced in before the model, so the model's place moves.
         let added = text.len() - chat.text().len();
         let place = self.asked.place.map(|(start, end)| (start + added, end + added));
         match self.rename_model(key, text, place) {
@@ -198,8 +200,8 @@ impl<'t> Request<'t> {
         }
     }
 
-    /// A chat body for an upstream that speaks only Responses. The translation is plain text, and
-    /// its answer has to be read.
+    /// Returns a chat body for an upstream that speaks only Responses. The translation is not
+    /// encoded, and the gateway has to read its answer.
     fn translate_body(
         &self,
         key: &Key,
@@ -214,8 +216,8 @@ impl<'t> Request<'t> {
         Ok(renamed.unwrap_or_else(|| body.clone().into()))
     }
 
-    /// `text` with the upstream's own name of the model, where an operator has mapped it. `place`:
-    /// where the text names the model.
+    /// Returns `text` with the upstream's own name of the model, if an operator has mapped the
+    /// name. `place`: where the text names the model.
     fn rename_model(
         &self,
         key: &Key,
@@ -226,7 +228,7 @@ impl<'t> Request<'t> {
         Some(with_value(text, place?, name))
     }
 
-    /// How long the upstream may take to begin its answer.
+    /// Returns how long the upstream may take to begin its answer.
     pub fn timeout(&self, first_byte_timeout: Duration) -> Duration {
         match self.content {
             Content::WebSocket(_) => first_byte_timeout.min(HANDSHAKE),
@@ -235,8 +237,8 @@ impl<'t> Request<'t> {
     }
 }
 
-/// Removes what the client's headers say of the bytes of a body that is not sent as it came. A
-/// changed body is never encoded.
+/// Removes the client's headers about the bytes of its body, if another body is sent. A changed
+/// body is never encoded.
 fn changed(headers: &mut HeaderMap) {
     headers.remove(CONTENT_ENCODING);
     for name in DIGESTS {

@@ -1,5 +1,6 @@
-//! A body in which one value is replaced, and nothing else. A long body is sent in parts: to copy
-//! megabytes takes the thread of turns many milliseconds, in which every other turn would wait.
+//! Sends a body in which one value is replaced, and nothing else. A long body is sent in parts.
+//! Copying megabytes would take many milliseconds, in which the other turns of the thread would
+//! wait.
 
 use std::array::IntoIter;
 use std::convert::Infallible;
@@ -9,10 +10,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// The longest text that is copied, so that it goes in one write.
+/// The longest text that is copied, so that it goes out in one write.
 const SHORT: usize = 64 * 1024;
 
-/// `text` with `value`, as JSON, in place of the value from `start` to `end`.
+/// Returns `text` with `value`, as JSON, in place of the value from `start` to `end`.
 pub fn with_value(text: &Bytes, (start, end): (usize, usize), value: &str) -> reqwest::Body {
     let value = Bytes::from(serde_json::Value::from(value).to_string());
     let parts = [text.slice(..start), value, text.slice(end..)];
@@ -26,7 +27,7 @@ pub fn with_value(text: &Bytes, (start, end): (usize, usize), value: &str) -> re
 /// A body of known length, in parts.
 struct Parts {
     left: IntoIter<Bytes, 3>,
-    /// Bytes of the parts that are left.
+    /// Bytes of the parts that are not sent yet.
     length: u64,
 }
 

@@ -1,9 +1,9 @@
-//! Compares each turn with the last one of its thread, and stores what the turn leaves for the next
-//! one. Runs behind the turns: no turn waits for it.
+//! Compares each turn with the last one of its thread, and stores what the turn leaves in the cache
+//! for the next one. No turn waits for this task.
 //!
-//! A turn costs the store one read and one write, and turns of a thread that come together share
-//! both. Only a fork's first turn reads up to three times. While the store is away, nothing is
-//! known of earlier turns, and no turn is called cold.
+//! A turn costs the store one read and one write. Turns of a thread that are assessed together
+//! share both. Only a fork's first turn reads up to three times. While the store is away, the
+//! gateway knows of no earlier turn, and calls no turn cold.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::usage::record::{Record, Warmth};
 enum Thread {
     /// The root thread of a session, which has the session's id.
     Root(SessionId),
-    /// A thread with an id of its own.
+    /// A thread with an id of its own, such as a sub-agent's.
     Own(ThreadId),
 }
 
@@ -61,7 +61,7 @@ impl Stored {
 
 pub struct Assessor {
     store: Arc<Store>,
-    /// How long a promise is kept: as long as a binding.
+    /// How long a promise is kept: for as long as a binding.
     ttl: Duration,
     metrics: Arc<Metrics>,
 }
@@ -71,8 +71,8 @@ impl Assessor {
         Self { store, ttl, metrics }
     }
 
-    /// Fills in the warmth of each record, and counts it. The records of a session keep their
-    /// order.
+    /// Compares each record with its session's last turn, fills in the record's warmth, and counts
+    /// it. The records of a session keep their order.
     pub async fn assess(&self, records: Vec<Record>) -> Vec<Record> {
         let (mut threads, mut assessed) = (HashMap::<Thread, Vec<Record>>::new(), Vec::new());
         for record in records {
@@ -100,7 +100,7 @@ impl Assessor {
         }
         if let Some(text) = unwritten {
             let (name, mut budget) = (Name::Promise(thread.as_str()), self.store.budget());
-            // A write that fails leaves an older promise, which is only more modest.
+            // If the write fails, an older promise stays, which only claims less.
             let _ = self.store.put(name, &text, self.ttl, &mut budget).await;
         }
         records
@@ -127,7 +127,7 @@ impl Assessor {
         let held = self.store.get(Name::Promise(id), &mut budget).await?;
         match held {
             None => Ok(None),
-            // This version cannot read a newer version's promise.
+            // This version may be unable to read the promise of a newer version.
             Some(held) => Promise::parse(&held.value)
                 .map(Some)
                 .ok_or_else(|| Unavailable("a newer version's promise".into())),
@@ -145,9 +145,9 @@ impl Assessor {
     }
 }
 
-/// The thread whose last turn a record is compared with. Threads of a session have prefixes of
-/// their own. `None`: nothing is known of this turn's cache, or the turn leaves nothing to the next
-/// one.
+/// Returns the thread with whose last turn a record is compared. Each thread of a session has a
+/// prefix of its own. `None`: the gateway knows nothing of this turn's cache, or the turn leaves
+/// nothing for the next one.
 fn thread(record: &Record) -> Option<Thread> {
     record.service.as_ref()?;
     record.usage.as_ref()?;
@@ -158,15 +158,16 @@ fn thread(record: &Record) -> Option<Thread> {
     thread.or_else(|| record.session.clone().map(Thread::Root))
 }
 
-/// The promise that the turn leaves for the next one. `None`: the stored promise stays.
+/// Returns the promise that the turn leaves for the next one. `None`: the stored promise stays.
 fn next(record: &Record, last: &Stored, ended: u64) -> Option<Promise> {
     let promise = Promise::of(record, ended)?;
     let is_continued = record.imprint.as_ref().is_some_and(|imprint| imprint.is_continued);
     let is_cold = record.warmth.cold.is_some();
     match (record.kind, last) {
-        // Half of a session's prefix may be warmed up anew, while all of it is still there.
+        // A prewarm may state only a part of a session's prefix, while the whole prefix is still
+        // cached.
         (TurnKind::Prewarm, Stored::Own(_)) => None,
-        // The next turn has another history, of unknown length.
+        // The next turn has another history, whose length is not known.
         (TurnKind::Compaction, _) => Some(Promise { tokens: 0, mark: None, ..promise }),
         (_, Stored::Own(last)) if !is_cold => Some(promise.follow(last, is_continued)),
         _ => Some(promise),

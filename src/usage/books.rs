@@ -23,18 +23,19 @@ const QUEUE: usize = 8_192;
 /// The readers of every turn's record on this replica.
 pub struct Books {
     pub metrics: Arc<Metrics>,
-    /// Once cancelled, turns in flight are cut, and their clients have not left.
+    /// Once cancelled, turns in flight are cut by the gateway, and do not count as left by their
+    /// clients.
     pub cutting: CancellationToken,
     /// The ledger's queue of records. `None`: this replica keeps no ledger queue.
     queue: Option<mpsc::Sender<Record>>,
     /// Which records become traces. `None`: no turn is traced.
     traced: Option<TraceRule>,
-    /// The queue was full when the last record came.
+    /// Whether the queue was full when the last record came.
     is_full: AtomicBool,
     strangers: Mutex<Strangers>,
 }
 
-/// Refused requests of callers without a valid token, which cost no log line each.
+/// Refused requests of callers without a valid token. The log reports many in one line.
 struct Strangers {
     untold: u64,
     told: Option<Instant>,
@@ -50,7 +51,8 @@ impl Books {
         Self { metrics, cutting, queue: None, traced: None, is_full, strangers }
     }
 
-    /// With the queue that the ledger reads. `traced`: which records become traces, too.
+    /// Returns books with a queue for the ledger, and the ledger's end of the queue. `traced`:
+    /// which records become traces, too.
     pub fn queued(
         metrics: Arc<Metrics>,
         traced: Option<TraceRule>,
@@ -59,12 +61,12 @@ impl Books {
         (Self { queue: Some(queue), traced, ..Self::new(metrics) }, records)
     }
 
-    /// A turn has begun. It is in flight until [`Self::close`].
+    /// Notes that a turn has begun. It is in flight until [`Self::close`].
     pub fn open(&self) {
         self.metrics.turn_began();
     }
 
-    /// A turn has ended, or what was opened as one.
+    /// Notes that a turn, or a request that was opened as one, has ended.
     pub fn close(&self, record: Record) {
         self.count_facts(&record);
         match (record.request, record.refusal) {
@@ -77,8 +79,9 @@ impl Books {
         }
     }
 
-    /// The ledger's task logs a turn, so that no turn formats a line or waits for the log's lock. A
-    /// record that the task does not get is logged here, so that no line is lost.
+    /// Queues the record for the ledger's task. That task logs the turn, so that no turn formats a
+    /// line or waits for the log's lock. If the queue is full or closed, the turn is logged here,
+    /// so that no line is lost.
     fn close_turn(&self, record: Record) {
         self.count(&record);
         let Some(queue) = &self.queue else { return log_turn(&record) };
@@ -97,7 +100,7 @@ impl Books {
         }
     }
 
-    /// A request that is no turn was answered. It is neither counted nor kept.
+    /// Logs a request that is no turn and was answered. Such a request is neither counted nor kept.
     fn tell_of(&self, operation: &'static str, record: &Record) {
         self.metrics.turn_void();
         tracing::info!(
@@ -112,8 +115,8 @@ impl Books {
         );
     }
 
-    /// Counts a record that nobody takes. Only a turn that would be traced for sure has lost a
-    /// trace: whether the turn was cold is not known here.
+    /// Counts a record that the ledger does not get. Counts its trace as lost only if the turn
+    /// would be traced in any case, because whether it was cold is not known here.
     fn lose(&self, record: &Record) {
         log_turn(record);
         self.metrics.ledger_dropped(1);
@@ -121,8 +124,8 @@ impl Books {
         self.metrics.traces_dropped(is_traced.into());
     }
 
-    /// A request was refused before its client was known. Anybody can send such requests, so they
-    /// are counted, and the log tells of many in one line.
+    /// Counts a request that was refused before its client was known. Anyone can send such
+    /// requests, so the log reports many in one line.
     fn tell_stranger(&self, record: &Record, kind: ErrorKind) {
         let seconds = record.duration.as_secs_f64();
         self.metrics.turn_ended(record.transport, record.ending, seconds);
@@ -143,7 +146,7 @@ impl Books {
         }
     }
 
-    /// Counts what holds for every request, whether it was a turn or not.
+    /// Counts the facts of every request, whether it was a turn or not.
     fn count_facts(&self, record: &Record) {
         if let Some(overhead) = record.timeline.to_binding() {
             self.metrics.overhead(overhead.as_secs_f64());

@@ -1,8 +1,8 @@
 //! Decides whether a turn was cold, and why. Pure.
 //!
 //! A turn is cold if it reads less than nine tenths of what its session's last turn had left, and
-//! at least 1,024 tokens fewer. New input is no loss: a turn is never expected to read more than
-//! the last turn left, nor more than its own input.
+//! at least 1,024 tokens fewer. New input makes no turn cold: no turn is expected to read more than
+//! the last turn left, or more than its own input.
 
 use crate::metrics::ColdReason;
 use crate::session::purpose::TurnKind;
@@ -11,7 +11,7 @@ use crate::usage::record::{Record, Service, Warmth};
 use crate::wire::imprint::Imprint;
 use crate::wire::terminal::Usage;
 
-/// The last turn of a record's session, as far as it is known.
+/// What is known about the last turn of a record's session.
 #[derive(Clone, Copy, Debug)]
 pub enum Last<'l> {
     /// The store did not answer.
@@ -23,7 +23,7 @@ pub enum Last<'l> {
     Parents(&'l Promise),
 }
 
-/// `began`: when the turn began, in seconds since 1970.
+/// Decides whether the turn of `record` was cold. `began`: when it began, in seconds since 1970.
 pub fn assess(record: &Record, last: Last<'_>, began: u64) -> Warmth {
     let (Some(service), Some(usage)) = (&record.service, &record.usage) else {
         return Warmth::default();
@@ -54,23 +54,23 @@ pub fn assess(record: &Record, last: Last<'_>, began: u64) -> Warmth {
     }
     let change = Change { service, record, promise, usage, is_fork, began };
     match change.reason() {
-        // The history was made shorter, as the client wanted.
+        // The upstream has shortened the history, as the client wanted.
         _ if usage.miss.as_deref() == Some(COMPACTED) => Warmth::default(),
-        // Its parent's cache was never its own.
+        // The parent's cache was never the fork's own, so the fork was expected to read nothing.
         ColdReason::FirstTurn => cold(ColdReason::FirstTurn),
         reason => Warmth { expected, cold: Some(reason) },
     }
 }
 
-/// Whether reading `read` tokens is cold where `expected` were expected.
+/// Whether `read` tokens are so much fewer than the `expected` ones that the turn is cold.
 fn falls_short(read: u64, expected: u64) -> bool {
     read.saturating_mul(10) < expected.saturating_mul(9) && expected.saturating_sub(read) >= MINIMUM
 }
 
-/// The upstream's word for a history that was made shorter.
+/// The upstream's reason for a miss after it has shortened the history.
 const COMPACTED: &str = "context_compacted";
 
-/// A cold turn, and what its session's last turn left.
+/// A cold turn, and the promise of its session's last turn.
 struct Change<'c> {
     service: &'c Service,
     record: &'c Record,
@@ -81,8 +81,8 @@ struct Change<'c> {
 }
 
 impl Change<'_> {
-    /// The first reason that alone makes a turn cold. What the gateway did comes first, then what
-    /// the client did, then what time did.
+    /// Returns the first reason that alone makes a turn cold. Reasons of the gateway come first,
+    /// then those of the client, then those of time.
     fn reason(&self) -> ColdReason {
         let key = &self.service.key;
         let model = crate::key::Tag::of("model", self.record.answering_model().as_bytes());
@@ -100,18 +100,18 @@ impl Change<'_> {
         } else if self.is_fork {
             ColdReason::FirstTurn
         } else if miss.is_some() {
-            // Whatever else the upstream names, the client changed it.
+            // For any other reason that the upstream states, the client has changed the prefix.
             ColdReason::PrefixChanged
         } else {
             ColdReason::Upstream
         }
     }
 
-    /// Whether the client sent another beginning than the last time.
+    /// Whether the client sent another beginning than in the last turn.
     fn has_another_prefix(&self) -> bool {
         let Some(imprint) = &self.record.imprint else { return false };
         let Imprint { tools, settings, cache_key, input, is_continued, .. } = &**imprint;
-        // A fork has a cache key of its own.
+        // A fork always has another cache key than its parent.
         let has_other_key = !self.is_fork && *cache_key != self.promise.cache_key;
         let is_other_input = match self.promise.mark {
             _ if *is_continued => false,
@@ -124,8 +124,8 @@ impl Change<'_> {
             || is_other_input
     }
 
-    /// Whether the cache may have forgotten the prefix by now. It was not read for longer than a
-    /// model keeps it at least, or is older than a model keeps it at most.
+    /// Whether the cache may have dropped the prefix by now. The prefix may be unread for longer
+    /// than a model surely keeps it, or older than a model keeps any.
     fn is_expired(&self) -> bool {
         let life = Life::of(self.record.answering_model(), self.promise.is_long);
         let since = |time: u64| self.began.saturating_sub(time);
@@ -136,9 +136,9 @@ impl Change<'_> {
 /// How long a prefix is kept, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Life {
-    /// Without being read, at least.
+    /// For how long at least, if it is not read.
     idle: u64,
-    /// In all, at most.
+    /// For how long at most, however often it is read.
     age: u64,
 }
 
@@ -148,13 +148,13 @@ const HOUR: u64 = 3_600;
 const RETAINED: [&str; 2] = ["gpt-5", "gpt-4.1"];
 
 impl Life {
-    /// Source: OpenAI's prompt caching guide, as of November 2026. `is_long`: the client asked for
-    /// half a day.
+    /// Returns the life of a prefix. Source: OpenAI's prompt caching guide, as of November 2026.
+    /// `is_long`: whether the client asked for half a day.
     fn of(model: &str, is_long: bool) -> Self {
         if is_long {
             Self { idle: 12 * HOUR, age: u64::MAX }
         } else if keeps_breakpoints(model) {
-            // Each read begins this life anew.
+            // Each read begins the half hour anew.
             Self { idle: HOUR / 2, age: u64::MAX }
         } else if RETAINED.iter().any(|family| model.starts_with(family)) {
             Self { idle: HOUR / 2, age: 24 * HOUR }

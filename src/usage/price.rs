@@ -14,32 +14,32 @@ use crate::wire::terminal::Usage;
 pub mod setting;
 mod table;
 
-/// A request with more input tokens than this has another price for every token.
+/// Most input tokens at the usual price. A longer request has another price for every token.
 const LONG: u64 = 272_000;
 /// Hosts of these regions cost a tenth more.
 const REGIONAL: [&str; 5] = ["us", "eu", "au", "in", "jp"];
 /// The tier of an answer that names none.
 const STANDARD: &str = "default";
 
-/// Pico-USD for one token, by its use. `None`: the rate is unknown.
+/// Prices in pico-USD for one token, by its use. `None`: the rate is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
     pub input: u64,
     pub cached: Option<u64>,
-    /// Of tokens that are written to the cache for half an hour.
+    /// Price of tokens that are written to the cache for half an hour.
     pub written: Option<u64>,
-    /// Of tokens that are written to the cache for half a day.
+    /// Price of tokens that are written to the cache for half a day.
     pub written_half_day: Option<u64>,
     pub output: u64,
 }
 
-/// The prices that are in use: those of the configuration over the built-in table.
+/// The prices in use. Prices of the configuration replace those of the built-in table.
 #[derive(Clone, Debug, Default)]
 pub struct Prices {
     own: Vec<Own>,
 }
 
-/// One `[[price]]`.
+/// One `[[price]]` of the configuration.
 #[derive(Clone, Debug)]
 struct Own {
     model: String,
@@ -53,7 +53,7 @@ struct Own {
 #[derive(Clone, Copy, Debug)]
 pub struct Sale<'t> {
     pub model: &'t str,
-    /// As the response states it. `None`: it states none.
+    /// The tier that the response states. `None`: it states none.
     pub tier: Option<&'t str>,
     /// The region of the key that served the turn.
     pub region: &'t str,
@@ -62,16 +62,16 @@ pub struct Sale<'t> {
     pub usage: &'t Usage,
 }
 
-/// The cost of a turn, and the price that was used.
+/// The cost of a turn, and the price that it was computed from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cost {
     pub nano_usd: u64,
-    /// Names the price: model, tier, first day, and what was added to the price.
+    /// Names the price: model, tier, first day, and surcharges.
     pub price_id: String,
 }
 
 impl Prices {
-    /// The prices of the configuration over the built-in table.
+    /// Returns the prices of the configuration, over those of the built-in table.
     pub fn new(settings: &[PriceSettings]) -> Result<Self, String> {
         let mut own: Vec<Own> = Vec::with_capacity(settings.len());
         for one in settings {
@@ -87,12 +87,13 @@ impl Prices {
             }
             own.push(one);
         }
-        // The newest price that has begun is the one that counts.
+        // The newest price that has already begun counts.
         own.sort_by_key(|one| Reverse(one.from));
         Ok(Self { own })
     }
 
-    /// `None`: the model, the tier or a rate that the turn needs is unknown.
+    /// Returns the cost of a turn. `None`: the model, the tier or a rate that the turn needs is
+    /// unknown.
     pub fn cost(&self, sale: &Sale<'_>) -> Option<Cost> {
         let tier = match sale.tier.unwrap_or(STANDARD) {
             "fast" => "priority",
@@ -127,7 +128,7 @@ impl Prices {
         if let Some(one) = own(tier) {
             return Some(Found { rates: one.rates, from: one.from, is_own: true });
         }
-        // A configured standard price also applies to the tiers that follow the standard price.
+        // A configured standard price also counts for the tiers that follow the standard price.
         if let (Some(one), Some(percent)) = (own(STANDARD), percent_of_standard(model, tier)) {
             return Some(Found { rates: scaled(one.rates, percent), from: one.from, is_own: true });
         }
@@ -146,19 +147,20 @@ fn is_in_force(from: Option<Date>, until: Option<Date>, day: Date) -> bool {
     from.is_none_or(|from| from <= day) && until.is_none_or(|until| day < until)
 }
 
-/// The names under which `model` may have a price: its own, then the one without its date.
+/// Returns the names under which `model` may have a price: its own, and then the one without its
+/// date.
 fn names(model: &str) -> impl Iterator<Item = &str> {
     std::iter::once(model).chain(undated(model))
 }
 
-/// `gpt-5.4` of `gpt-5.4-2026-03-05`.
+/// Returns `gpt-5.4` for `gpt-5.4-2026-03-05`.
 fn undated(model: &str) -> Option<&str> {
     let (name, date) = model.split_at_checked(model.len().checked_sub(11)?)?;
     let date = date.strip_prefix('-')?;
     (!name.is_empty() && date.parse::<Date>().is_ok()).then_some(name)
 }
 
-/// Cost in nano-USD, rounded half up.
+/// Returns the cost in nano-USD, rounded half up.
 fn nano_usd(rates: &Rates, usage: &Usage, is_long: bool, is_regional: bool) -> Option<u64> {
     let cost = |tokens: u64, rate: Option<u64>| match tokens {
         0 => Some(0),
@@ -171,7 +173,8 @@ fn nano_usd(rates: &Rates, usage: &Usage, is_long: bool, is_regional: bool) -> O
         + cost(usage.written - half_day, rates.written)?
         + cost(half_day, rates.written_half_day)?;
     let output = cost(usage.output, Some(rates.output))?;
-    // Twentieths of a pico-USD: a half for the output of long requests, a tenth for the region.
+    // The unit is a twentieth of a pico-USD, because a long request adds half to the output's
+    // price, and a region adds a tenth.
     let twentieths = match is_long {
         true => input * 4 + output * 3,
         false => (input + output) * 2,

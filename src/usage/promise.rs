@@ -3,7 +3,7 @@
 //!
 //! `1 <key tag><domain tag><model tag> <time> <since> <tokens> <tools> <settings> <cache key>
 //! [<mark number>.<mark digest>] [l]`, usually 80 bytes. Numbers are in base 36, times in seconds.
-//! Words of a newer version follow and are passed over.
+//! A newer version may append words, which this version skips.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use crate::usage::record::Record;
 use crate::wire::imprint::InputMark;
 use crate::wire::terminal::Usage;
 
-/// The version of the stored form. A form of another version is not read.
+/// The version of the stored form. A form with another version is not read.
 const VERSION: &str = "1";
 /// The shortest prefix that any model caches, in tokens.
 pub const MINIMUM: u64 = 1_024;
 
-/// The tokens that a session's next turn may expect in the cache, and the facts that tell why it
+/// The tokens that a session's next turn may expect in the cache, and facts that explain why it
 /// finds fewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promise {
@@ -34,14 +34,15 @@ pub struct Promise {
     pub tools: u32,
     pub settings: u32,
     pub cache_key: u32,
-    /// The beginning of the input. `None`: it is too short, or not known.
+    /// The mark of the input's beginning. `None`: the input is too short, or not known.
     pub mark: Option<InputMark>,
-    /// The client asked for a life of half a day.
+    /// Whether the client asked for half a day in the cache.
     pub is_long: bool,
 }
 
 impl Promise {
-    /// The promise of a turn that ended `at`. `None`: nothing is known of what the turn left.
+    /// Returns the promise of a turn that ended at `at`. `None`: nothing is known of what the turn
+    /// left.
     pub fn of(record: &Record, at: u64) -> Option<Self> {
         let (service, usage) = (record.service.as_ref()?, record.usage.as_ref()?);
         let imprint = record.imprint.as_ref()?;
@@ -61,18 +62,19 @@ impl Promise {
         })
     }
 
-    /// This promise after one that it goes on from, without a cold turn between them.
+    /// Returns this promise as it follows `last`, the promise before, if no turn between them was
+    /// cold.
     pub fn follow(self, last: &Self, is_continued: bool) -> Self {
         Self {
             since: last.since.min(self.at),
-            // The new input stands behind the one that the mark was taken of.
+            // A continued request sends only new input, so the mark of the earlier input stays.
             mark: if is_continued { last.mark } else { self.mark },
             is_long: self.is_long || last.is_long,
             ..self
         }
     }
 
-    /// Returns `None` for a text that this version does not understand.
+    /// Parses a stored promise. Returns `None` for a text that this version does not understand.
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.is_ascii().then_some(text)?.split(' ');
         if words.next()? != VERSION {
@@ -101,7 +103,7 @@ impl Promise {
             match word.split_once('.') {
                 Some((number, digest)) => promise.mark = mark(number, digest).or(promise.mark),
                 None if word == "l" => promise.is_long = true,
-                // A newer version's word.
+                // This is a word of a newer version.
                 None => {}
             }
         }
@@ -116,19 +118,19 @@ fn mark(number: &str, digest: &str) -> Option<InputMark> {
     })
 }
 
-/// The cache that a key reads.
+/// Returns the domain of a key: the cache that it reads.
 pub fn domain(key: &Key) -> Tag {
     let name = [key.organization.as_bytes(), key.region.as_bytes()].join(&0);
     Tag::of("domain", &name)
 }
 
-/// The tokens that a turn leaves in the cache.
+/// Returns the tokens that a turn leaves in the cache.
 fn count_kept_tokens(model: &str, usage: &Usage) -> u64 {
     if usage.is_diagnosed || usage.written > 0 {
-        // The upstream counts what it writes: nothing else is kept.
+        // The upstream counts the tokens that it writes, so nothing else is kept.
         return usage.cached.saturating_add(usage.written).min(usage.input);
     }
-    // GPT-5.5 keeps whole steps of this length. Steps of other models are too short to matter.
+    // GPT-5.5 keeps only whole steps of this length. Steps of other models are too short to matter.
     let kept = if model.starts_with("gpt-5.5") { usage.input / 2_048 * 2_048 } else { usage.input };
     if kept < MINIMUM { 0 } else { kept }
 }
@@ -174,7 +176,7 @@ mod tests {
         Tag::parse(text).expect("eight characters")
     }
 
-    /// 2026-12-01, noon.
+    /// A promise of 2026-12-01, noon.
     fn promise() -> Promise {
         Promise {
             key: tag("keykeyke"),
@@ -191,7 +193,7 @@ mod tests {
         }
     }
 
-    /// Pins the form that other versions and replicas read.
+    /// Other versions and replicas read this form, so it must not change.
     #[test]
     fn promise_is_written_as_it_always_was() {
         let text = "1 keykeykedomaindomodelmod tpd800 tpd580 4abk 1z141z3 7 0 14.1z141z3 l";
@@ -259,7 +261,7 @@ mod tests {
             ("gpt-5.5", usage(2_047, 0, 0, false), 0),
             ("gpt-6-sol", usage(9_000, 8_000, 900, true), 8_900),
             ("gpt-6-sol", usage(9_000, 0, 900, false), 900),
-            // An explicit request without a mark keeps nothing.
+            // With explicit breakpoints, a request without one keeps nothing.
             ("gpt-6-sol", usage(9_000, 0, 0, true), 0),
             ("gpt-6-sol", usage(9_000, u64::MAX, 1, true), 9_000),
         ] {

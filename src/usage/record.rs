@@ -18,14 +18,15 @@ use crate::usage::timeline::Timeline;
 use crate::wire::imprint::Imprint;
 use crate::wire::terminal::{Terminal, Usage};
 
-/// What kind of request a record is of.
+/// The kind of request that a record is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
-    /// Counted, logged, billed and kept.
+    /// A turn, which is counted, logged, billed and kept.
     Turn,
     /// The handshake of a WebSocket that opened. Each turn on the WebSocket has its own record.
     Handshake,
-    /// A request that is no turn, by its name in the log. Its answer is neither counted nor kept.
+    /// A request that is no turn, with its name in the log. It is logged, but neither counted nor
+    /// kept.
     Operation(&'static str),
 }
 
@@ -40,13 +41,13 @@ pub struct Record {
     /// `None`: the turn names no session.
     pub session: Option<SessionId>,
     pub lineage: Lineage,
-    /// `None`: no key was chosen.
+    /// The key that served the turn. `None`: no key was chosen.
     pub service: Option<Service>,
     /// The model that the client asked for. Empty: the client named none.
     pub model: String,
     /// The service tier that the client asked for. `None`: it asked for none.
     pub asked_tier: Option<String>,
-    /// The client wrote its turn as Chat Completions.
+    /// Whether the client wrote its turn as Chat Completions.
     pub by_chat: bool,
     /// Digests of the parts that the prompt cache matches. `None`: the request was not read.
     pub imprint: Option<Box<Imprint>>,
@@ -55,17 +56,17 @@ pub struct Record {
     pub ending: Ending,
     /// The gateway's own error that ended the turn.
     pub refusal: Option<ErrorKind>,
-    /// Session signals that were malformed, and skipped.
+    /// Number of session signals that were malformed, and so skipped.
     pub malformed: u64,
-    /// The answer held the secret of its key.
+    /// Whether the answer held the secret of its key.
     pub has_leaked: bool,
-    /// The answer could not be decoded, and was cut for that.
+    /// Whether the answer was cut because the gateway could not decode it.
     pub is_unreadable: bool,
-    /// How the upstream itself said that its answer ended.
+    /// The end of the answer, as the upstream itself stated it.
     pub terminal: Option<Terminal>,
-    /// `None`: the upstream stated no usage, which is not the same as zero.
+    /// Token counts. `None`: the upstream stated none, which is not the same as zero.
     pub usage: Option<Usage>,
-    /// Filled in once the turn is compared with the last one of its session.
+    /// How warm the turn was. Filled in once the turn is compared with its session's last one.
     pub warmth: Warmth,
     /// When the turn began.
     pub at: SystemTime,
@@ -77,7 +78,7 @@ pub struct Record {
 pub struct Service {
     pub key: Arc<Key>,
     pub result: BindingResult,
-    /// The key reads another prompt cache than the key that the turn began with.
+    /// Whether the key reads another prompt cache than the key that the turn began with.
     pub domain_moved: bool,
 }
 
@@ -87,28 +88,29 @@ pub struct Warmth {
     /// The tokens that the turn could expect to read. `None`: nothing is known of an earlier turn,
     /// or it left nothing.
     pub expected: Option<u64>,
-    /// `None`: the turn was warm, or nothing is known.
+    /// Why the turn was cold. `None`: it was warm, or the gateway cannot tell.
     pub cold: Option<ColdReason>,
 }
 
 impl Record {
-    /// The model that answered, or else the one that was asked for.
+    /// Returns the model that answered, or otherwise the model that was asked for.
     pub fn answering_model(&self) -> &str {
         self.usage.as_ref().and_then(|usage| usage.model.as_deref()).unwrap_or(&self.model)
     }
 
-    /// Why the turn was cold. `None`: it was warm, or nothing can be said.
+    /// Returns why the turn was cold. `None`: it was warm, or the gateway cannot tell.
     pub const fn cold_reason(&self) -> Option<ColdReason> {
         self.warmth.cold
     }
 
-    /// Tokens that a cold turn was expected to read and did not. 0 if the reason is no loss.
+    /// Returns the tokens that a cold turn was expected to read and did not read. 0: the reason is
+    /// no loss.
     pub fn missed_tokens(&self) -> u64 {
         let Warmth { expected: Some(expected), cold: Some(_) } = self.warmth else { return 0 };
         expected.saturating_sub(self.usage.as_ref().map_or(0, |usage| usage.cached))
     }
 
-    /// A served turn of `alice` over HTTP, of a test.
+    /// Returns a served turn of `alice` over HTTP, for tests.
     #[cfg(test)]
     pub fn sketch(key: &Arc<Key>, usage: Option<Usage>) -> Self {
         let service =
@@ -141,7 +143,7 @@ impl Record {
         }
     }
 
-    /// Whether the client did not get what it asked for. A client that left has had enough.
+    /// Whether the client did not get what it asked for. A turn whose client left has not failed.
     pub const fn has_failed(&self) -> bool {
         match self.ending {
             Ending::Completed | Ending::Incomplete | Ending::ClientLeft => false,

@@ -1,5 +1,5 @@
-//! Keeps a JSON text, or the parts of a long one that state its end and its cost: all but the
-//! contents of arrays and long strings. Pure.
+//! Keeps a JSON text. Of a long one, keeps the parts that state its end and its cost: everything
+//! except the contents of arrays and long strings. Pure.
 //!
 //! A generated picture is one string of megabytes, and an output of any length is an array.
 
@@ -9,10 +9,10 @@ use memchr::{memchr2, memchr3};
 const LONGEST: usize = 4 * 1024;
 const MOST: usize = 256 * 1024;
 
-/// Most memory that is kept for the next text.
+/// Most memory that stays reserved for the next text.
 const SPARE: usize = 4 * 1024;
 
-/// Longest text that is kept as it is.
+/// Longest text that is kept whole.
 pub const WHOLE: usize = 512 * 1024;
 
 /// A text, or the parts of a long one.
@@ -20,12 +20,13 @@ pub const WHOLE: usize = 512 * 1024;
 pub struct Kept {
     whole: Vec<u8>,
     sieve: Option<Box<Sieve>>,
-    /// How deep arrays may lie whose contents are kept.
+    /// Deepest nesting of arrays whose contents are kept.
     depth: usize,
 }
 
 impl Kept {
-    /// A text whose outermost arrays matter, but not what they contain in other arrays.
+    /// Returns a text that keeps the contents of its outermost arrays, but not of arrays inside
+    /// them.
     pub fn with_arrays() -> Self {
         Self { depth: 1, ..Self::default() }
     }
@@ -43,7 +44,8 @@ impl Kept {
         }
     }
 
-    /// What is kept: JSON if the text is. Empty if too much would have to be kept.
+    /// Returns what is kept. It is JSON if the text is. It is empty if too much would have to be
+    /// kept.
     pub fn text(&self) -> &[u8] {
         self.sieve.as_ref().map_or(&self.whole, |sieve| sieve.kept())
     }
@@ -52,7 +54,7 @@ impl Kept {
         self.whole.is_empty() && self.sieve.is_none()
     }
 
-    /// Takes what is kept, and keeps the next text.
+    /// Takes what is kept, and begins the next text.
     pub fn take(&mut self) -> Vec<u8> {
         match self.sieve.take() {
             Some(sieve) if sieve.is_too_long => Vec::new(),
@@ -61,12 +63,12 @@ impl Kept {
         }
     }
 
-    /// The memory that the text takes up.
+    /// Returns the memory that the text takes up.
     pub fn capacity(&self) -> usize {
         self.whole.capacity() + self.sieve.as_ref().map_or(0, |sieve| sieve.kept.capacity())
     }
 
-    /// Forgets the text, and keeps the next one in the same memory, unless that is much.
+    /// Drops the text, and begins the next one in the same memory, unless that memory is large.
     pub fn clear(&mut self) {
         self.whole.clear();
         if self.whole.capacity() > SPARE {
@@ -76,18 +78,18 @@ impl Kept {
     }
 }
 
-/// The text that passes, and what is kept of it.
+/// The part of a long text that is kept as the text passes.
 #[derive(Default)]
 pub struct Sieve {
     kept: Vec<u8>,
-    /// Open arrays. Nothing inside an array deeper than `depth` is kept.
+    /// The number of open arrays. Nothing inside an array deeper than `depth` is kept.
     arrays: usize,
     depth: usize,
-    /// Inside a string: where its content begins in `kept`.
+    /// Where the current string's content begins in `kept`. `None`: the sieve is outside strings.
     string: Option<usize>,
-    /// The last byte of the string was a backslash.
+    /// Whether the last byte of the string was a backslash.
     is_escaped: bool,
-    /// The string is too long, and is not kept.
+    /// Whether the string is too long to be kept.
     is_long: bool,
     is_too_long: bool,
 }
@@ -104,12 +106,13 @@ impl Sieve {
         }
     }
 
-    /// What was kept: JSON if the text was. Empty if too much would have to be kept.
+    /// Returns what was kept. It is JSON if the text was. It is empty if too much would have to be
+    /// kept.
     pub fn kept(&self) -> &[u8] {
         if self.is_too_long { b"" } else { &self.kept }
     }
 
-    /// Passes bytes outside strings, up to and with the next quote or bracket of an array.
+    /// Passes bytes outside strings, up to and including the next quote or bracket of an array.
     fn pass_structure(&mut self, bytes: &[u8]) -> usize {
         let Some(at) = memchr3(b'"', b'[', b']', bytes) else {
             self.keep(bytes);
@@ -133,7 +136,7 @@ impl Sieve {
         at + 1
     }
 
-    /// Passes the content of a string, up to and with its closing quote.
+    /// Passes the content of a string, up to and including its closing quote.
     fn pass_string(&mut self, bytes: &[u8]) -> usize {
         if std::mem::take(&mut self.is_escaped) {
             self.keep_content(&bytes[..1]);

@@ -1,8 +1,8 @@
 //! Makes the spans of a turn from its record, after its end.
 //!
 //! `turn` has these children, each of them direct: `authenticate`, `identify`, `bind`, one attempt
-//! for each try at an upstream, and `relay`. A turn that ended early lacks those that it did not
-//! reach. No span holds a prompt, a body or a secret.
+//! for each try at an upstream, and `relay`. A turn that ended early lacks the stages that it did
+//! not reach. No span holds a prompt, a body or a secret.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -20,14 +20,14 @@ use crate::usage::record::Record;
 use crate::usage::timeline::{Sending, Timeline};
 use crate::wire::terminal::{Terminal, Usage};
 
-/// Longest model name in a span. Models are named by clients.
+/// Longest model name in a span, because clients choose the names.
 const LONGEST: usize = 128;
-/// Room for the attributes of a span.
+/// Initial room for the attributes of a span.
 const MOST: usize = 24;
-/// Child spans that are no attempts have these numbers; attempts count from 0.
+/// First number of the child spans that are no attempts. Attempts count from 0.
 const STAGES: u64 = 1 << 32;
 
-/// All spans of a turn; the last one is `turn`.
+/// Returns all spans of a turn. The last one is `turn`.
 pub fn spans(record: &Record) -> Vec<SpanData> {
     let timeline = &record.timeline;
     let draft = Draft { record, end: timeline.began + record.duration };
@@ -50,14 +50,14 @@ struct Draft<'r> {
 }
 
 impl Draft<'_> {
-    /// The stages up to the first attempt, each from the end of the one before. The stage in which
-    /// the turn ended has no end of its own.
+    /// Adds the stages up to the first attempt. Each begins at the end of the stage before. The
+    /// stage in which the turn ended ends with the turn.
     fn stages(&self, spans: &mut Vec<SpanData>) {
         let Timeline { began, authenticated, identified, bound, answered, .. } =
             self.record.timeline;
         let [authenticate, identify] =
             [(name::AUTHENTICATE, 0, authenticated), (name::IDENTIFY, 1, identified)];
-        // A message on a WebSocket is read before its client is asked for again.
+        // A message on a WebSocket is read before the gateway checks its client again.
         let is_message =
             identified.is_some_and(|read| authenticated.is_none_or(|permitted| read <= permitted));
         let order = match self.record.transport {
@@ -66,7 +66,7 @@ impl Draft<'_> {
         };
         let mut from = began;
         for (name, number, passed) in order {
-            // A handshake that is refused, and an answer without a request, skip stages.
+            // Some turns skip stages: a refused handshake, and an answer without a request.
             if passed.is_none() && (bound.is_some() || answered.is_some()) {
                 continue;
             }
@@ -132,7 +132,7 @@ impl Draft<'_> {
         self.record.at + instant.duration_since(self.record.timeline.began)
     }
 
-    /// The status of what ended with the turn, which did not end well.
+    /// Returns the failed status of a span that ended with the turn, and adds the turn's ending.
     fn failure(&self, attributes: &mut Vec<KeyValue>) -> Status {
         let ending = self.record.ending.name();
         attributes.push(KeyValue::new(name::ERROR_TYPE, ending));
@@ -180,7 +180,8 @@ impl Draft<'_> {
         }
     }
 
-    /// The status of an attempt: its own failure, or that of the turn that it served.
+    /// Returns the status of an attempt: its own failure, or the failure of the turn that it
+    /// served.
     fn outcome(&self, sending: &Sending, is_last: bool, attributes: &mut Vec<KeyValue>) -> Status {
         let why: Cow<'static, str> = match (sending.failure, sending.status) {
             (Some(failure), _) => failure.into(),
@@ -196,7 +197,8 @@ impl Draft<'_> {
         Status::error(why)
     }
 
-    /// The dialect in which the upstream was asked. A chat turn may be translated for it.
+    /// Returns the dialect in which the upstream was asked. A chat turn may be translated for the
+    /// upstream.
     fn api_type(&self, sending: &Sending) -> &'static str {
         match self.record.by_chat && sending.key.upstream.speaks_chat {
             true => "chat_completions",
@@ -239,7 +241,7 @@ impl Draft<'_> {
         }
     }
 
-    /// Adds the attributes of the turn's usage. Unknown usage adds none, which is not 0.
+    /// Adds the attributes of the turn's usage. An unknown usage adds none, because it is not 0.
     fn usage(&self, attributes: &mut Vec<KeyValue>) {
         let Some(usage) = &self.record.usage else { return };
         let Usage { input, cached, written, output, reasoning, .. } = *usage;
@@ -323,7 +325,7 @@ impl Draft<'_> {
     }
 }
 
-/// A name of bounded length.
+/// Returns at most the first `LONGEST` bytes of a name.
 fn cut(name: &str) -> &str {
     let mut end = name.len().min(LONGEST);
     while !name.is_char_boundary(end) {

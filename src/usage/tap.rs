@@ -1,8 +1,8 @@
 //! Watches an answer pass and keeps the part that states its cost.
 //!
-//! The tap sees every chunk before it is passed on, and changes none. It holds at most `WHOLE`
-//! bytes of one event or document. It looks closely only at possible terminal events, and steps
-//! over most of a stream line by line.
+//! The tap reads every chunk before it is passed on, and changes none. It holds at most `WHOLE`
+//! bytes of one event or document. It reads only possible terminal events in full, and steps over
+//! most of a stream line by line.
 
 use std::io::Write;
 
@@ -34,7 +34,8 @@ impl Reading {
         Self::with_usage(terminal, data, terminal::of_event(data))
     }
 
-    /// Reads the event `data` that ends an answer, and whose field `response` is found already.
+    /// Reads the event `data` that ends an answer, whose field `response` the caller has already
+    /// found.
     pub fn of_response(terminal: Terminal, data: &[u8], response: Option<&[u8]>) -> Self {
         Self::with_usage(terminal, data, response.and_then(terminal::usage))
     }
@@ -49,7 +50,7 @@ impl Reading {
 pub enum Tap {
     Responses(Decoder<Reader>),
     Chat(Box<Decoder<Completions>>),
-    /// The tap had no memory for the rest of the answer, which passes unread.
+    /// The tap found no memory for the rest of the answer, which passes unread.
     GivenUp {
         reading: Box<Reading>,
         is_over: bool,
@@ -57,12 +58,12 @@ pub enum Tap {
 }
 
 impl Tap {
-    /// A tap on an answer in the Responses dialect.
+    /// Returns a tap on an answer in the Responses dialect.
     pub fn new(headers: &HeaderMap) -> Self {
         Self::Responses(Decoder::new(headers, Reader::new(headers)))
     }
 
-    /// A tap on an answer in the chat dialect.
+    /// Returns a tap on an answer in the chat dialect.
     pub fn on_chat(headers: &HeaderMap) -> Self {
         Self::Chat(Box::new(Decoder::new(headers, Completions::new(headers))))
     }
@@ -109,8 +110,8 @@ impl Tap {
         }
     }
 
-    /// Reads no further, and holds nothing any more. If the answer's end has not come, its usage is
-    /// missing.
+    /// Stops reading, and drops everything held. If the answer's end has not come, its usage will
+    /// be missing.
     pub fn give_up(&mut self) {
         let is_over = self.is_over();
         let reading = if is_over { self.finish(false) } else { Reading::default() };
@@ -128,19 +129,19 @@ impl Tap {
         }
     }
 
-    /// Returns what was learned. `ended`: the body came to its end.
+    /// Returns what the tap has learned. `ended`: whether the body came to its end.
     pub fn finish(&mut self, ended: bool) -> Reading {
         let read = match self {
             Self::Responses(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
             Self::Chat(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
             Self::GivenUp { reading, is_over: true } => Some(std::mem::take(&mut **reading)),
-            // An answer whose end was not read is judged by its status.
+            // If the tap gave up before the answer's end, the status judges the answer.
             Self::GivenUp { .. } => {
                 let terminal = ended.then_some(Terminal::Completed);
                 Some(Reading { terminal, ..Reading::default() })
             }
         };
-        // An answer that cannot be read has no end, and no usage.
+        // An answer that cannot be decoded has no known end, and no usage.
         read.unwrap_or_default()
     }
 }
@@ -162,15 +163,15 @@ pub struct Reader {
     line: Line,
     /// The end that the current event's name announces.
     announced: Option<Terminal>,
-    /// The current line's first bytes until its kind is known, the data of a terminal event, or a
-    /// document.
+    /// The bytes that are kept: the current line's beginning until its kind is known, the data of a
+    /// terminal event, or a document.
     kept: Kept,
-    /// The data so far of an event whose first line of data is no JSON, because more lines follow.
-    /// It is boxed, because few streams have such events.
+    /// The data so far of an event whose first line of data is no JSON, because further lines
+    /// complete it. It is boxed, because few streams have such events.
     open: Option<Box<Kept>>,
-    /// An `event:` line has named the current event.
+    /// Whether an `event:` line has named the current event.
     is_named: bool,
-    /// The last byte was `\r`: a `\n` that follows belongs to it.
+    /// Whether the last byte was `\r`, so that a `\n` after it belongs to the same line end.
     after_return: bool,
     reading: Option<Box<Reading>>,
 }
@@ -178,17 +179,17 @@ pub struct Reader {
 /// The kind of a stream's current line.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Line {
-    /// Not known yet: the first bytes are in `kept`.
+    /// The kind is not known yet. The first bytes are in `kept`.
     #[default]
     Start,
-    /// The data of a terminal event, in `kept`.
+    /// The data of a terminal event, which is in `kept`.
     Data,
     Skipped,
 }
 
-/// Length that tells `event: response.incomplete` and the start of a `data:` line, with some white
-/// space, apart. The reader ignores later bytes of a line for this, in however many pieces the line
-/// arrives.
+/// Bytes of a line that decide its kind. They are enough for `event: response.incomplete`, or for
+/// the start of a `data:` line with some white space. Later bytes never decide it, in however many
+/// pieces the line arrives.
 pub(crate) const START: usize = 64;
 
 impl Reader {
@@ -239,7 +240,7 @@ impl Reader {
         }
     }
 
-    /// Where the data of the current line is kept.
+    /// Returns where the data of the current line is kept.
     fn data(&mut self) -> &mut Kept {
         self.open.as_deref_mut().unwrap_or(&mut self.kept)
     }
@@ -256,11 +257,11 @@ impl Reader {
                 self.line = Line::Data;
                 return;
             }
-            // The field's name is shorter than `START`.
+            // The field's name is shorter than `START`, so this cannot be negative.
             let early = START - (line.len() - data.len());
             let start = &data[..data.len().min(early)];
             self.announced = self.announced.or_else(|| unnamed(start));
-            // The type of the data is known only at its end.
+            // The type of such data is known only at the data's end.
             let is_unsure = !self.is_named && hides_type(start, line.len() < START);
             if self.announced.is_some() || is_unsure {
                 self.line = Line::Data;
@@ -268,8 +269,8 @@ impl Reader {
                 self.kept.keep(data);
             }
         } else if let Some(name) = field(line, b"event:") {
-            // A name that goes on past `START` is longer than the name of any end, and so is its
-            // start.
+            // The names of all ends are shorter than `START`. A longer name therefore never equals
+            // one, even if it is cut.
             (self.announced, self.is_named) = (Terminal::of_event(name), true);
         }
     }
@@ -282,7 +283,8 @@ impl Reader {
         self.line = Line::Start;
     }
 
-    /// Reads the kept data. Returns false if it is no JSON, and may go on in the next line.
+    /// Reads the kept data. Returns false if the data is no JSON yet, because the next line may
+    /// complete it.
     fn read_data(&mut self) -> bool {
         let Ok([kind]) = fields(self.kept.text(), ["type"]) else { return false };
         let kind = Field::of(kind);
@@ -293,14 +295,14 @@ impl Reader {
         true
     }
 
-    /// Reads the data of an event that has several lines of it.
+    /// Reads the data of an event that has several lines of data.
     fn end_event(&mut self) {
         let Some(open) = self.open.take() else { return };
         self.kept = *open;
         if !self.read_data()
             && let Some(terminal) = self.announced
         {
-            // The name says how the answer ended, and nothing else can be read.
+            // Only the name says how the answer ended, because the data cannot be read.
             self.reading = Some(Box::new(Reading::of_event(terminal, b"")));
         }
         self.kept.clear();

@@ -11,26 +11,26 @@ use crate::key::Key;
 use crate::metrics::{Reason, Transport};
 use crate::outcome::Outcome;
 
-/// The instants of one turn. `None`: the turn did not get there.
+/// The instants of one turn. `None`: the turn did not reach that stage.
 pub struct Timeline {
     pub began: Instant,
-    /// The client is known. On a WebSocket: may ask for this turn.
+    /// When the client was known. On a WebSocket: when the turn was permitted.
     pub authenticated: Option<Instant>,
-    /// The session is known. On a WebSocket: the message is read, which comes first.
+    /// When the session was known. On a WebSocket: when the message was read, which comes first.
     pub identified: Option<Instant>,
-    /// The last byte of the request had arrived.
+    /// When the last byte of the request had arrived.
     pub received: Option<Instant>,
-    /// The key is chosen.
+    /// When the key was chosen.
     pub bound: Option<Instant>,
-    /// The first attempt. Nearly all turns have only this one, which costs no memory of its own.
+    /// The first attempt. Nearly all turns have only this one, so it needs no allocation.
     first: Option<Sending>,
     later: Vec<Sending>,
     pub waits: Vec<Waited>,
-    /// The client's answer began.
+    /// When the answer to the client began.
     pub answered: Option<Instant>,
-    /// The answer's first byte arrived.
+    /// When the answer's first byte arrived.
     pub first_byte: Option<Instant>,
-    /// The answer is a stream of events.
+    /// Whether the answer is a stream of events.
     pub is_stream: bool,
 }
 
@@ -38,13 +38,13 @@ pub struct Timeline {
 pub struct Sending {
     pub key: Arc<Key>,
     pub began: Instant,
-    /// `None`: the attempt ended with the turn.
+    /// When the attempt ended. `None`: it ended with the turn.
     pub ended: Option<Instant>,
-    /// The upstream's answer.
+    /// The status of the upstream's answer.
     pub status: Option<StatusCode>,
     /// How the attempt failed, if there was no answer.
     pub failure: Option<&'static str>,
-    /// Why the attempt's outcome was not simply the turn's.
+    /// Why the turn did not simply end with the attempt's outcome.
     pub reason: Option<Reason>,
 }
 
@@ -77,7 +77,7 @@ impl Timeline {
         self.first.iter().chain(&self.later)
     }
 
-    /// An attempt with `key` begins.
+    /// Notes that an attempt with `key` begins.
     pub fn sends(&mut self, key: Arc<Key>, began: Instant) {
         let (status, failure, reason) = (None, None, None);
         let sending = Sending { key, began, ended: None, status, failure, reason };
@@ -87,7 +87,7 @@ impl Timeline {
         }
     }
 
-    /// The attempt that began last has this outcome.
+    /// Notes the outcome of the attempt that began last.
     pub fn end_attempt(&mut self, outcome: &Outcome) {
         if let Some(sending) = self.last() {
             sending.ended = Some(Instant::now());
@@ -96,7 +96,7 @@ impl Timeline {
         }
     }
 
-    /// The attempt that began last has this answer.
+    /// Notes that the attempt that began last has an answer.
     pub fn answers(&mut self, status: StatusCode) {
         let now = Instant::now();
         self.answered.get_or_insert(now);
@@ -105,26 +105,26 @@ impl Timeline {
         }
     }
 
-    /// The outcome of the last attempt is not simply the turn's.
+    /// Notes why the turn does not simply end with the last attempt's outcome.
     pub fn note_leave_reason(&mut self, reason: Option<Reason>) {
         if let Some(sending) = self.last() {
             sending.reason = reason;
         }
     }
 
-    /// How long the gateway itself took to choose the key, from the last byte of an HTTP request.
-    /// `None`: no key was chosen, or a message on a WebSocket asked.
+    /// Returns how long the gateway itself took to choose the key, from the last byte of an HTTP
+    /// request. `None`: no key was chosen, or the turn came on a WebSocket.
     pub fn to_binding(&self) -> Option<Duration> {
         Some(self.bound?.duration_since(self.received?))
     }
 
-    /// How long the client waited for the answer's first byte.
+    /// Returns how long the client waited for the answer's first byte.
     pub fn to_first_byte(&self) -> Option<Duration> {
         Some(self.first_byte?.duration_since(self.began))
     }
 
-    /// The time that the gateway itself took before the first attempt. On a WebSocket a message
-    /// arrives whole.
+    /// Returns the time that the gateway itself took before the first attempt. On a WebSocket, a
+    /// message arrives as a whole.
     pub fn overhead(&self, transport: Transport) -> Option<Duration> {
         let since = match transport {
             Transport::Http => self.received?,

@@ -1,7 +1,7 @@
 //! Decides after a turn's end whether the turn is traced, and sends its trace.
 //!
-//! Failed and slow turns are traced, and turns that were cold for no good reason. Of all others, a
-//! share is traced. The flag of a client's trace decides nothing.
+//! Failed turns, slow turns and avoidably cold turns are traced. Of all others, a share is traced.
+//! The sampled flag of a client's trace decides nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub struct Tracer {
 /// Which turns are traced.
 #[derive(Clone, Copy)]
 pub struct TraceRule {
-    /// Of ordinary turns.
+    /// The share of ordinary turns that are traced.
     pub share: Share,
     /// A turn that takes longer is always traced.
     pub slow: Duration,
@@ -41,7 +41,7 @@ impl Tracer {
 }
 
 impl TraceRule {
-    /// Whether a turn is traced. A request whose client is not known is no turn.
+    /// Whether a turn is traced. A request is no turn if its client is not known.
     pub fn takes(self, record: &Record) -> bool {
         record.client.is_some()
             && (self.share.includes(record.id)

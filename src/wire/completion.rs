@@ -14,7 +14,7 @@ pub struct ChatEnd {
     /// Why a choice ended.
     pub terminal: Option<Terminal>,
     pub usage: Option<Usage>,
-    /// A usage is stated, readable or not.
+    /// Whether a usage is stated, readable or not.
     pub states_usage: bool,
 }
 
@@ -43,8 +43,8 @@ impl ChatEnd {
     }
 }
 
-/// The usage of a chunk or a completion. `None` if it states none, or one that cannot be read: a
-/// count that is unknown must not look like a zero.
+/// Returns the usage of a chunk or a completion. `None`: it states none, or one that cannot be
+/// read, because an unknown count must not look like a zero.
 fn usage(text: &[u8]) -> Option<Usage> {
     let [usage, tier, id, model] = fields(text, ["usage", "service_tier", "id", "model"]).ok()?;
     let [input, details, output, output_details] = fields(
@@ -73,8 +73,8 @@ fn usage(text: &[u8]) -> Option<Usage> {
     })
 }
 
-/// Whether a chunk may say something about the end. Nearly all chunks hold `null` in these fields,
-/// or lack them.
+/// Whether a chunk may say something about the answer's end. In nearly all chunks these fields are
+/// `null` or absent.
 pub fn may_end(data: &[u8]) -> bool {
     let is_stated = |name: &[u8]| {
         memchr::memmem::find_iter(data, name).any(|at| {
@@ -86,7 +86,7 @@ pub fn may_end(data: &[u8]) -> bool {
     is_stated(br#""finish_reason""#) || is_stated(br#""usage""#) || has_escaped_letter(data)
 }
 
-/// The error object of an event that ends a stream in failure.
+/// Returns the error object of an event that ends a stream in failure.
 pub fn failure(data: &[u8]) -> Option<&[u8]> {
     if memchr::memmem::find(data, br#""error""#).is_none() && !has_escaped_letter(data) {
         return None;
@@ -95,7 +95,7 @@ pub fn failure(data: &[u8]) -> Option<&[u8]> {
     error.filter(|error| *error != b"null")
 }
 
-/// Whether a letter of a name may be written as an escape, which no usual service does.
+/// Whether a letter of a name may be written as an escape. No usual service writes one so.
 fn has_escaped_letter(data: &[u8]) -> bool {
     memchr::memmem::find_iter(data, br"\u00")
         .any(|at| matches!(data.get(at + 4), Some(b'4'..=b'7')))

@@ -1,8 +1,8 @@
 //! Decodes a copy of an answer's bytes for a reader. The answer itself is never decoded.
 //!
-//! A few bytes may decode to gigabytes. An answer beyond a limit is as unreadable as one that is
-//! not in its coding, and does not pass on. A chunk that decodes to much is read in steps, so that
-//! other turns of its thread have their turn.
+//! A few bytes may decode to gigabytes. An answer that decodes to more than its limit counts as
+//! unreadable, like an answer with invalid bytes, and does not pass. A chunk that decodes to many
+//! bytes is read in steps, and other turns of its thread run in between.
 
 use std::io::{self, Read, Write};
 
@@ -14,7 +14,7 @@ use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 /// An answer may decode to this many times its size, and to `ANY_RATIO` bytes at least.
 const RATIO: usize = 200;
 const ANY_RATIO: usize = 1024 * 1024;
-/// Bytes that one step decodes, because other turns wait meanwhile: some tenths of a millisecond.
+/// Bytes that one step decodes. Other turns wait meanwhile, for some tenths of a millisecond.
 const STEP: usize = 128 * 1024;
 /// Bytes that are decoded at once.
 pub const PIECE: usize = 16 * 1024;
@@ -23,13 +23,13 @@ const GZIP: usize = 96 * 1024;
 /// Logarithm of the largest window of a zstd text: 8 MiB (RFC 9659, section 3).
 const WINDOW: u32 = 23;
 
-/// The content coding of a body.
+/// The `content-encoding` of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     Plain,
     Gzip,
     Zstd,
-    /// A coding that the gateway cannot read, or several at once.
+    /// A coding that the gateway cannot read, or several codings in one body.
     Unknown,
 }
 
@@ -54,26 +54,26 @@ impl Coding {
     }
 }
 
-/// Reads a whole text in zstd, which may need no larger window than HTTP allows.
+/// Returns a reader of a whole zstd text. The text may need no larger window than HTTP allows.
 pub fn unfold_zstd(bytes: &[u8]) -> io::Result<impl Read> {
     let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes)?;
     decoder.window_log_max(WINDOW)?;
     Ok(decoder)
 }
 
-/// A decoder for a reader of type `R`, in the encoding of the answer.
+/// A decoder of an answer in its coding, for a reader of type `R`.
 pub enum Decoder<R: Write> {
     Plain(R),
     Gzip(Box<Gzip<R>>),
     Zstd(Box<Zstd<R>>),
-    /// The encoding is unsupported, the bytes are invalid, or they decode to too much.
+    /// The coding is unsupported, the bytes are invalid, or they decode to too many bytes.
     Blind,
 }
 
 /// A decoder of gzip.
 pub struct Gzip<R: Write> {
     decoder: MultiGzDecoder<Bounded<R>>,
-    /// Bytes of the current chunk that are decoded.
+    /// Bytes of the current chunk that are decoded already.
     at: usize,
 }
 
@@ -81,13 +81,13 @@ pub struct Gzip<R: Write> {
 pub struct Zstd<R> {
     context: DCtx<'static>,
     reader: Bounded<R>,
-    /// Bytes of the current chunk that are decoded.
+    /// Bytes of the current chunk that are decoded already.
     at: usize,
-    /// No frame is unfinished.
+    /// Whether no frame is unfinished.
     is_whole: bool,
 }
 
-/// A reader that takes a limited number of bytes.
+/// A reader that takes a limited number of bytes, and fails beyond them.
 pub struct Bounded<R> {
     reader: R,
     /// Bytes that the whole answer may still decode to.
@@ -100,7 +100,7 @@ impl<R> Bounded<R> {
         Self { reader, left: ANY_RATIO, has_begun: false }
     }
 
-    /// Allows for one more chunk of this length.
+    /// Raises the limit for one more chunk of this length.
     const fn begin(&mut self, chunk: usize) {
         self.left = self.left.saturating_add(chunk.saturating_mul(RATIO));
         self.has_begun = true;
@@ -163,7 +163,8 @@ impl<R: Write> Decoder<R> {
         matches!(self, Self::Blind)
     }
 
-    /// Notes the end of the answer. An answer whose coding goes on is not whole, and unreadable.
+    /// Notes the end of the answer. If the coding is not at its end, the answer was cut, and counts
+    /// as unreadable.
     pub fn end(&mut self) {
         let is_whole = match self {
             Self::Plain(_) | Self::Blind => return,
@@ -177,7 +178,7 @@ impl<R: Write> Decoder<R> {
         }
     }
 
-    /// The bytes that the decoder holds, without those of its reader.
+    /// Returns the number of bytes that the decoder holds, without those of its reader.
     pub fn held(&self) -> usize {
         match self {
             Self::Plain(_) | Self::Blind => 0,
@@ -186,7 +187,7 @@ impl<R: Write> Decoder<R> {
         }
     }
 
-    /// The reader. `None` if the answer's content is unknown.
+    /// Returns the reader. `None`: the answer cannot be read.
     pub fn reader(&self) -> Option<&R> {
         match self {
             Self::Plain(reader) => Some(reader),
@@ -227,7 +228,7 @@ impl<R: Write> Gzip<R> {
 }
 
 impl<R: Write> Zstd<R> {
-    /// `None`: the library has no memory.
+    /// Returns `None` if the zstd library has no memory.
     fn new(reader: R) -> Option<Self> {
         let mut context = DCtx::try_create()?;
         context.set_parameter(DParameter::WindowLogMax(WINDOW)).ok()?;

@@ -1,11 +1,11 @@
 //! The only edits of an upstream's error frame: its status and its `retry-after`, which an HTTP
-//! answer would carry in its head. Every other byte stays. Pure.
+//! answer would carry in its head. Every other byte stays as it is. Pure.
 
 use crate::wire::peek::{fields, place};
 use crate::wire::quotes::unescaped;
 use crate::wire::scan::{NotJson, Scanner};
 
-/// The frame with its status replaced. `None`: the frame states none.
+/// Returns the frame with its status replaced. `None`: the frame states no status.
 pub fn with_status(frame: &str, status: u16) -> Option<String> {
     let [status_raw, code_raw] = fields(frame.as_bytes(), ["status", "status_code"]).ok()?;
     let mut places: Vec<_> = [status_raw, code_raw]
@@ -21,7 +21,7 @@ pub fn with_status(frame: &str, status: u16) -> Option<String> {
     (!places.is_empty()).then_some(edited)
 }
 
-/// The frame with a `retry-after` among its headers, which replaces each that was there. `None`:
+/// Returns the frame with one `retry-after` among its headers, which replaces all others. `None`:
 /// the frame is not an object.
 pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
     let [headers] = fields(frame.as_bytes(), ["headers"]).ok()?;
@@ -55,7 +55,7 @@ pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
     Some(edited)
 }
 
-/// The values of each `retry-after` among `headers`, an object, in their order.
+/// Returns the value of each `retry-after` in the object `headers`, in order.
 fn find_waits(headers: &[u8]) -> Result<Vec<&[u8]>, NotJson> {
     let (mut scanner, mut found) = (Scanner::new(headers), Vec::new());
     if !scanner.take(b'{') || scanner.take(b'}') {

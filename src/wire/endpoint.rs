@@ -1,10 +1,10 @@
 //! Decides which endpoints clients reach: the one list of methods and paths. Pure.
 //!
 //! Paths are compared byte by byte. A trailing or doubled slash does not matter. No other spelling
-//! is normalized, so that any path which another parser might read differently is unknown. Any
-//! unlisted path is unknown too, even if the upstream would serve it: account-wide endpoints would
-//! mix clients. Only the name of a model is percent-decoded and may have slashes, because it
-//! goes into no other path.
+//! is normalized: a path that another parser might read differently is unknown. Any unlisted path
+//! is unknown too, even if the upstream would serve it: account-wide endpoints would mix clients.
+//! Only the name of a model is percent-decoded and may have slashes, because it goes into no other
+//! path.
 
 use std::borrow::Cow;
 
@@ -23,7 +23,7 @@ pub enum Endpoint<'p> {
     CreateChatCompletion,
     /// `POST /responses/compact`: a turn whose answer is a shorter history.
     CompactResponse,
-    /// `POST /responses/input_tokens`: how many tokens a turn would read. It costs nothing.
+    /// `POST /responses/input_tokens`: counts the tokens that a turn would read, and costs nothing.
     CountInputTokens,
     /// `GET /responses`: the handshake of a WebSocket, if the headers ask for one.
     OpenWebSocket,
@@ -31,7 +31,8 @@ pub enum Endpoint<'p> {
     Stored(StoredCall, &'p str),
     /// `GET /models`: the models that the client may ask for.
     ListModels,
-    /// `GET /models/{id}`: one of them, as the path spells it. [`model_name`] reads it.
+    /// `GET /models/{id}`: the model with this id, as the path spells it. [`model_name`] reads the
+    /// id.
     ShowModel(&'p str),
 }
 
@@ -66,7 +67,7 @@ impl StoredCall {
         }
     }
 
-    /// The path behind the id.
+    /// Returns the part of the path after the id.
     const fn behind(self) -> &'static str {
         match self {
             Self::Retrieve | Self::Delete => "",
@@ -86,7 +87,7 @@ impl StoredCall {
     }
 }
 
-/// The path without doubled slashes, and without one at its end.
+/// Returns the path with single slashes, and without a slash at its end.
 pub fn single_slashes(path: &str) -> Cow<'_, str> {
     if !path.contains("//") && !path.ends_with('/') || !path.starts_with('/') {
         return Cow::Borrowed(path);
@@ -96,7 +97,7 @@ pub fn single_slashes(path: &str) -> Cow<'_, str> {
 }
 
 impl<'p> Endpoint<'p> {
-    /// `path` has single slashes only, and no query. `None`: the URL is unknown.
+    /// Reads `path`, which has single slashes only and no query. `None`: the path is unknown.
     pub fn parse(method: &Method, path: &'p str) -> Option<Self> {
         let path = path.strip_prefix("/v1").unwrap_or(path);
         match (method, path) {
@@ -110,7 +111,7 @@ impl<'p> Endpoint<'p> {
         }
     }
 
-    /// An endpoint of a single response or model.
+    /// Returns the endpoint of a single response or model.
     fn of_one(method: &Method, path: &'p str) -> Option<Self> {
         if let Some(id) = path.strip_prefix("/models/") {
             let is_known = matches!(*method, Method::GET | Method::HEAD);
@@ -130,7 +131,7 @@ impl<'p> Endpoint<'p> {
         }
     }
 
-    /// The path below the upstream's `/responses`.
+    /// Returns the part of the path after the upstream's `/responses`.
     pub fn below(self) -> String {
         match self {
             Self::CompactResponse => "/compact".into(),
@@ -141,17 +142,17 @@ impl<'p> Endpoint<'p> {
     }
 }
 
-/// Whether `id` may name a response. Nothing in it could lead to another path.
+/// Whether `id` may name a response: it contains nothing that leads to another path.
 fn is_id(id: &str) -> bool {
     (1..=LONGEST).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
         && !["compact", "input_tokens"].contains(&id)
 }
 
-/// The name of a model that a path spells as `spelled`. `None`: no model has such a name.
+/// Returns the name of the model that a path spells as `spelled`. `None`: no model has such a name.
 ///
-/// Hosts of the same API have names with slashes, which SDKs encode. The name is only compared, and
-/// goes into no path.
+/// Some hosts of the same API name models with slashes, which SDKs encode. The gateway only
+/// compares the name, and puts it into no path.
 pub fn model_name(spelled: &str) -> Option<Cow<'_, str>> {
     let is_code = |after: &str| {
         let code = after.as_bytes().get(..2);
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
 
     fn parse<'p>(method: &Method, path: &'p str) -> Option<Endpoint<'p>> {
-        // Leaked, since a test's paths are few.
+        // The path is leaked, because a test has few of them.
         Endpoint::parse(method, Box::leak(single_slashes(path).into_owned().into_boxed_str()))
     }
 

@@ -1,7 +1,7 @@
 //! Reads OpenAI's errors: the body of an answer, the data of an event, and a WebSocket's `error`
 //! frame. Pure.
 //!
-//! Reads with tolerance: if an error is unreadable, its status decides alone.
+//! No error is refused: if its text is unreadable, its status alone decides.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub struct ErrorBody {
     pub limit: NamedLimit,
     /// The model that the message names, if it is about a model: `The model 'x' does not exist`.
     pub model: Option<String>,
-    /// The body is not empty, and not in OpenAI's shape: a page, or another service's words.
+    /// Whether the body has text that is not in OpenAI's shape: a page, or another service's words.
     pub is_page: bool,
 }
 
@@ -48,7 +48,7 @@ struct Fields {
     r#type: Option<serde_json::Value>,
     message: Option<serde_json::Value>,
     param: Option<serde_json::Value>,
-    /// Some upstreams nest the error of an event.
+    /// The error of an event, nested as some upstreams write it.
     #[serde(default)]
     error: Option<serde_json::Value>,
 }
@@ -77,7 +77,8 @@ impl ErrorBody {
             .map_or_else(|| Self { is_page: true, ..Self::default() }, Self::of)
     }
 
-    /// Gives the model that the upstream calls `sent` the name that the client calls it by.
+    /// If the error names the model `sent`, replaces that by `asked`, the name that the client
+    /// used.
     pub fn rename_model(&mut self, asked: &str, sent: Option<&str>) {
         let Some(sent) = sent else { return };
         for named in [&mut self.model, &mut self.limit.model].into_iter().flatten() {
@@ -106,7 +107,7 @@ impl ErrorBody {
     }
 
     /// Reads the error in a stream's `response.failed` or `error` event, or in an `error` frame. An
-    /// unreadable error is a page, as over HTTP. `None`: the event is no JSON.
+    /// unreadable error counts as a page, as over HTTP. Returns `None` if the event is no JSON.
     pub fn of_event(data: &[u8]) -> Option<Self> {
         let [response, own] = fields(data, ["response", "error"]).ok()?;
         let inside = response.and_then(|raw| fields(raw, ["error"]).ok()).and_then(|[error]| error);
@@ -114,11 +115,11 @@ impl ErrorBody {
         Some(stated.next().map_or_else(|| Self::of_bare(data), Self::of_object))
     }
 
-    /// Reads an event that holds the fields of its error itself.
+    /// Reads an event that has the fields of an error at its top level.
     fn of_bare(data: &[u8]) -> Self {
         let page = Self { is_page: true, ..Self::default() };
         let Ok(mut own) = serde_json::from_slice::<Fields>(data) else { return page };
-        // The type of a bare event is no type of its error.
+        // The `type` of such an event is the event's own, and no type of an error.
         own.r#type = own.r#type.filter(|class| {
             class.as_str().is_none_or(|class| class != "error" && !class.starts_with("response."))
         });
@@ -159,8 +160,9 @@ fn lacks_right(message: &str) -> bool {
         .any(|words| message.contains(words))
 }
 
-/// The HTTP status of a WebSocket's `error` frame: its `status`, or `status_code` as some upstreams
-/// write it. A frame without a status is a 400, because the error did not come from HTTP.
+/// Returns the HTTP status of a WebSocket's `error` frame: its `status`, or its `status_code` as
+/// some upstreams write it. A frame without either is a 400, because its error did not come from
+/// HTTP.
 pub fn frame_status(text: &[u8]) -> StatusCode {
     let found = fields(text, ["status", "status_code"]).unwrap_or_default();
     let number =
@@ -170,8 +172,8 @@ pub fn frame_status(text: &[u8]) -> StatusCode {
         .unwrap_or(StatusCode::BAD_REQUEST)
 }
 
-/// The headers in an `error` frame, which state when the client may retry. Headers at the top of
-/// the frame win over headers inside its `error`.
+/// Returns the headers in an `error` frame, which state when the client may retry. Headers at the
+/// top of the frame win over headers inside its `error`.
 pub fn frame_headers(text: &[u8]) -> HeaderMap {
     let [own, error] = fields(text, ["headers", "error"]).unwrap_or_default();
     let inside = error.and_then(|raw| fields(raw, ["headers"]).ok()).and_then(|[inside]| inside);
@@ -274,7 +276,7 @@ mod tests {
         }
     }
 
-    /// An error means the same in a frame as over HTTP.
+    /// An error in a frame means the same as over HTTP.
     #[test]
     fn unreadable_error_of_an_event_is_a_page() {
         let read = |text: &str| ErrorBody::of_event(text.as_bytes()).unwrap();

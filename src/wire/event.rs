@@ -16,31 +16,33 @@ pub fn is_stream(headers: &HeaderMap) -> bool {
     kind.get(..STREAM.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(STREAM))
 }
 
-/// The length of the first line of `bytes`, or `None` if the line is incomplete. A line ends with
-/// `\n`, `\r` or `\r\n`. The caller skips the second byte of `\r\n`, which may come later.
+/// Returns the length of the first line of `bytes`, or `None` if the line is incomplete. A line
+/// ends with `\n`, `\r` or `\r\n`. The caller skips the second byte of `\r\n`, which may come
+/// later.
 #[inline]
 pub fn line_length(bytes: &[u8]) -> Option<usize> {
     memchr2(b'\n', b'\r', bytes)
 }
 
-/// The value of a field line, without the optional space before the value. `name` includes the
-/// colon.
+/// Returns the value of a field line, without the optional space before the value. `name` includes
+/// the colon.
 #[inline]
 pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     let value = line.strip_prefix(name)?;
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
-/// The type at the start of an event's data or a WebSocket message, where the real service writes
-/// it. White space may stand anywhere. `None` also for a type that contains an escape.
+/// Returns the type at the start of an event's data or of a WebSocket message, where OpenAI writes
+/// it. White space may stand anywhere. Returns `None` also for a type that contains an escape.
 pub fn first_type(text: &[u8]) -> Option<&[u8]> {
     written_type(text).filter(|name| !name.contains(&b'\\'))
 }
 
-/// The end that a `data:` line announces if no `event:` line came before:
+/// Returns the end that a `data:` line announces without an `event:` line before it:
 /// `{"type":"response.completed"`.
 pub fn unnamed(data: &[u8]) -> Option<Terminal> {
-    // One letter distinguishes most types from an end, such as `response.output_text.delta`.
+    // The first letter after `response.` shows that most types are no end, such as
+    // `response.output_text.delta`.
     if let Some(name) = data.strip_prefix(br#"{"type":"response."#)
         && !matches!(name.first(), Some(b'c' | b'i' | b'f'))
     {
@@ -49,8 +51,8 @@ pub fn unnamed(data: &[u8]) -> Option<Terminal> {
     Terminal::of_event(written_type(data)?)
 }
 
-/// Whether the start of an event's data does not tell its type: the type is not the first field, is
-/// written with an escape, or stands on a later line. `is_whole`: the line has no more data.
+/// Whether the start of an event's data leaves its type open. The type may not be the first field,
+/// be written with an escape, or stand on a later line. `is_whole`: the line has no more data.
 pub fn hides_type(data: &[u8], is_whole: bool) -> bool {
     let Some(mut rest) = data.trim_ascii_start().strip_prefix(b"{") else { return false };
     for token in [&br#""type""#[..], b":", b"\""] {
@@ -63,7 +65,7 @@ pub fn hides_type(data: &[u8], is_whole: bool) -> bool {
     name.contains(&b'\\')
 }
 
-/// The first type as written, up to the first quote. An escape may cut it short.
+/// Returns the first type as written, up to the first quote. An escaped quote would cut it short.
 fn written_type(text: &[u8]) -> Option<&[u8]> {
     let mut rest = text;
     for token in [&b"{"[..], br#""type""#, b":", b"\""] {

@@ -1,19 +1,20 @@
-//! Digests the parts of a request that a prompt cache matches. The next turn tells by them whether
-//! its session still sends the same. Pure.
+//! Digests the parts of a request that a prompt cache matches. The digests show whether the
+//! session's next turn sends the same parts. Pure.
 //!
 //! A digest has 32 bits and keeps nothing of the text. Digests only explain cold turns, so an equal
 //! digest of different texts does no harm.
 
-/// The names of [`Parts::settings`]: the fields that stand in front of the input, or decide how it
-/// is read.
+/// The names of [`Parts::settings`]: the fields that come before the input for the cache, or decide
+/// how the input is read.
 pub const SETTINGS: [&str; 5] =
     ["instructions", "reasoning", "text", "parallel_tool_calls", "service_tier"];
-/// The names of [`Parts::chat_settings`]: chat's names for some of these, and its older tools.
+/// The names of [`Parts::chat_settings`]: chat's names for some of [`SETTINGS`], and for its older
+/// tools.
 pub const CHAT_SETTINGS: [&str; 4] =
     ["reasoning_effort", "verbosity", "response_format", "functions"];
 /// The item with which Codex asks for a compaction, at the end of the input.
 const TRIGGER: &[u8] = br#""compaction_trigger""#;
-/// The end of an input in which the trigger stands.
+/// Bytes at the end of an input in which the trigger stands.
 const TRIGGER_REACH: usize = 256;
 
 /// The digests of one request.
@@ -21,13 +22,14 @@ const TRIGGER_REACH: usize = 256;
 pub struct Imprint {
     pub tools: u32,
     pub settings: u32,
-    /// Of `prompt_cache_key`.
+    /// The digest of `prompt_cache_key`.
     pub cache_key: u32,
-    /// Empty if the input goes on from another response: what stands before it is not here.
+    /// Digests of the input. Empty if the input continues another response, because the request
+    /// does not hold what comes before it.
     pub input: InputMarks,
-    /// The input goes on from another response.
+    /// Whether the input continues another response.
     pub is_continued: bool,
-    /// The last item asks for a compaction.
+    /// Whether the last item asks for a compaction.
     pub asks_compaction: bool,
 }
 
@@ -58,12 +60,12 @@ impl Imprint {
     }
 }
 
-/// Digests of the beginnings of an input, at growing lengths. Between two lengths lies less than a
-/// tenth of the input, so a change that no digest shows costs less than a cold turn.
+/// Digests of beginnings of an input, at growing lengths. Between two lengths lies less than a
+/// tenth of the input. A change that no digest shows therefore costs less than a cold turn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InputMarks(Vec<u32>);
 
-/// The digest of the beginning of an input, up to the length with this number.
+/// The digest of one beginning of an input: the one up to the length with this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InputMark {
     pub number: usize,
@@ -76,8 +78,8 @@ const SHORTEST: usize = 4_096;
 const MOST: usize = 96;
 
 impl InputMarks {
-    /// `input` is the raw field: an array of items, or a text. Its last byte closes it and is no
-    /// part of a beginning.
+    /// Digests the raw field `input`: an array of items, or a text. Its last byte closes it and
+    /// belongs to no beginning.
     pub fn of(input: &[u8]) -> Self {
         let content = input.split_last().map_or(&[][..], |(_, content)| content);
         let (mut marks, mut state, mut at, mut next) = (Vec::new(), State::default(), 0, SHORTEST);
@@ -96,24 +98,24 @@ impl InputMarks {
         Some(InputMark { number, digest: self.0[number] })
     }
 
-    /// Whether this input begins as the one with `mark` did. `None`: this input is shorter.
+    /// Whether this input begins like the one that `mark` is from. `None`: this input is shorter.
     pub fn begins_with(&self, mark: InputMark) -> Option<bool> {
         self.0.get(mark.number).map(|digest| *digest == mark.digest)
     }
 }
 
-/// The next length, in whole blocks.
+/// Returns the next length, in whole blocks.
 const fn longer(length: usize) -> usize {
     (length + length / 11) / BLOCK * BLOCK
 }
 
-/// The digest of parts that may be absent.
+/// Returns the digest of parts that may be absent.
 fn digest<const N: usize>(parts: [Option<&[u8]>; N]) -> u32 {
     narrow(parts.into_iter().fold(State::default(), fold_part))
 }
 
-/// The digest of everything that decides how an input is read. Only chats have chat's settings, so
-/// that the digest of any other request is the same as in older versions.
+/// Returns the digest of everything that decides how an input is read. Only chats have chat's
+/// settings, so the digest of any other request is the same as in older versions.
 fn settings(parts: &Parts<'_>) -> u32 {
     let own = parts.settings.into_iter().fold(State::default(), fold_part);
     let chats = (0_u64..).zip(parts.chat_settings).filter(|(_, part)| part.is_some());
@@ -134,7 +136,7 @@ type State = [u64; 2];
 
 /// Bytes that are folded at once.
 const BLOCK: usize = 32;
-/// Numbers without a pattern. The stored digests of all versions depend on them.
+/// Numbers without a pattern. All stored digests depend on them, so they never change.
 const SEEDS: [u64; 4] =
     [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93];
 
@@ -233,7 +235,7 @@ mod tests {
         assert_eq!(InputMarks::of(input(500).as_bytes()).begins_with(mark), None, "cut off");
     }
 
-    /// A change within the first nine tenths is always seen.
+    /// A change within the first nine tenths always shows.
     #[test]
     fn changed_input_begins_otherwise() {
         let before = input(1_000).into_bytes();
@@ -278,7 +280,7 @@ mod tests {
         assert!(!asks(&format!(r#"{{"type":"compaction_trigger"}},{}"#, "1,".repeat(200) + "1")));
     }
 
-    /// Replicas of other versions compare with what this one has stored.
+    /// A replica of another version compares its digests with those that this version has stored.
     #[test]
     fn digest_is_the_same_in_every_version() {
         let whole = imprint(r#"{"tools":[1],"instructions":"i","prompt_cache_key":"k"}"#);

@@ -1,8 +1,8 @@
 //! The ids of items that upstreams store with their responses: those that a request refers to, and
 //! those that an answer makes. Pure.
 //!
-//! A request may name a stored item instead of sending it: by an `item_reference`, or by the id of
-//! an image that an answer has made. The upstream then reads the item's content.
+//! A request may name a stored item instead of sending one, by an `item_reference` or the id of an
+//! image that an answer has made. The upstream then reads the item's content.
 
 use std::collections::BTreeSet;
 
@@ -17,17 +17,17 @@ use crate::wire::scan::{NotJson, Scanner};
 /// Most different items of one request or answer.
 pub const MOST: usize = 4096;
 
-/// The ids of the stored items that `body` refers to. `references`: what a scan has found in it.
-/// An id that cannot be read is an empty one, which no upstream ever issued. So is one beyond
-/// [`MOST`].
+/// Returns the ids of the stored items that `body` refers to. `references`: what a scan has found
+/// in `body`. An id that cannot be read becomes an empty one, which no upstream ever issued. So
+/// does an id beyond [`MOST`].
 pub fn referred_in(body: &[u8], references: References) -> Vec<String> {
-    // Few bodies refer to any, and no other body is read once more.
+    // Few bodies refer to stored items, and only those are read once more.
     let inputs = references.name_items.then(|| each(body, "input").unwrap_or_default());
     referred(&inputs.unwrap_or_default())
 }
 
-/// The ids of the stored items in these inputs. Of duplicate inputs each counts, because upstreams
-/// differ in which one they read.
+/// Returns the ids of the stored items in these inputs. If a body has duplicate inputs, each
+/// counts, because upstreams differ in which one they read.
 pub fn referred(inputs: &[&[u8]]) -> Vec<String> {
     let mut ids = BTreeSet::new();
     for item in inputs.iter().flat_map(|input| elements(input)) {
@@ -43,14 +43,15 @@ pub fn referred(inputs: &[&[u8]]) -> Vec<String> {
     ids.into_iter().collect()
 }
 
-/// The ids of the items in `document`, a response. `None`: the document is not whole, or no JSON.
+/// Returns the ids of the items in the response `document`. `None`: the document is incomplete, or
+/// no JSON.
 pub fn listed(document: &[u8]) -> Option<Vec<String>> {
     let [output] = fields(document, ["output"]).ok()?;
     let items = elements(output.unwrap_or_default());
     Some(items.filter_map(id).take(MOST).collect())
 }
 
-/// The id of the item that an event adds to its response. `data` is the event.
+/// Returns the id of the item that the event `data` adds to its response.
 pub fn added(data: &[u8]) -> Option<String> {
     const ADDED: &[u8] = b"response.output_item.added";
     match first_type(data) {
@@ -67,8 +68,8 @@ fn id(item: &[u8]) -> Option<String> {
     inner(Some(item), "id")?.into_text()
 }
 
-/// The elements of `list`, which is part of a JSON text, one after the other: a list of them could
-/// take many times its memory. What is no list has none.
+/// Returns the elements of `list`, a part of a JSON text, one by one: a list of all could take many
+/// times the text's memory. A value that is no list has no elements.
 fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut scanner = Scanner::new(list);
     let mut has_more = scanner.take(b'[') && !scanner.take(b']');
@@ -79,7 +80,7 @@ fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The ids of an item, and what tells whether it stands for a stored one.
+/// The ids of an item, and the fields that show whether it stands for a stored one.
 #[derive(Default)]
 struct Item {
     ids: Vec<String>,
@@ -133,7 +134,7 @@ mod tests {
             (r#"[{"type":"reasoning","id":"a","summary":[]}]"#, &["a"]),
             (r#"[{"type":"reasoning","id":"a","encrypted_content":null}]"#, &["a"]),
             (r#"[{"type":"reasoning","id":"a","encrypted_content":"g"}]"#, &[]),
-            // What is sent whole needs no item that is stored.
+            // An item that is sent whole refers to no stored one.
             (r#"[{"type":"message","id":"msg_1","role":"user","content":"x"}]"#, &[]),
             (r#"[{"id":"msg_1","role":"assistant","content":"item_reference"}]"#, &[]),
             (r#"[{"type":"function_call","id":"fc_1","call_id":"c"}]"#, &[]),

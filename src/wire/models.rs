@@ -1,7 +1,7 @@
 //! Lists of models: OpenAI's, and the one that Codex asks for. Pure.
 //!
-//! The entries stay as the upstream spelled them, because clients read fields that this gateway
-//! does not know.
+//! Each entry stays as the upstream wrote it, because clients read fields that the gateway does not
+//! know.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -56,7 +56,8 @@ impl ModelList {
         Some(Self { form, entries: entries.into_iter().filter_map(named).collect() })
     }
 
-    /// Adds the names by which clients ask for models that the upstream calls otherwise.
+    /// Adds entries under the names by which clients ask, for models that the upstream calls
+    /// otherwise.
     pub fn with_names<'n>(mut self, names: impl Iterator<Item = (&'n str, &'n str)>) -> Self {
         let field = if self.form == ListForm::Codex { "slug" } else { "id" };
         for (asked, sent) in names {
@@ -81,7 +82,7 @@ impl ModelList {
         }
     }
 
-    /// The body for a client that may ask for these models only.
+    /// Returns the body for a client that may ask only for the models that `may_ask_for` accepts.
     pub fn body(&self, may_ask_for: impl Fn(&str) -> bool) -> String {
         let kept = self.entries.iter().filter(|(name, _)| may_ask_for(name));
         let kept: Vec<&str> = kept.map(|(_, raw)| raw.as_str()).collect();

@@ -1,8 +1,8 @@
 //! Finds the few top-level fields that routing needs in a body of any size. Pure.
 //!
-//! Never stricter than an upstream: the last of duplicate fields wins, and unknown types and fields
-//! pass. A body that is not JSON is an error, because nothing in it could be checked. Of the fields
-//! that say whose content a client reaches, the scan notes duplicates that differ.
+//! The scan is never stricter than an upstream: the last of duplicate fields wins, and unknown
+//! types and fields pass. A body that is not JSON is an error, because no rule could check it. If
+//! duplicates of a field that says whose content a client reaches differ, the scan notes that.
 
 use crate::wire::imprint::{CHAT_SETTINGS, Imprint, Parts, SETTINGS};
 use crate::wire::quotes::unescaped;
@@ -62,16 +62,17 @@ pub struct Peek {
     /// Where the value of `model` begins and ends in the body.
     pub model_place: Option<(usize, usize)>,
     pub prompt_cache_key: Field,
-    /// The body has a `prompt_cache_key`, even if that is null.
+    /// Whether the body has a `prompt_cache_key`, even if that is null.
     pub names_cache_key: bool,
     /// `client_metadata.session_id`
     pub session_id: Field,
     /// `conversation`, as a string or as `conversation.id`
     pub conversation: Field,
     pub previous_response_id: Field,
-    /// `store: false`: the upstream does not keep the response. By default the upstream keeps it.
+    /// Whether the body has `store: false`, so that the upstream does not keep the response. By
+    /// default the upstream keeps it.
     pub is_unstored: bool,
-    /// `prompt_cache_options.prewarm`: the turn asks for no output, only for a warm cache.
+    /// Whether `prompt_cache_options.prewarm` asks for no output, only for a warm cache.
     pub is_warm_up: bool,
     /// `service_tier`
     pub tier: Field,
@@ -83,7 +84,7 @@ impl Peek {
         Self::with_imprint(body).map(|(peek, _)| peek)
     }
 
-    /// With the digests of the parts that a prompt cache matches.
+    /// Scans a body, and also digests the parts that a prompt cache matches.
     pub fn with_imprint(body: &[u8]) -> Result<(Self, Imprint), NotJson> {
         let [instructions, reasoning, text, parallel, tier] = SETTINGS;
         let [effort, verbosity, format, functions] = CHAT_SETTINGS;
@@ -138,7 +139,7 @@ impl Peek {
     }
 }
 
-/// Where `part`, a slice of `whole`, begins and ends.
+/// Returns where `part`, a slice of `whole`, begins and ends.
 pub fn place(whole: &[u8], part: &[u8]) -> (usize, usize) {
     let start = part.as_ptr().addr() - whole.as_ptr().addr();
     (start, start + part.len())
@@ -149,21 +150,21 @@ pub fn asks_for_warm_cache(options: Option<&[u8]>) -> bool {
     options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])))
 }
 
-/// A field that is either an id or an object with an `id`.
+/// Reads a field that is either an id or an object with an `id`.
 pub fn read_id(raw: Option<&[u8]>) -> Field {
     inner(raw, "id").unwrap_or_else(|| Field::of(raw))
 }
 
-/// The field `name` of `raw`, if `raw` is an object.
+/// Reads the field `name` of `raw`, if `raw` is an object.
 pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
     let raw = raw.filter(|raw| raw.starts_with(b"{"))?;
     fields(raw, [name]).ok().map(|[field]| Field::of(field))
 }
 
-/// The parts of a body that stay the same for a whole conversation, as written. They are the model,
-/// `instructions`, `tools`, the first user item, and the system, developer and assistant items
-/// before it, such as a greeting. A chat body has the same parts in its `messages`. `None` if no
-/// user text distinguishes the conversation.
+/// Returns the parts of a body that stay the same for a whole conversation, as written. They are
+/// the model, `instructions`, `tools`, the first user item, and the system, developer and assistant
+/// items before it, such as a greeting. A chat body has the same parts in its `messages`. `None`:
+/// no user text distinguishes the conversation.
 pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     let [model, instructions, tools, input, messages] =
         fields(body, ["model", "instructions", "tools", "input", "messages"]).ok()?;
@@ -196,8 +197,8 @@ pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
 /// Raw values, in the order of the requested names.
 type Fields<'b, const N: usize> = [Option<&'b [u8]>; N];
 
-/// The raw top-level fields `names` of `body`. The last duplicate wins. A body that is not an
-/// object has none.
+/// Returns the raw top-level fields `names` of `body`. The last duplicate wins. A body that is not
+/// an object has no fields.
 pub fn fields<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
@@ -205,7 +206,7 @@ pub fn fields<'b, const N: usize>(
     find(Scanner::new(body), names).map(|(found, _)| found)
 }
 
-/// The raw top-level fields `names` of `body`, and the body's references.
+/// Returns the raw top-level fields `names` of `body`, and the body's references.
 pub fn find_fields<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
@@ -248,8 +249,8 @@ fn find<'b, const N: usize>(
     Ok((found, references))
 }
 
-/// Whether it depends on the reader where the field `name` goes on from: upstreams differ in which
-/// duplicate they read. `earlier`: its value before.
+/// Whether duplicates of the field `name` disagree on what the turn continues. Upstreams differ in
+/// which duplicate they read. `earlier`: the value of the duplicate before.
 fn is_unsure(name: &[u8], value: &[u8], earlier: Option<&[u8]>) -> bool {
     match name {
         b"previous_response_id" => differs(value, earlier),
@@ -265,7 +266,7 @@ fn differs(value: &[u8], earlier: Option<&[u8]>) -> bool {
     earlier.is_some_and(|earlier| earlier != value)
 }
 
-/// The raw values of all top-level fields `name` of `body`, in order.
+/// Returns the raw values of all top-level fields `name` of `body`, in order.
 pub fn each<'b>(body: &'b [u8], name: &str) -> Result<Vec<&'b [u8]>, NotJson> {
     let (mut scanner, mut found) = (Scanner::new(body), Vec::new());
     if !scanner.take(b'{') || scanner.take(b'}') {

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// The name of `pair`, a query's part between two `&`, percent-decoded. A `%` that encodes nothing
-/// stays.
+/// Returns the percent-decoded name of `pair`, the part of a query between two `&`. A `%` that
+/// encodes nothing stays.
 pub fn name_of(pair: &str) -> Cow<'_, str> {
     percent_decode_str(pair.split('=').next().unwrap_or_default()).decode_utf8_lossy()
 }

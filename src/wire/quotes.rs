@@ -10,7 +10,7 @@ const BLOCK: usize = 64;
 /// The bits at even places.
 const EVEN: u64 = 0x5555_5555_5555_5555;
 
-/// The places of a text's unescaped quotes.
+/// The positions of a text's unescaped quotes.
 pub struct Quotes {
     /// One bit for each byte of the text, set for an unescaped quote.
     words: Vec<u64>,
@@ -94,7 +94,7 @@ fn is_escape(rest: &[u8]) -> bool {
     }
 }
 
-/// Sets one bit for each byte of the block for which `is` holds.
+/// Returns one bit for each byte of the block, set if `is` holds for the byte.
 #[inline(always)]
 fn places(block: &[u8; BLOCK], is: impl Fn(u8) -> bool) -> u64 {
     let mut found = [0u8; BLOCK];
@@ -108,12 +108,12 @@ fn places(block: &[u8; BLOCK], is: impl Fn(u8) -> bool) -> u64 {
     words.iter().enumerate().fold(0, |bits, (at, word)| bits | gather(word) << (at * 8))
 }
 
-/// The escaped bytes: each byte after an odd number of backslashes.
+/// Returns the escaped bytes: each byte after an odd number of backslashes.
 fn escaped(backslashes: u64, carry: &mut bool) -> u64 {
     if backslashes == 0 {
         return u64::from(std::mem::take(carry));
     }
-    // An escaped backslash escapes nothing.
+    // A backslash that is itself escaped escapes nothing.
     let escaping = backslashes & !u64::from(*carry);
     let followers = escaping << 1 | u64::from(*carry);
     // Runs of backslashes that begin at an odd place. The addition carries each run to its end.

@@ -1,5 +1,5 @@
-//! Finds a body's references to objects that one project stores apart from its responses. No other
-//! project can resolve them. Pure.
+//! Finds a body's references to objects that one project stores apart from its responses. Another
+//! project cannot resolve them. Pure.
 //!
 //! OpenAI's API reference for responses lists where references may stand. The scanner checks names
 //! at any depth inside `input`, `messages`, `tools` and `prompt`, in its one pass over the body.
@@ -17,25 +17,26 @@ pub const ITEM: usize = 2;
 /// The references of one body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct References {
-    /// At least one reference that only one project can resolve.
+    /// Whether there is a reference that only one project can resolve.
     pub need_project: bool,
-    /// At least one reference to a file or vector store. No response creates these, so the id never
-    /// passed through this gateway.
+    /// Whether there is a reference to a file or vector store. No response creates these, so the id
+    /// never passed through the gateway.
     pub are_foreign: bool,
-    /// At least one reference to something other than an item. Items have owners of their own.
+    /// Whether there is a reference to something other than an item. The owners of items are
+    /// recorded by themselves.
     pub need_more: bool,
-    /// The input may refer to stored items (`wire::items`).
+    /// Whether the input may refer to stored items (`wire::items`).
     pub name_items: bool,
-    /// Duplicate fields disagree on the content to go on from.
+    /// Whether duplicate fields disagree on the content that the turn continues.
     pub is_ambiguous: bool,
-    /// Duplicate fields disagree on the model.
+    /// Whether duplicate fields disagree on the model.
     pub names_two_models: bool,
     /// The item that the scan is in.
     item: ItemFields,
 }
 
-/// What an upstream might read in an item of an input: whether the item may stand for a stored one.
-/// Of duplicate fields, each counts, because upstreams differ in which one they read.
+/// The fields of one item of an input that decide whether an upstream may read the item from its
+/// store. If a field has duplicates, each counts, because upstreams differ in which one they read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ItemFields(u16);
 
@@ -53,7 +54,7 @@ impl ItemFields {
     const IMAGE: u16 = 1024;
     const REASONING: u16 = 2048;
 
-    /// Records a field. `name` has no quotes and no escapes, `value` is the text from the value on.
+    /// Records a field. `name` has no quotes and no escapes. `value` is the text from the value on.
     pub fn record(&mut self, name: &[u8], value: &[u8]) {
         let stated = |once: u16, void: u16| if is_text(value) { once } else { void };
         self.0 |= match name {
@@ -66,7 +67,8 @@ impl ItemFields {
         };
     }
 
-    /// What a type says. An upstream might read one that is no text in its own way.
+    /// Returns what a type says. Upstreams may differ in how they read a type that is no text, so
+    /// such a type counts as a reference.
     fn kind(value: &[u8]) -> u16 {
         let named = |kind: &[u8]| match kind {
             b"item_reference" => Self::REFERENCE,
@@ -83,9 +85,9 @@ impl ItemFields {
         }
     }
 
-    /// Whether an upstream may read the item from its store. Without a type, an item with a role is
-    /// a message. OpenAI looks for an image without its result and for a reasoning without its
-    /// content among the stored ones.
+    /// Whether an upstream may read the item from its store. An item without a type but with a role
+    /// is a message. OpenAI looks in its store for an image without its result, and for a reasoning
+    /// without its content.
     pub const fn may_be_stored(self) -> bool {
         self.has(Self::REFERENCE)
             || self.has(Self::IMAGE) && self.may_lack(Self::RESULT, Self::NO_RESULT)
@@ -104,7 +106,7 @@ impl ItemFields {
 }
 
 impl References {
-    /// Records a field. `name` has its quotes, `value` is the text from the value on. `is_first` is
+    /// Records a field. `name` has its quotes. `value` is the text from the value on. `is_first` is
     /// true for the first field of its object.
     #[inline]
     pub fn record_field(&mut self, name: &[u8], value: &[u8], is_first: bool) {
@@ -112,7 +114,7 @@ impl References {
             br#""type""# => self.look_at_type(value),
             // The type is optional: an item with only an id is a reference.
             br#""id""# if is_first && is_alone(value) => self.find_item(),
-            // Includes container files, which an answer cites.
+            // These include container files, which an answer cites.
             br#""file_id""# if is_text(value) => self.find(value, b"file"),
             br#""container_id""# | br#""container""# | br#""skill_id""# if is_text(value) => {
                 self.find_own()
@@ -137,7 +139,7 @@ impl References {
         self.item.record(&unescaped(name), value);
     }
 
-    /// The scan has left an item.
+    /// Ends the item that the scan has left.
     pub fn end_item(&mut self) {
         self.name_items |= self.item.has(ItemFields::ID) && self.item.may_be_stored();
         self.item = ItemFields(0);
@@ -147,7 +149,7 @@ impl References {
         self.need_project |= may_say(value, |text| text == b"item_reference");
     }
 
-    /// Records one id. An id that begins with `foreign` is no answer's.
+    /// Records one id. An id that begins with `foreign` was never in an answer.
     fn find(&mut self, value: &[u8], foreign: &[u8]) {
         self.find_own();
         if may_say(value, |text| text.starts_with(foreign)) {
@@ -162,7 +164,8 @@ impl References {
             rest = rest.trim_ascii_start();
             rest = match rest {
                 [] | [b']', ..] => return,
-                // No list of ids. To search it at each depth would take time without a bound.
+                // The value is no list of ids. To search it at each depth would take time without a
+                // bound.
                 [b'[' | b'{', ..] => return self.find_foreign(),
                 [b'"', ..] => {
                     self.find(rest, foreign);
@@ -205,7 +208,7 @@ fn is_text(value: &[u8]) -> bool {
     matches!(value, [b'"', first, ..] if *first != b'"')
 }
 
-/// The string that `value` begins with, with its quotes, and the text after it.
+/// Returns the string that `value` begins with, with its quotes, and the text after it.
 fn string(value: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut end = value.starts_with(b"\"").then_some(1)?;
     loop {
@@ -213,13 +216,13 @@ fn string(value: &[u8]) -> Option<(&[u8], &[u8])> {
         if value[end] == b'"' {
             return Some(value.split_at(end + 1));
         }
-        // The escaped byte.
+        // Skips the backslash and the escaped byte.
         end += 2;
     }
 }
 
-/// Whether `value` begins with a string whose text `is` so. A text that cannot be unescaped may say
-/// anything: an upstream might read it in its own way.
+/// Whether `value` begins with a string for whose text `is` holds. A text that cannot be unescaped
+/// may say anything, because upstreams may differ in how they read it.
 fn may_say(value: &[u8], is: impl Fn(&[u8]) -> bool) -> bool {
     let Some((text, _)) = string(value) else { return false };
     match text.contains(&b'\\') {
@@ -329,7 +332,7 @@ mod tests {
             (r#"{"tools":[{"file_ids":["cfile_1","file-OTHER"]}]}"#, true),
             (r#"{"tools":[{"file_ids":[null, 1,"a\"]","file-OTHER"]}]}"#, true),
             (r#"{"tools":[{"file_ids":["cfile_1",["file-OTHER"]]}]}"#, true),
-            // No Unicode: what an upstream makes of it is not known.
+            // The text is no Unicode, so it is not known how an upstream reads it.
             (r#"{"input":[{"file_id":"\ud800file-1"}]}"#, true),
             (r#"{"tools":[{"file_ids":["cfile_1","\udc00"]}]}"#, true),
             (r#"{"tools":[{"file_ids":["cfile_1","\u0063file_2"]},{"file_ids":[]}]}"#, false),

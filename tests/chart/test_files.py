@@ -60,7 +60,7 @@ class Made(unittest.TestCase):
             if "items" in schema:
                 look(schema["items"], f"{path}[]")
 
-        # These are Kubernetes' own, several levels deep, or a parent chart's.
+        # These values are Kubernetes' own, several levels deep, or belong to a parent chart.
         open_parts = {"$.global", *(f"affinity.{kind}" for kind in ("nodeAffinity", "podAffinity", "podAntiAffinity"))}
         schema = json.loads((CHART / "values.schema.json").read_text())
         look(schema, "$")
@@ -129,7 +129,7 @@ class Papers(unittest.TestCase):
                 files = []
                 for option, value in itertools.pairwise(words):
                     if option == "--values":
-                        # The reader's own copy.
+                        # This is the reader's own copy of the file.
                         files.append(ROOT / value.replace("my-values.yaml", "helm/warmkey/values-ha.yaml"))
                     elif option in ("--set", "--set-string"):
                         path, _, text = value.partition("=")
@@ -146,7 +146,7 @@ class Papers(unittest.TestCase):
         readme = (ROOT / "README.md").read_text()
         self.assertIn("\ndocker compose up --build --detach ", readme)
         compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-        # What both Compose 1.29 and v2 understand.
+        # The file uses only what both Compose 1.29 and v2 understand.
         self.assertEqual({name for name in compose if not name.startswith("x-")}, {"services", "volumes"})
         replicas = compose["services"]["warmkey"]
         self.assertEqual(replicas["scale"], 3)
@@ -165,7 +165,7 @@ class Papers(unittest.TestCase):
         default = tomllib.loads((ROOT / "src" / "config" / "default.toml").read_text())
         held = config["server"].get("replay_total", default["server"]["replay_total"])
         limit = compose["services"]["warmkey"]["mem_limit"]
-        # Bodies are not all: a replica needs up to 200 MB beside them.
+        # Besides the bodies, a replica needs up to 200 MB.
         self.assertLessEqual(size(held) + 200_000_000, size(limit), f"replay_total {held}, mem_limit {limit}")
 
     def test_grafana_reads_dashboards_where_compose_puts_them(self):

@@ -20,7 +20,7 @@ def from_secret(name):
 
 
 FAULTS = [
-    # By the schema.
+    # The schema refuses these.
     ({"replicas": 3}, r"additional properties 'replicas' not allowed"),
     ({"image": {"repo": "x"}}, r"at '/image': additional properties 'repo' not allowed"),
     ({"image": {"pullPolicy": "always"}}, r"at '/image/pullPolicy': value must be one of 'IfNotPresent', 'Always', 'Never'"),
@@ -39,7 +39,7 @@ FAULTS = [
     ({"extraEnv": [{"name": "A", "from": "b"}]}, r"at '/extraEnv/0': additional properties 'from' not allowed"),
     ({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "Maybe"}]}, r"whenUnsatisfiable': value must be one of"),
     ({"networkPolicy": {"clients": [{"namespace": "x"}]}}, r"at '/networkPolicy/clients/0': additional properties 'namespace' not allowed"),
-    # By the templates.
+    # The templates refuse these.
     ({"config": "[server]\ndrain = 5s\n"}, r"config: toml: line 2"),
     ({"config": "server = 3\n"}, r"config: server must be a section, \[server\]"),
     ({"config": '[key]\nid = "a"\n'}, r"config: key must be a list of sections, \[\[key\]\]"),

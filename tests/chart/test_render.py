@@ -11,7 +11,7 @@ from helm import CHART, HELM, SETS, SWITCHES, VERSIONS, component, gateway, name
 
 HA = CHART / "values-ha.yaml"
 KUBERNETES = ("1.31", "1.34", "1.37")
-# Kubernetes itself does not know these.
+# These kinds are not Kubernetes' own.
 CUSTOM = {"HTTPRoute", "ServiceMonitor", "PrometheusRule"}
 ALL_SETS = [[], [HA], *([one] for one in SETS)]
 
@@ -268,7 +268,7 @@ class Render(unittest.TestCase):
             with self.subTest(values=name):
                 self.assertEqual(kept, {("Secret", "warmkey")} if "trial" in name else set())
         secrets = {one["metadata"]["name"]: one for one in HELM.objects("v4", [CHART / "ci" / "trial-values.yaml"]) if one["kind"] == "Secret"}
-        # The password of a trial PostgreSQL goes with its data.
+        # The password of a trial PostgreSQL is removed together with its data.
         self.assertEqual(secrets.keys(), {"warmkey", "warmkey-postgresql"})
         self.assertEqual(secrets["warmkey"]["metadata"]["annotations"], {"helm.sh/resource-policy": "keep"})
         self.assertNotIn("Secret", {one["kind"] for one in HELM.objects("v4", [HA])})

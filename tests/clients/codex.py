@@ -27,7 +27,7 @@ def main():
     options.add_argument("--warmkey", required=True)
     options.add_argument("words", nargs="*")
     chosen = options.parse_args()
-    # The package's own start script needs node; the program itself does not.
+    # Only the package's start script needs node. The program in it does not.
     found = glob.glob(os.path.join(chosen.codex, "node_modules/@openai/codex-*/vendor/*/bin/codex"))
     if len(found) != 1:
         sys.exit(f"one Codex binary below {chosen.codex} was expected, not {found}")

@@ -54,10 +54,10 @@ def told(sdk, scene, directly):
     for exchange in begun.exchanges:
         body = masked(exchange.text, begun.session)
         if exchange.asked.endswith("/models"):
-            # The list is made of those of all projects, and says the same in another order.
+            # The gateway's list merges the lists of all projects, so its order may differ.
             body = json.dumps(json.loads(body), sort_keys=True)
         answer = (exchange.asked, exchange.status, body)
-        # A response in the background is polled as often as its client likes.
+        # The client decides how often it polls a response in the background.
         if answer not in answers[-1:]:
             answers.append(answer)
     return answers

@@ -51,7 +51,7 @@ def session_resumed_over_either_transport(codex):
     check(before, "there is no session to resume")
     session, served = before[0].session, 6
     for count, by_socket in enumerate([True, False, True, False, True, False]):
-        # The balancer alternates, but for other connections of Codex.
+        # The balancer alternates between the replicas, unless Codex has opened other connections.
         if count >= 3 and {one.served_by for one in before} == set(REPLICAS):
             break
         run = codex.exec("resume", session, "Call the TOOL again.", by_socket=by_socket)
@@ -143,7 +143,7 @@ def replica_that_leaves_in_mid_turn(codex):
 def upstream_that_closes_between_turns(codex):
     talk = codex.talk()
     talk.turn("Call the TOOL.")
-    # With each close code that a service may use, and without one.
+    # The upstream closes with each code that a service may use, and without a code.
     orders = [{"code": code} for code in (1000, 1001, 1011, 1012, 1013)] + [{}]
     for number, order in enumerate(orders, 1):
         last = talk.sockets[-1]
@@ -193,7 +193,7 @@ def key_that_is_revoked_between_turns(codex):
     check(talk.turn("And again?"), "an answer has a text")
     talk.finish()
     unseen(talk)
-    # By both replicas, one of which has not met the refusal itself.
+    # Both replicas serve the session. One of them has not met the refusal itself.
     for _ in REPLICAS:
         codex.exec("resume", talk.session, "And what was it that you did?", by_socket=True).finish()
     turns = world.record(talk.session)
@@ -223,7 +223,7 @@ def upstream_that_closes_at_its_limit(codex):
     world, talk = codex.world, codex.talk()
     expired = lambda: sum(socket["expired"] for socket in world.sockets(talk.session))
     cut = lambda: sum(turn["outcome"] == "cut" for turn in world.record(talk.session))
-    # Until the limit falls into a turn, since it may fall between two turns.
+    # The limit may fall between two turns, so this repeats until it falls into one.
     turns = 0
     while not (turns and cut()):
         check(turns < 20, "the limit should have been met")

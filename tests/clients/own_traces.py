@@ -7,7 +7,7 @@ from judge import judge
 from parts import check, wait_for
 from world import REPLICAS
 
-# Nobody listens there: Codex drops its spans, and sends their ids all the same.
+# No collector listens there. Codex drops its spans, but still sends their ids.
 EXPORTER = 'otel.trace_exporter={otlp-http={endpoint="http://127.0.0.1:9/v1/traces",protocol="json"}}'
 TRACE, SPAN = "[0-9a-f]{32}", "[0-9a-f]{16}"
 

@@ -46,7 +46,7 @@ def two_lanes_of_one_websocket(sdk):
     scene = sdk.begin("two_lanes")
     answers = scene.answers(4)
     check(len(scene.exchanges) == 1, f"one WebSocket for all, not {len(scene.exchanges)}")
-    # Both are cold: neither could read the cache entry that the other was just writing.
+    # Both turns are cold, because neither could read the cache entry that the other was writing.
     judge(sdk.world, scene.session, scene.exchanges, served=4)
     turns = sdk.world.record(scene.session)
     for lane in "ab":
@@ -114,7 +114,7 @@ def key_that_is_revoked_and_a_quota_that_is_gone(sdk):
 
 
 def long_body_that_is_refused(sdk):
-    # Each SDK writes its body before it reads. Without a replica's patience, it sees a reset.
+    # Each SDK writes its whole body before it reads. If a replica did not read on, the SDK would see a reset.
     told = [(one["status"], one["text"]) for one in sdk.begin("refused", by="one").printed()]
     check(told == [("invalid_api_key", "401")] * 4 + [("request_too_large", "413")] * 4, f"what it is told: {told}")
 
@@ -126,7 +126,7 @@ SCENARIOS = [
     two_lanes_of_one_websocket,
     connection_that_is_closed_as_a_replica_leaves,
 ]
-# Some that every upstream has, and two whose names SDKs encode in a path.
+# Models that every upstream has, and two whose names SDKs encode in a path.
 MODELS = ["gpt-5.4", "gpt-5.5", "gpt-5", "gpt-5.2", "org/model", "ft:gpt-5:acme::abc"]
 IN_TROUBLE = [trouble_that_passes, stream_that_is_cut, key_that_is_revoked_and_a_quota_that_is_gone]
 
@@ -149,16 +149,16 @@ def main():
     translated = {"upstream": 'speaks = ["responses"]'}
     acts = []
     for name, turns, chat, folder in sdks:
-        # Both SDKs show errors alike: one of them is enough.
+        # Both SDKs show errors in the same way, so one of them is enough.
         troubles = IN_TROUBLE if name == "openai-python" else []
         acts += [
             (name, {"models": MODELS}, [*SCENARIOS, *talks.STORED, *direct.RESPONSES, *troubles], client(turns, folder)),
-            # Chat, for an upstream that speaks it, and for one that every turn is translated for.
+            # Chat for an upstream that speaks it, and for one for which every turn is translated.
             (f"{name}-chat", {}, [*talks.NAMED, *direct.CHAT], client(chat, folder)),
             (f"{name}-chat-translated", translated, [*talks.NAMED, *talks.TRANSLATED], client(chat, folder)),
         ]
     for name, run, folder in [("langchain", python("chain.py"), chosen.langchain), ("ai", node("ai.mjs"), chosen.ai)]:
-        # The AI SDK's own defaults.
+        # These are the AI SDK's own defaults.
         stored = [*talks.STORED_UNNAMED, *direct.STORED_UNNAMED] if name == "ai" else []
         acts += [
             (name, {}, [*talks.UNNAMED, *talks.BY_RESPONSES, *direct.UNNAMED, *stored], client(run, folder)),

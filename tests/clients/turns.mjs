@@ -9,7 +9,7 @@ const from = createRequire(`${process.env.SDK}/package.json`);
 const { OpenAI } = from("openai");
 const { ResponsesWS } = from("openai/resources/responses/ws");
 
-// Maximum time for a response in the background. A scene has more.
+// Maximum time for one response in the background. A whole scene may take longer.
 const SECONDS = 15;
 
 // The common beginning of a session's turns: long enough to cache, and unlike other sessions'.

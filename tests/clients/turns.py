@@ -10,7 +10,7 @@ import time
 
 from openai import APIConnectionError, APIStatusError, NotFoundError, OpenAI
 
-# Maximum time for a response in the background. A scene has more.
+# Maximum time for one response in the background. A whole scene may take longer.
 SECONDS = 15
 
 SCHEMA = {"type": "json_schema", "name": "answer", "schema": {"type": "object", "properties": {"text": {"type": "string"}}}}

@@ -30,7 +30,7 @@ class World:
         self._simulate(simulator, models)
         host, port = self.upstream.split(":")
         self.inner = Recorder((host, int(port)))
-        # For clients that call the upstream themselves.
+        # This address is for clients that call the upstream directly.
         self.direct = Recorder((host, int(port)))
         self._configuration = self._configure(store, upstream)
         self._address, self.admin = ({name: f"127.0.0.1:{free_port()}" for name in REPLICAS} for _ in range(2))

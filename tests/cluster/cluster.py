@@ -21,7 +21,7 @@ from load import Ends, Load, all_reach
 from papers import Papers
 from world import DRAIN_DELAY, POSTGRES, TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
 
-# What every trace of a served turn has.
+# The spans that every trace of a served turn has.
 SPANS = {"turn", "authenticate", "identify", "bind", "chat gpt-5.4", "relay"}
 
 OLD, NEW = "warmkey.test/warmkey:old", "warmkey.test/warmkey:new"
@@ -54,7 +54,7 @@ class Cluster:
         for name in (OLD, NEW):
             load(archive(name, self.folder))
         build(OLD, self.stays)
-        # The server takes what kustomize makes of the plain manifests, too.
+        # The API server also accepts what kustomize makes of the plain manifests.
         plain = [one for one in yaml.safe_load_all(run("kubectl", "kustomize", str(ROOT / "k8s"))) if one["kind"] != "Namespace"]
         for one in plain:
             one["metadata"]["namespace"] = NAMESPACE
@@ -245,7 +245,7 @@ class Cluster:
             wait_for("no replica of that node behind the Service", gone, 60)
             all_reach(self.url())
             noticed = time.time()
-            # A turn on a connection into nowhere ends when its client has waited long enough.
+            # A turn on a connection to a lost replica ends only with its client's timeout.
             players.goes_on("the loss", turns=3, seconds=400)
             result = players.end()
         finally:
@@ -273,7 +273,7 @@ class Cluster:
         helm("upgrade", "trial", str(CHART), "--values", HA, "--values", file, "--set", "image.tag=new", program=HELM3)
         rolled_out("trial")
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an upgrade")
-        # Whoever upgrades without the values that it was made from keeps it, too.
+        # An upgrade without the values that made the Secret keeps it, too.
         helm("upgrade", "trial", str(CHART), "--values", HA, "--values", file, "--set", "trialSecret.data=null", program=HELM3)
         rolled_out("trial")
         check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret is gone by an upgrade without its values")

@@ -23,7 +23,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Behind our own folder: a `world` is there, too.
+# This folder comes after our own, because it has a module `world`, too.
 sys.path.append(str(ROOT / "tests" / "clients"))
 
 from parts import Failure, check  # noqa: E402
@@ -33,7 +33,7 @@ NAMESPACE = "warmkey-test"
 HELM = os.environ.get("HELM", "helm")
 HELM3 = os.environ.get("HELM3", HELM)
 SLOWNESS = float(os.environ.get("WARMKEY_SLOWNESS", "1"))
-# A look at the cluster costs CPU, of which the replicas on a small machine need all.
+# Each query of the cluster costs CPU that the replicas on a small machine need.
 LOOK_SECONDS = 0.5
 
 

@@ -84,7 +84,7 @@ class Ends:
 
     def __init__(self, folder, release):
         self._path = os.path.join(folder, f"ends-{release}")
-        # A pod that is not yet anywhere has no status of a container, which `range` takes for a fault.
+        # A pod that has no node yet has no status of a container, and `range` reports that as a fault.
         of = ".status.containerStatuses[*]"
         fields = (".metadata.name", f"{of}.state.terminated.exitCode", f"{of}.state.terminated.reason", f"{of}.restartCount")
         form = "jsonpath=" + '{" "}'.join(f"{{{field}}}" for field in fields) + r'{"\n"}'

@@ -11,7 +11,7 @@ import re
 from kube import HELM, ROOT, Failure, check, run
 from world import values
 
-# What a reader replaces by his own.
+# The values that a reader replaces by his own.
 IMAGE, REDIS = "registry.example.com/warmkey", "redis://:PASSWORD@redis.example.com:6379"
 
 
@@ -71,7 +71,7 @@ class Papers:
 
     def plays(self):
         """All of it: the Secret, the installation, its test, the trial, and the way out."""
-        # What an earlier run has left may still be on its way out.
+        # Objects of an earlier run may still be ending.
         self.remove(waits=True)
         paper = "docs/kubernetes.md"
         install = blocks(paper, "Install")
@@ -99,7 +99,7 @@ class Papers:
         check(forward.endswith(" &"), forward)
         with open(os.path.join(self._folder, "clients"), encoding="utf-8") as file:
             _, token = file.readline().split()
-        # Only the answer is to be printed, and the last command ends the first.
+        # Only the answer should be printed, and the last command ends the first one.
         begins = f"{forward.removesuffix(' &')} >/dev/null &"
         ends = 'forward=$!; trap "kill $forward" EXIT'
         script = f"set -eu; export WARMKEY_TOKEN={token}\n{begins}\n{ends}\n{curl} --noproxy 127.0.0.1 --max-time 60\n"

@@ -24,7 +24,7 @@ from wire import Closed, Http, Refused, WebSocket
 
 PAUSE = (0.2, 0.8)
 LONGEST_TURN = 180 * float(os.environ.get("WARMKEY_SLOWNESS", "1"))
-# Longer histories would make the machine's work of a test that is about connections.
+# The test is about connections. Longer histories would only add work for the machine.
 MOST_ITEMS = 60
 
 
@@ -153,7 +153,7 @@ async def main():
         "again": sum(one.again for one in sessions),
         "lost": [lost | {"session": one.id} for one in sessions for lost in one.lost],
         "sessions": [one.id for one in sessions],
-        # What the last HTTP answer of a session called its turn.
+        # The id of the turn in a session's last HTTP answer.
         "named": {one.id: one.named for one in sessions if one.named},
     }
     write(options.out, json.dumps(result))

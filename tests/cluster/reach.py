@@ -8,7 +8,7 @@ A Service picks one of its replicas for each connection, so that many connection
 import socket
 import sys
 
-# A connection into nowhere hears nothing. A server that lives answers sooner, or the next look finds it.
+# A connection to a lost server gets no answer. A live server answers within this time, or at the next attempt.
 ANSWER_SECONDS = 1
 
 

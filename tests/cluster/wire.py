@@ -63,7 +63,7 @@ class Http:
     def __init__(self, reader, writer):
         self._reader, self._writer = reader, writer
         self.is_over = False
-        # What the last answer calls its turn.
+        # The id of the turn in the last answer.
         self.named = None
 
     @classmethod
@@ -149,7 +149,7 @@ class WebSocket:
 
     async def close(self):
         if self._frame:
-            # Nobody asks any more how it ended.
+            # How the connection ended no longer matters.
             self._frame.add_done_callback(lambda frame: frame.cancelled() or frame.exception())
             self._frame.cancel()
         await end(self._writer)

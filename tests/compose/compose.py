@@ -18,7 +18,7 @@ import tempfile
 import time
 import types
 
-# It also leads to the clients' tests.
+# This module also makes the clients' tests importable.
 from stack import BALANCER, JAEGER, ROOT, TOKEN, Failure, Stack, as_written, check, docker, get, wait_for
 
 from cli import Codex
@@ -103,7 +103,7 @@ def replica_killed(stack, load):
     victim = stack.ids()[0]
     began = time.time()
     docker("kill", "--signal", "KILL", victim)
-    # The process has ended, and its sockets with it: the balancer takes new requests elsewhere.
+    # The process has ended with its sockets, so the balancer sends new requests to other replicas.
     load.kills.append((began, time.time()))
     load.goes_on("a replica was killed")
     docker("rm", "--force", victim)

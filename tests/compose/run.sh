@@ -3,7 +3,7 @@
 #
 # LOCAL_IMAGES=1: without a registry; JAEGER=PROGRAM then adds Jaeger. The engine that was started here is stopped at the end.
 set -euo pipefail
-# Debian's client knows BuildKit; another that comes first may not.
+# Debian's client knows BuildKit. Another client that comes first on the path may not.
 [ ! -x /usr/bin/docker ] || export PATH="/usr/bin:$PATH"
 export DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -78,7 +78,7 @@ class Stack:
         """Starts everything with the README's command."""
         first, _ = as_written(["docker", "compose"])
         check(first[:1] == ["up"] and "--scale" not in first, f"the README's first command is {first}")
-        # An image of this machine may take long to be built.
+        # Building an image on this machine may take long.
         self.compose(*first, *self.services, seconds=3600)
         self.healthy(3)
 
@@ -101,7 +101,7 @@ class Stack:
         health = {}
 
         def all_healthy():
-            # A look starts a dozen programs, which take CPU that the replicas on a small machine need.
+            # Each check starts a dozen programs, which take CPU that the replicas on a small machine need.
             time.sleep(LOOK_SECONDS)
             found = [json.loads(docker("inspect", one))[0] for name in self.services for one in self.ids(name)]
             health.update({one["Name"]: one["State"].get("Health", {}).get("Status") for one in found})

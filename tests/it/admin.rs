@@ -1,5 +1,5 @@
-//! Access to the admin listener, the answers to callers without it, and the command line that asks
-//! there.
+//! Tests access to the admin listener: its answers to callers with and without it, and the commands
+//! that ask there.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -143,7 +143,7 @@ async fn request_without_a_token_is_heard_from_this_machine_only() {
     ] {
         let (_folder, _replica, admin) = alone(listen, token).await;
         assert_eq!(unguarded(admin, "/keys").await.status, expected, "{listen} {token}");
-        // A page's own GET, by a name that its owner gave this machine.
+        // This is a page's own GET, by a name that the page's owner gave this machine.
         let mut page = Connection::open(admin).await;
         let rebound = b"GET /keys HTTP/1.1\r\nhost: evil.example\r\n\r\n";
         page.send_raw(rebound).await.expect("it is taken");
@@ -182,7 +182,7 @@ async fn page_of_a_key_shows_no_secret() {
 /// Runs `warmkey key` with these words.
 async fn key(words: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = Command::new(WARMKEY);
-    // The folder of the tests may hold a configuration, which must not be read.
+    // The folder in which the tests run may hold a configuration, which must not be read.
     command
         .arg("key")
         .args(words)
@@ -229,7 +229,7 @@ async fn command_line_reaches_any_replica() {
         "{said}"
     );
     cluster.all_have("org-a-1", "disabled").await;
-    // Another replica answers, with the token of the file.
+    // Another replica answers the command, which has the token from the file.
     let (code, said, _) =
         key(&[config[0], config[1], "--admin", &admin, "drain", "org:org-b"], &[]).await;
     assert!(code == 0 && said.starts_with("org:org-b: takes no sessions"), "{said}");
@@ -238,7 +238,7 @@ async fn command_line_reaches_any_replica() {
     assert!(said.contains("disabled (key)") && said.contains("drained (organization)"), "{said}");
     let (code, said, _) = key(&["probe", "org:org-a", config[0], config[1]], &[]).await;
     assert!(code == 0 && said.contains("org-a-2 is accepted (200)"), "{said}");
-    // Without a file, with the token of the environment.
+    // Without a file, the command takes the token from the environment.
     let environment = [("WARMKEY__SERVER__ADMIN_TOKEN", TOKEN)];
     for name in ["org-a-1", "org:org-b"] {
         let (code, said, errors) = key(&["enable", name, "--admin", &admin], &environment).await;

@@ -61,7 +61,7 @@ async fn stream_is_the_same_bytes_however_it_is_written() {
     }
 }
 
-/// The bytes of an answer up to `length`, and in how many pieces they came.
+/// Returns the bytes of an answer up to `length`, and the number of pieces in which they came.
 async fn pieces(connection: &mut Connection, length: usize) -> (Vec<u8>, usize) {
     let (mut bytes, mut count) = (Vec::new(), 0);
     while bytes.len() < length {
@@ -83,7 +83,7 @@ async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_
     let written: Vec<u8> = (0..BURST).flat_map(|_| chunk(b"data: {}\n\n")).collect();
     let mut steps = vec![Step::Send(stream_head(""))];
     for _ in 0..4 {
-        // The upstream sends no more until the client has these bytes.
+        // The upstream sends its next bytes only when the client has these.
         for bytes in [chunk(alone), chunk(alone), written.clone()] {
             steps.extend([Step::Pause(ms(5)), Step::Send(bytes), Step::Hold]);
         }
@@ -104,7 +104,7 @@ async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_
         fewest = fewest.min(count);
         upstream.release(1);
     }
-    // On a busy machine, the gateway may read each event before the next one is there.
+    // On a busy machine, the gateway may read each event before the next one has come.
     assert!(fewest <= BURST / 4, "{fewest} pieces at least");
     connection.finish(&mut answer).await;
     assert!(answer.whole && answer.body == COMPLETED.as_bytes());
@@ -241,8 +241,8 @@ async fn cut_stream_is_seen_cut() {
     }
 }
 
-/// C29: if an upstream repeats the credential, a header is stripped and a body passes, since its
-/// bytes are the client's. The log says so once a turn, without the secret.
+/// C29: if an upstream repeats the credential, it is stripped from a header. In a body it passes,
+/// because the body's bytes are the client's. The log says so once a turn, without the secret.
 #[tokio::test]
 async fn secret_in_a_body_is_counted_and_passes() {
     let upstream = Recorder::start(|seen| {
@@ -323,9 +323,8 @@ async fn secret_in_a_body_is_counted_and_passes() {
     assert!(!log.contains("canary") && !page.contains("canary"), "and never the secret");
 }
 
-/// C30: a 204 and a 304 have no body, whatever bytes follow, even if they look like the next turn's
-/// answer. Bytes that come after the next turn was sent are that turn's answer (RFC 9112, section
-/// 6.3).
+/// C30: a 204 or a 304 has no body, even if bytes follow that look like the next turn's answer.
+/// Bytes that come after the next turn was sent are that turn's answer (RFC 9112, section 6.3).
 #[tokio::test]
 async fn body_of_a_bodiless_answer_answers_no_other_request() {
     let forged = answer("200 OK", "content-type: application/json\r\n", b"{\"forged\":true}");

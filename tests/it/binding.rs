@@ -1,8 +1,9 @@
-//! The invariants of the binding, each a test of its name, judged by the upstream's record.
+//! Tests the invariants of the binding. Each test has its invariant's name, and the upstream's
+//! record is the judge.
 //!
 //! Replicas that share nothing would still agree if all computed the same order. So that these
-//! tests can fail, the replicas differ in their weights, as in mid-deploy: only the store can make
-//! them agree.
+//! tests can fail, the replicas differ in their weights, as in the middle of a deploy. Only the
+//! store can then make them agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -55,8 +56,8 @@ on_every_redis! {
     b16_sliding_ttl
 }
 
-/// Two organizations of three keys each. Replica `number` alone would send nearly everything to one
-/// key.
+/// Two organizations of three keys each. The weights of replica `number` alone would send nearly
+/// all sessions to one key.
 fn weights(number: usize) -> Vec<Key> {
     let mut keys = [siblings("org-a", 3), siblings("org-b", 3)].concat();
     keys[number * 2].weight = 50;
@@ -119,7 +120,7 @@ async fn b2_first_turn_race(shape: Shape) {
         }
         assert_eq!(path_of(&cluster.turns().await, &root.session).len(), 1, "all 32 on one key");
     }
-    // One binding for each session.
+    // Each session has one binding.
     cluster.shows(CREATED, 6.0).await;
     assert_eq!(cluster.store().bindings().await.len(), 6);
     served_by_all(&cluster).await;
@@ -135,7 +136,7 @@ async fn b3_single_winner_rebind(shape: Shape) {
         let mut race = JoinSet::new();
         for number in 0..32 {
             let mut agent = root.spawn().at(cluster.replicas[number % 3].address());
-            // No retry: the gateway's own answer counts.
+            // The client does not retry, so that the gateway's own answer counts.
             race.spawn(async move { agent.turn("again").await });
         }
         while let Some(turn) = race.join_next().await {
@@ -169,7 +170,7 @@ async fn b3_single_winner_rebind(shape: Shape) {
             cluster.change(|cluster| cluster.keys(weights(number)));
             cluster.replace(number).await;
         }
-        // Replicas report again what they know of keys, so a probe must clear that.
+        // Replicas report what they know of keys again, so a probe must end that condition.
         cluster.replicas[0].command("probe", &first[0]).await;
         for replica in &cluster.replicas {
             replica
@@ -300,7 +301,8 @@ async fn b16_sliding_ttl(shape: Shape) {
         .await;
     let addresses = [cluster.replicas[0].address(), cluster.replicas[1].address()];
     let turn = async |number: usize| {
-        // `store: false`, since storing the owner of a response would be another write.
+        // The requests have `store: false`, because recording a response's owner would be another
+        // write.
         let request = Request::turn(
             ALICE,
             r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"x","store":false}"#,
@@ -309,7 +311,7 @@ async fn b16_sliding_ttl(shape: Shape) {
     };
     turn(0).await;
     let (name, _) = cluster.store().binding().await;
-    // Used often, for twice its TTL.
+    // The session is used often, for twice its TTL.
     let began = Instant::now();
     let (mut number, mut refreshes, mut last) = (0, 0, 4_000);
     while began.elapsed() < Duration::from_secs(8) {
@@ -328,9 +330,9 @@ async fn b16_sliding_ttl(shape: Shape) {
     );
     cluster.shows(CREATED, 1.0).await;
     cluster.shows(EXISTING, number as f64).await;
-    // A refresh is due, and Redis takes no writes: no turn waits for the refresh. A heartbeat on
-    // the same connection, which is a write, may delay one turn by chance; a refresh on the path
-    // would delay every turn.
+    // A refresh is due, but Redis takes no writes, and no turn waits for the refresh. A heartbeat
+    // on the same connection is a write and may delay one turn by chance. A refresh that turns wait
+    // for would delay every turn.
     let redis = cluster.store();
     let mut waited = Vec::new();
     while waited.len() < 6 && waited.last().is_none_or(|took| *took >= ms(1_000)) {
@@ -349,7 +351,7 @@ async fn b16_sliding_ttl(shape: Shape) {
         waited.last().is_some_and(|took| *took < ms(1_000)),
         "a turn waits for no write: {waited:?}"
     );
-    // Unused for its TTL, the binding ends, and the next turn binds anew.
+    // If a session is unused for its TTL, its binding ends, and the next turn binds it anew.
     let redis = cluster.store();
     eventually(SOON, "the end of an unused binding", async || {
         redis.bindings().await.is_empty().then_some(())

@@ -1,4 +1,4 @@
-//! A request's bytes arrive upstream as they were sent, or the client is told why not.
+//! A request's bytes arrive upstream as they were sent. Otherwise the client learns why not.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -260,7 +260,7 @@ fn json_arrives_as_it_was_spelled() {
         "{}",
         outcome.err().map(|error| error.to_string()).unwrap_or_default()
     );
-    // Entered, so that the reactor can still report the ends of the processes.
+    // The runtime is entered, so that its reactor can still report the ends of the processes.
     let _entered = runtime.enter();
     drop((upstream, cluster));
 }

@@ -1,6 +1,6 @@
 //! Secrets, tokens, prompts and raw session ids never leak, however a turn ends and at any level of
-//! the log. The log, traces, metrics, errors, the ledger, reports and the texts of panics hold
-//! none.
+//! the log. The log, traces, metrics, errors, the ledger, reports and the texts of panics hold none
+//! of them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -24,26 +24,26 @@ mod sinks;
 
 use sinks::{Sinks, forms};
 
-/// Part of every prompt. Its letters look otherwise in a URL.
+/// Part of every prompt. In a URL, its letters are written otherwise.
 const PROMPT: &str = "prompt-canary/+\u{e4}&? and what else a user says";
 const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";
-/// Tokens of no client.
+/// Tokens that no client has.
 const STRANGER: &str = "zz-stranger-canary-of-nobody";
 const IN_URL: &str = "url-canary-of-nobody";
-/// What a client sends in headers that are no business of Warmkey.
+/// Value of a client's header that Warmkey does not read.
 const HEADER: &str = "header-canary-of-a-client";
-/// What a client's own tracing says. Its flag and ids are no secret.
+/// Value of a client's `tracestate`. Its `traceparent` has a flag and ids, which are no secret.
 const STATE: &str = "state-canary-of-a-client";
-/// What Warmkey shows to the collector.
+/// Secret in the headers that Warmkey sends to the collector.
 const COLLECTORS: &str = "otel-canary-of-the-collector";
 /// The password of a ledger's database.
 const DATABASES: &str = "dbpw-canary-of-a-database";
-/// What the upstream says of its own failure.
+/// Part of the upstream's message about its own failure.
 const MESSAGE: &str = "said-canary-of-the-upstream";
-/// What a tool has found.
+/// Part of a tool's output.
 const TOOL: &str = "tool-canary-in-an-output";
 
-/// The texts that must be nowhere, each with its name.
+/// Returns the texts that must appear nowhere, each with its name.
 fn canaries(sessions: &[String]) -> Vec<(String, String)> {
     let named = [
         ("a prompt", PROMPT),
@@ -66,10 +66,10 @@ fn canaries(sessions: &[String]) -> Vec<(String, String)> {
     named.chain(sessions.iter().map(|id| ("a session's raw id".into(), id.clone()))).collect()
 }
 
-/// Makes this test's program, started anew, panic as a replica does.
+/// Variable that makes this test's program, started anew, panic as a replica does.
 const PANICS: &str = "WARMKEY_TEST_PANICS";
 
-/// What a replica's process writes when a task panics with a message that holds canaries.
+/// Returns the output of a replica's process when a task panics with a message that holds canaries.
 async fn panic_text() -> String {
     let mut command = Command::new(std::env::current_exe().expect("a program"));
     command.args(["--exact", "canary::panic_is_logged_without_what_it_holds", "--nocapture"]);
@@ -80,7 +80,7 @@ async fn panic_text() -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// The test's other half is the process that panics.
+/// The process that panics is this same test, started anew.
 #[tokio::test]
 async fn panic_is_logged_without_what_it_holds() {
     if std::env::var_os(PANICS).is_some() {
@@ -103,7 +103,7 @@ async fn ends(cluster: &mut Running) {
     cluster.replicas[0].exit(SOON).await;
 }
 
-/// A request that must fail, whose answer is Warmkey's own.
+/// Sends a request that must fail with Warmkey's own error.
 async fn refused(address: std::net::SocketAddr, request: &Request, errors: &mut String) {
     let answer = ask(address, request).await;
     assert!(answer.status >= 400, "{answer:?}");
@@ -116,7 +116,7 @@ fn body(text: &str) -> String {
     json!({ "model": "gpt-5.4", "stream": true, "input": [user, output] }).to_string()
 }
 
-/// Paths on which a turn fails before it has a key.
+/// Plays requests that fail before they have a key.
 async fn is_refused(cluster: &Running, codex: &mut Codex) -> String {
     let (address, mut errors) = (cluster.address(), String::new());
     let turn = |body: &str| {
@@ -159,7 +159,7 @@ async fn is_refused(cluster: &Running, codex: &mut Codex) -> String {
     errors
 }
 
-/// A client whose token is in the ledger. Returns the token.
+/// Adds a client whose token is in the ledger. Returns the token.
 async fn adds_a_token(cluster: &Running, sinks: &mut Sinks) -> String {
     let (code, said, told) = command(cluster, &["token", "add", "--client", "carol"]).await;
     assert_eq!(code, 0, "{told}");
@@ -177,7 +177,7 @@ async fn adds_a_token(cluster: &Running, sinks: &mut Sinks) -> String {
     token
 }
 
-/// Turns that are served in the end, over all transports and after faults.
+/// Plays turns that are served in the end, over all transports and after faults.
 async fn is_served(cluster: &Running, codex: &mut Codex) -> Talk {
     let address = cluster.address();
     codex.turn(PROMPT).await.served();
@@ -197,7 +197,7 @@ async fn is_served(cluster: &Running, codex: &mut Codex) -> Talk {
     talk
 }
 
-/// A replica whose database is away: its URL holds a password.
+/// Starts a replica whose database is away and whose database URL holds a password.
 async fn away_from_its_database(sinks: &mut Sinks) {
     let url = format!("postgres://u:{DATABASES}@{}/d", port::free());
     let cluster = written_at(&url).environment("RUST_LOG", "trace").start().await;
@@ -238,7 +238,7 @@ async fn secrets_are_nowhere_at_any_level_of_the_log() {
     let talk = is_served(&cluster, &mut codex).await;
     let token = adds_a_token(&cluster, &mut sinks).await;
     let mut errors = is_refused(&cluster, &mut codex).await;
-    // Keys fail one after the other, then the organization has no money.
+    // The keys fail one after the other, and then the organization has no credit.
     cluster.upstream().revoke("org-a-1").await;
     codex.turn(PROMPT).await.served();
     cluster.upstream().revoke("org-a-2").await;
@@ -257,7 +257,7 @@ async fn secrets_are_nowhere_at_any_level_of_the_log() {
     cluster.restart(0).await;
     let mut cut = Codex::new(address, ALICE);
     ask(address, &cut.begin(PROMPT).0).await;
-    // And without any upstream.
+    // In the end there is no upstream at all.
     sinks.read(&cluster, &codex, "after the echo").await;
     ends(&mut cluster).await;
     cluster.change(|cluster| cluster.upstream_at(&format!("http://{}/v1", port::free())));
@@ -288,7 +288,7 @@ async fn secrets_are_nowhere_at_any_level_of_the_log() {
     sinks.hold_none(&canaries);
 }
 
-/// The search finds what it is made for.
+/// The search finds each form of a canary that it looks for.
 #[test]
 fn canary_is_found_in_each_form() {
     let canary = "sk-canary/+of a key";

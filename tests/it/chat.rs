@@ -47,7 +47,7 @@ async fn turn(chat: &mut Chat, number: usize) {
     chat.output(&said.calls, "done").await.served();
 }
 
-/// The cached share of each model.
+/// Returns the share of cached tokens for each model.
 fn shares(turns: &[Turn]) -> [f64; 2] {
     MODELS.map(|model| {
         let own = turns.iter().filter(|turn| turn.model.as_deref() == Some(model));
@@ -83,7 +83,7 @@ async fn replicas(upstream: &str) -> Running {
         .await
 }
 
-/// Growing conversations on two replicas in turn, and what the judge saw of them.
+/// Plays growing conversations on two replicas in turn, and checks what the judge saw of them.
 async fn stays_warm(upstream: &str, path: &str) {
     let (single, cluster) = (single_key().await, replicas(upstream).await);
     let mut chats = chats(cluster.replicas[0].address(), ALICE);
@@ -139,7 +139,8 @@ async fn chat_leaves_an_organization_that_can_serve_no_more() {
         let mut chat = Chat::new(cluster.replicas[0].address(), ALICE).streaming();
         chat.turn("first").await.served();
         let first = cluster.turns().await.pop().expect("a turn");
-        // No chat client carries what only one organization can open.
+        // No chat client holds content that only one organization can open, so the session may
+        // leave.
         cluster.upstream().exhaust(&first.organization).await;
         for replica in [1, 0, 1] {
             chat.moves_to(cluster.replicas[replica].address());

@@ -1,5 +1,5 @@
-//! How a WebSocket ends: by either end, or by the gateway. `rfc6455` tests what a close or a breach
-//! tells both ends.
+//! Tests how a WebSocket ends: by either end, or by the gateway. `rfc6455` tests what both ends
+//! learn of a close or of a breach of the protocol.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ async fn client_that_leaves_closes_upstream() {
             begun(&mut client, &mut there).await;
         }
         let budget = Budget::begin(ms(1_000));
-        // Codex leaves without a close.
+        // Codex leaves without a close frame.
         drop(client);
         assert_eq!(there.closed().await, 1001);
         budget.holds("the close upstream");
@@ -120,7 +120,8 @@ async fn silent_peer_is_pinged_and_kept_and_a_dead_one_is_found() {
     }
     assert!(began.elapsed() > ms(1_900));
     turn(&mut client, &mut there, "resp_1").await;
-    // A client that does not read its pings counts as dead, and its upstream is released.
+    // A client that does not read its pings counts as gone, and its upstream connection is
+    // released.
     assert_eq!(there.closed().await, 1001);
     cluster.replica().shows("warmkey_active_websockets", 0.0).await;
     drop(client);
@@ -144,7 +145,7 @@ async fn leaving_replica_finishes_turns_in_flight() {
         (cluster.replica().probe("/readyz").await.status == 503).then_some(())
     })
     .await;
-    // Until the balancer notices, the replica serves everything.
+    // Until the load balancer notices, the replica serves everything.
     let (late, mut late_there) =
         tokio::join!(session(cluster.address(), BOB, "late"), upstream.accept());
     let mut late = late;
@@ -152,7 +153,7 @@ async fn leaving_replica_finishes_turns_in_flight() {
     assert_eq!((idle.closed().await, there_too.closed().await), (1001, 1001));
     assert!(asked.elapsed() > ms(900), "{:?}", asked.elapsed());
     assert_eq!(late.closed().await, 1001);
-    // In flight for longer than all time limits of the sockets.
+    // The turn is in flight for longer than all time limits of the sockets.
     tokio::select! {
         other = client.next() => panic!("an answer and not {other:?}"),
         () = tokio::time::sleep_until(asked + Duration::from_secs(12)) => {}
@@ -204,7 +205,7 @@ async fn revoked_token_ends_its_connections() {
     turn(&mut other, &mut other_there, "resp_2").await;
 }
 
-/// The rights of now decide what a client may ask, on an old connection as on a new one.
+/// A client's current rights decide what it may ask, on an old connection as on a new one.
 #[tokio::test]
 async fn client_has_the_rights_of_now_on_an_open_connection() {
     let clients =
@@ -214,7 +215,7 @@ async fn client_has_the_rights_of_now_on_an_open_connection() {
     begun(&mut client, &mut there).await;
     cluster.change(|cluster| cluster.clients(&clients("models = [\"gpt-6\"]")));
     cluster.reload(0).await;
-    // A response that has begun comes to its end.
+    // A response that has begun is sent to its end.
     there.send(&completed("resp_1")).await;
     assert_eq!(client.text().await, completed("resp_1"));
     client.send(&create(None)).await;
@@ -223,7 +224,7 @@ async fn client_has_the_rights_of_now_on_an_open_connection() {
         (&refused["status"], &refused["error"]["code"]),
         (&json!(403), &json!("model_not_allowed"))
     );
-    // A client without the right to a turn is told nothing of what the turn refers to.
+    // A client without the right to a turn learns nothing about what the turn refers to.
     client.send(&create(Some("resp_of_another"))).await;
     assert_eq!(client.json().await["error"]["code"], "model_not_allowed");
     let other = create(None).replace("gpt-5.4", "gpt-6");
@@ -239,9 +240,9 @@ async fn client_has_the_rights_of_now_on_an_open_connection() {
     turn(&mut client, &mut there, "resp_3").await;
 }
 
-/// A connection ends if its client could not open it now. The token is another client's, or the
-/// client lost the organization of the key. Another token of the same client, or another right,
-/// ends nothing.
+/// A connection ends if its client could not open it now, because the token is another client's or
+/// the client lost the key's organization. Another token of the same client, or another right, does
+/// not end it.
 #[tokio::test]
 async fn connection_that_its_client_could_not_open_now_ends() {
     let clients = |sections: &[(&str, &str, &str)]| -> String {
@@ -287,7 +288,7 @@ async fn connection_that_its_client_could_not_open_now_ends() {
     }
 }
 
-/// A client that reads slowly cannot answer pings, and is not dead.
+/// A client that reads slowly cannot answer pings in time, but it is not gone.
 #[tokio::test]
 async fn client_that_is_slow_to_read_is_waited_for() {
     let (cluster, _upstream, mut client, mut there) =
@@ -297,7 +298,7 @@ async fn client_that_is_slow_to_read_is_waited_for() {
         format!(r#"{{"type":"response.output_text.delta","delta":"{}"}}"#, "z".repeat(60_000));
     let mut sent = 0_usize;
     eventually(SOON, "the upstream is held back", async || {
-        // The client shows that it lives.
+        // By this message the client shows that it lives.
         client.send("{}").await;
         match tokio::time::timeout(ms(500), there.0.send(Message::text(event.as_str()))).await {
             Ok(taken) => {

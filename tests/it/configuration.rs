@@ -1,4 +1,5 @@
-//! A bad configuration ends the start with 64 and one line that names the fault, and no secret.
+//! With a bad configuration, the start ends with status 64 and one line that names the fault, and
+//! no secret.
 
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ const LISTEN: &str = "listen = \"127.0.0.1:0\"\nadmin_listen";
 const SECRET: &str = "secret = \"secret-canary-0123456789abcdefghijklmnopqrstuvwxyz\"\n";
 const UPSTREAM: &str = "[[upstream]]\nname = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\n";
 
-/// Faults: a part of the good file, its replacement, and a word that the one line must hold.
+/// The faults: a part of the good file, its replacement, and a word that the error line must hold.
 const BAD: &[(&str, &str, &str)] = &[
     ("[server]", "[server]\nlisten_adress = \"x\"", "listen_adress"),
     ("[server]", "[servers]\na = 1\n[server]", "servers"),
@@ -180,8 +181,8 @@ async fn check_reaches_the_store() {
     expect("no server answers", "TLS", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
-/// Redis greets, and then refuses a command that serving needs. A version before 7 refuses `SET NX
-/// GET` as it refuses a user without SET.
+/// Redis greets, and then refuses a command that the gateway needs. A Redis before version 7
+/// refuses `SET NX GET`, and any Redis refuses SET to a user without that right.
 #[tokio::test]
 async fn check_tries_what_serving_needs() {
     let folder = Folder::new();
@@ -224,7 +225,7 @@ async fn checked(
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// A variable overrides the file, is parsed as its option is, and is refused by the option's name.
+/// A variable overrides the file and is parsed like its option. An error names the option.
 #[tokio::test]
 async fn option_may_come_from_the_environment() {
     let folder = Folder::new();
@@ -267,8 +268,8 @@ async fn option_may_come_from_the_environment() {
             &[("WARMKEY__HOP__SECRET", "")],
             "hop.secret: the secret in the file is empty",
         ),
-        // A secret without a source has a variable of its own. A secret that names a variable reads
-        // that one.
+        // A secret without a source has a variable of its own. If the file names a variable for a
+        // secret, that one is read.
         (
             "nameless.toml",
             &[("THE_KEY", "sk-canary"), ("WARMKEY_SECRET", "canary-short")],
@@ -302,7 +303,7 @@ async fn option_may_come_from_the_environment() {
     }
 }
 
-/// Without `--config`, the file of the usual name is read if it exists.
+/// Without `--config`, the file with the usual name is read if it exists.
 #[tokio::test]
 async fn file_of_the_usual_name_is_read() {
     let folder = Folder::new();

@@ -1,5 +1,5 @@
-//! What users rely on by name: options, commands, metrics and the fields of a turn's log line.
-//! Something may be added to each list. Nothing leaves a list, and nothing is renamed.
+//! Lists the names that users rely on: options, commands, metrics, and the fields of a turn's log
+//! line. A name may be added to a list. No name is removed or changed.
 
 use std::collections::BTreeSet;
 
@@ -54,7 +54,7 @@ const FIELDS: [&str; 13] = [
     "seconds",
 ];
 
-/// What `warmkey` with these arguments says, if it exits with 0.
+/// Returns what `warmkey` prints with these arguments, if it exits with 0.
 async fn said(arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new(WARMKEY);
     command.args(arguments).kill_on_drop(true);
@@ -81,7 +81,7 @@ async fn command_keeps_its_name() {
         assert!(help.as_ref().is_ok_and(|help| help.contains("Usage")), "{command}: {help:?}");
     }
     assert!(said(&["keys", "--help"]).await.is_err(), "an unknown command is refused");
-    // A command that the list lacks could be renamed unseen.
+    // If the list lacked a command, the command could be renamed unnoticed.
     let mut found = Vec::new();
     for group in ["", "key", "probe", "token"] {
         let arguments: Vec<_> = group.split_whitespace().chain(["--help"]).collect();

@@ -47,7 +47,8 @@ async fn demo_shows_each_way_of_routing_and_passes_within_a_minute() {
         ],
         "{shown}"
     );
-    // As long as a working day's sessions: what their prefix is read from is nearly all of them.
+    // The sessions are as long as those of a working day, so nearly all of their input is the
+    // prefix that they read.
     for name in [
         "single key",
         "warmkey http",

@@ -1,4 +1,4 @@
-//! How a replica ends.
+//! Tests how a replica ends.
 
 use tokio::time::Instant;
 
@@ -50,7 +50,8 @@ async fn turn_in_flight_is_finished() {
     })
     .await;
     assert_eq!(cluster.replica().probe("/livez").await.status, 200);
-    // The balancer notices only later: until then, everything is served, on new connections too.
+    // The load balancer notices only later. Until then everything is served, on new connections
+    // too.
     while asked.elapsed() < ms(1_500) {
         assert_eq!(ask(address, &Request::turn(ALICE, BODY)).await.status, 200);
     }
@@ -142,8 +143,8 @@ async fn drain_waits_for_no_idle_connection() {
 
 #[tokio::test]
 async fn client_that_left_leaves_nothing_to_wait_for() {
-    // Right behind the terminal event: a task drains the rest, and the end of the process waits for
-    // that task, but not long.
+    // The client leaves right after the terminal event. A task reads the rest, and the process
+    // waits for that task, but not long.
     let upstream = holding().await;
     let mut cluster = Cluster::new().recorded_by(&upstream).start().await;
     let (client, _) = held(&cluster).await;

@@ -47,7 +47,7 @@ async fn token_is_required() {
         expect(&ask(cluster.address(), &request).await, 401, "invalid_api_key");
     }
     assert!(upstream.seen().is_empty());
-    // The scheme ignores case.
+    // The scheme of `authorization` is case-insensitive.
     assert_eq!(
         ask(cluster.address(), &turn().header("authorization", &format!("bearer {ALICE}")))
             .await
@@ -139,7 +139,7 @@ async fn client_may_be_limited_to_some_models() {
     let refused = [
         r#"{"model":"gpt-5.4-mini","input":"x"}"#,
         r#"{"input":"x"}"#,
-        // The last of two fields counts, as it does upstream.
+        // Of two fields with the same name, the last one counts, as it does upstream.
         r#"{"model":"gpt-5.4","input":"x","model":"gpt-6"}"#,
         r#"{"model":"gpt-5.4","input":"x","\u006dodel":"gpt-6"}"#,
     ];
@@ -258,7 +258,7 @@ async fn upstream_that_refuses_connections_is_unreachable() {
             "upstream_unreachable",
         );
     }
-    // The host's fault, never a key's.
+    // The fault is the host's, and never a key's.
     for key in ["org-a-1", "org-a-2"] {
         let ready = format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}");
         assert_eq!(cluster.replica().metrics().await.get(&ready), 1.0, "{key}");

@@ -35,7 +35,7 @@ async fn dead_key_is_left_once_and_unseen() {
     }
     let turns = cluster.turns().await;
     assert_eq!(refused(&turns, 401), 1, "the replica does not use it again");
-    // Not even once the key lives again.
+    // The sessions do not move back even when the key works again.
     cluster.upstream().heal().await;
     codex.turn("does not move back").await.served();
     assert_eq!(path_of(&cluster.turns().await, &codex.session), [dead.clone(), next]);
@@ -120,7 +120,7 @@ async fn sealed_session_never_leaves_its_organization() {
         error["code"].is_string() && error["message"].as_str().is_some_and(|text| text.len() > 20),
         "{error}"
     );
-    // A sub-agent's first turn shows nothing sealed, and still belongs to its sealed session.
+    // A sub-agent's first turn holds nothing sealed, but belongs to its sealed session.
     let ended = codex.spawn().turn("no credit").await;
     // The upstream is not asked again, and the error is one that Codex stops at.
     assert_eq!(
@@ -163,8 +163,8 @@ async fn sealed_session_moves_within_its_organization_only() {
     assert!(turns.iter().all(|turn| turn.organization == organization), "no other key was tried");
 }
 
-/// The upstream refuses both keys for a time, at different moments; when it accepts them again, all
-/// replicas know.
+/// The upstream refuses both keys for a time, at different moments. When it accepts them again, all
+/// replicas learn it.
 #[tokio::test]
 async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
     let cluster = Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().start().await;
@@ -216,8 +216,8 @@ async fn client_is_told_to_wait_where_there_is_no_key() {
 
 #[tokio::test]
 async fn reasoning_that_another_organization_sealed_is_refused_by_the_upstream() {
-    // The gateway's pool changes under the client: the error is the upstream's, byte for byte, and
-    // final.
+    // The gateway has lost the other keys under its client. The client receives the upstream's
+    // error, byte for byte, and the error is final.
     let cluster = Cluster::new().keys(siblings("org-a", 1)).start().await;
     let elsewhere = Cluster::new().keys(siblings("org-z", 1)).start().await;
     let mut codex = Codex::new(elsewhere.address(), ALICE);

@@ -20,8 +20,8 @@ fn keys() -> Vec<Key> {
     ORGANIZATIONS.iter().flat_map(|organization| siblings(organization, 2)).collect()
 }
 
-/// Nearly every session begins in the first organization. Even weights will send two of three
-/// elsewhere.
+/// Weights that begin nearly every session in the first organization. With even weights, two of
+/// three sessions would begin in another one.
 fn lopsided() -> Vec<Key> {
     let mut keys = keys();
     (keys[0].weight, keys[1].weight) = (50, 50);
@@ -49,7 +49,7 @@ async fn so_many_sealed(cluster: Cluster, count: usize) -> (Running, Vec<Codex>)
 }
 
 /// Resumes every session at alternating replicas, and checks that each is served within the allowed
-/// attempts.
+/// number of attempts.
 async fn resume(cluster: &Running, sessions: &mut [Codex]) {
     let before = cluster.turns().await;
     let organizations: BTreeMap<_, _> = before
@@ -81,7 +81,7 @@ async fn resume(cluster: &Running, sessions: &mut [Codex]) {
         extra += others.len();
     }
     assert!(extra > 0, "every session was found at once: this test shows nothing");
-    // An organization found by one replica is known to all.
+    // If one replica has found an organization, all replicas know it.
     let before = turns.len();
     for (number, codex) in sessions.iter_mut().enumerate() {
         codex.moves_to(cluster.replicas[(number + 1) % 2].address());
@@ -200,7 +200,7 @@ async fn sealed_sessions_survive_a_restart_while_redis_is_away() {
     }
 }
 
-/// A failing organization does not keep the search from the right one behind it.
+/// If the search meets an organization that fails, it goes on to the right one.
 #[tokio::test]
 async fn search_goes_past_an_organization_that_is_unwell() {
     let (mut cluster, sessions) = so_many_sealed(Cluster::new(), 3 * SESSIONS).await;
@@ -221,8 +221,8 @@ async fn search_goes_past_an_organization_that_is_unwell() {
         let turns = cluster.turns().await;
         let attempts = attempts(&turns[before..], &codex);
         match attempts.first().map(|turn| turn.organization.as_str()) {
-            // The gateway cannot know whether the failing organization is the right one: the client
-            // tries again.
+            // The gateway cannot know whether the failing organization is the right one, so the
+            // client tries again.
             Some("org-b") => {}
             _ => {
                 ended.served();
@@ -234,7 +234,7 @@ async fn search_goes_past_an_organization_that_is_unwell() {
     assert!(past > 0, "no session met the failing organization: this test shows nothing");
 }
 
-/// The first organization of a search may be out of quota: its refusal does not count as the
+/// The first organization of a search may be out of quota. Its refusal does not count as the
 /// session's.
 #[tokio::test]
 async fn provisional_binding_that_is_exhausted_is_given_up() {

@@ -9,7 +9,8 @@ use crate::world::waiting::{SOON, eventually};
 const SESSIONS: usize = 12;
 const INHERITED: &str = r#"warmkey_bindings_total{result="inherited"}"#;
 
-/// Two replicas, and sessions that are mostly not where their own order would send them by now.
+/// Two replicas, and sessions most of which are not on the key that their own order would choose
+/// now.
 async fn displaced() -> (Running, Vec<Codex>) {
     let even = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let mut lopsided = even.clone();
@@ -103,9 +104,9 @@ async fn fork_whose_parent_is_forgotten_finds_its_organization() {
     }
 }
 
-/// Bob sends Alice's history and names her thread, which must not tell him her key. A client with a
-/// history may continue it in the organization that can open it, and finds that organization as for
-/// any forgotten session.
+/// Bob sends Alice's history and names her thread, but must not learn her key from that. A client
+/// that has a history may continue it in the organization that can open it. It finds that
+/// organization as for any forgotten session.
 #[tokio::test]
 async fn fork_inherits_nothing_from_another_client() {
     let (cluster, sessions) = displaced().await;
@@ -132,7 +133,7 @@ async fn fork_inherits_nothing_from_another_client() {
         );
         elsewhere += usize::from(!keys[&codex.session].contains(&attempts[0].key));
     }
-    // By their own order, a quarter of the forks meet their parent's key by chance.
+    // By their own order, a quarter of the forks choose their parent's key by chance.
     assert!(elsewhere > 0, "all of them begin on the keys of another client's sessions");
     cluster
         .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, SESSIONS as f64)

@@ -1,5 +1,5 @@
-//! Generations: replicas load another set of keys at different moments, and only bindings of a
-//! removed key move.
+//! Tests generations: replicas load another set of keys at different moments, and only bindings of
+//! a removed key move.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,8 +34,8 @@ impl Players {
             codex.turn("first").await.served();
             playing.spawn(async move {
                 while !is_over.load(Ordering::Relaxed) {
-                    // A clone, so that the history does not grow: the machine's work would grow
-                    // with it.
+                    // The turn is played on a clone, so that the history, and with it the machine's
+                    // work, does not grow.
                     let mut turn = codex.clone();
                     turn.turn("meanwhile").await.served();
                 }
@@ -141,8 +141,8 @@ async fn key_that_is_rolled_back_is_left_once_all_have() {
     for number in 0..2 {
         cluster.reload(number).await;
     }
-    // Two replicas have dropped the key and one still has it. No set is the newest for certain, so
-    // that a sibling serves these turns and no binding moves.
+    // Two replicas have dropped the key, and one still has it. It is not certain which set is the
+    // newest. A sibling therefore serves these turns, and no binding moves.
     let rebound = "warmkey_bindings_total{result=\"rebound\"}";
     for replica in &cluster.replicas[..2] {
         let is_spilling = async || {
@@ -156,8 +156,8 @@ async fn key_that_is_rolled_back_is_left_once_all_have() {
     cluster.shows(rebound, 0.0).await;
     cluster.reload(2).await;
     let mut sessions = players.stop().await;
-    // By now every replica knows that the old set is the newest again, or learns it with the next
-    // heartbeat.
+    // By now every replica knows that the old set is the newest again, or it will learn that with
+    // the next heartbeat.
     eventually(SOON, "all agree that the key is gone", async || {
         for codex in &mut sessions {
             codex.turn("after").await.served();

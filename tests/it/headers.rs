@@ -1,4 +1,4 @@
-//! Which headers pass, which are replaced, and which never leave.
+//! Tests which headers pass, which are replaced, and which stay in the gateway.
 
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::fixtures::shapes;
@@ -156,7 +156,7 @@ async fn answer_says_which_turn_it_is() {
     turns.sort();
     turns.dedup();
     assert_eq!(turns.len(), 5, "each its own");
-    // A `traceparent` of the client's own stays. Turns that share it have spans of their own.
+    // A `traceparent` from the client stays. Turns that share it have spans of their own.
     let traced = Request::turn(ALICE, BODY)
         .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let mut spans = Vec::new();

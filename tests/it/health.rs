@@ -1,5 +1,5 @@
-//! Keys fail, sessions do not: what the upstream refuses, and which keys then serve. Three
-//! replicas, a real Redis, and the upstream's record as the judge.
+//! Keys fail, and sessions do not: tests what the upstream refuses, and which keys then serve. Each
+//! test has three replicas, a real Redis, and the upstream's record as the judge.
 
 use crate::world::cluster::Cluster;
 use crate::world::sessions::{begin, first_keys, go_on};
@@ -22,15 +22,15 @@ fn three() -> Cluster {
     Cluster::new().replicas(3).redis()
 }
 
-/// B5: only forced moves move a session. A limit that is waited for or spilled, a failure, a new
-/// key, other weights and a deploy move none.
+/// B5: only forced moves move a session. A limit that a turn waits for or leaves to a sibling moves
+/// none. Neither does a failure, a new key, other weights or a deploy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b5_forced_moves_only() {
     let mut cluster = three().keys(pool()).spare(siblings("org-c", 1)).start().await;
     let mut all = begin(&cluster, 12).await;
     let first_keys = first_keys(&cluster, &all).await;
     for (fault, times) in [
-        // A second limit of the same key would leave its turns to siblings for a while.
+        // After a second limit of the same key, siblings would serve its turns for a while.
         (Fault::limited(1), 1),
         (Fault::down(500), 2),
         (Fault::down(503), 2),

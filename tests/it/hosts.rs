@@ -1,5 +1,5 @@
-//! Upstreams that cannot be reached or trusted: unknown host names and bad certificates. The fault
-//! is the host's: no key is condemned, and nothing is sent to an untrusted server.
+//! Tests upstreams that cannot be reached or trusted: unknown host names and bad certificates. The
+//! fault is the host's, so no key is condemned, and an untrusted server receives nothing.
 
 use crate::world::certificates::Certificates;
 use crate::world::cluster::{ALICE, Cluster, Running};
@@ -40,15 +40,15 @@ async fn is_unreachable(cluster: &Running) {
     }
 }
 
-/// C2, for a name that was never found. This machine's name servers decide whether the fault is an
-/// unknown name or no answer.
+/// C2, for a name that never existed. Whether the fault is an unknown name or a missing answer
+/// depends on this machine's name servers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn host_name_that_resolves_to_nothing_condemns_no_key() {
     is_unreachable(&three("http://upstream.invalid/v1", "connect_timeout = \"2s\"\n").await).await;
 }
 
-/// C3: a certificate of another authority, of another host, or an expired one. Nothing is sent to
-/// such a server, and certainly not in plain text; each replica connects at most twice.
+/// C3: a certificate of another authority, of another host, or an expired one. Such a server
+/// receives nothing, least of all without TLS. Each replica connects at most twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_with_an_untrusted_certificate_is_sent_nothing() {
     let folder = Folder::new();
@@ -65,13 +65,13 @@ async fn server_with_an_untrusted_certificate_is_sent_nothing() {
         let cluster = three(&format!("https://{}/v1", server.address()), &options).await;
         is_unreachable(&cluster).await;
         let received = server.received();
-        // 22 is a TLS handshake: the first one, and one retry.
+        // 22 is the first byte of a TLS handshake. There are two: the first attempt and one retry.
         assert!(
             received.len() == 2 * cluster.replicas.len() && received.iter().all(|byte| *byte == 22),
             "{name}: {received:?}"
         );
     }
-    // A good certificate is trusted, so that the certificates were the reason for the refusals. The
+    // A good certificate is trusted, so the certificates were the reason for the refusals. This
     // server is no upstream, and does not answer.
     let server = TlsServer::start(&folder, &trusted, "server").await;
     let cluster = three(&format!("https://{}/v1", server.address()), &options).await;

@@ -1,4 +1,5 @@
-//! HTTP itself: HTTP/2, `100 Continue`, clients that are still sending when they are refused.
+//! Tests HTTP itself: HTTP/2, `100 Continue`, and clients that are still sending when they are
+//! refused.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -57,8 +58,8 @@ async fn http2_client_is_served_the_same() {
 /// Every HTTP/2 connection begins with these bytes.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Puts TLS before `upstream`, for one connection that must speak HTTP/2. Dropping the child ends
-/// that.
+/// Starts a TLS proxy in front of `upstream`, for one connection that must use HTTP/2. Dropping the
+/// child ends it.
 async fn http2_alone(port: SocketAddr, certificates: &Certificates, upstream: SocketAddr) -> Child {
     let (certificate, key) = (certificates.path("server.pem"), certificates.path("server.key"));
     let mut command = Command::new("openssl");
@@ -94,7 +95,7 @@ async fn http2_alone(port: SocketAddr, certificates: &Certificates, upstream: So
     openssl
 }
 
-/// `http2 = true`: the upstream gets the client's bytes, on one connection.
+/// With `http2 = true`, the upstream receives the client's bytes, on one connection.
 #[tokio::test]
 async fn http2_upstream_is_asked_the_same() {
     let (folder, port, keys) = (Folder::new(), port::free(), siblings("org-a", 1));
@@ -127,7 +128,7 @@ async fn head_is_answered_without_a_body() {
             let answer =
                 within(ANSWER, "an answer", client.get(&url).send()).await.expect("an answer");
             let body = answer.bytes().await.expect("a body");
-            // HEAD is a byte longer than GET, and the message names the method.
+            // HEAD is one byte longer than GET, because the error's message names the method.
             let answer =
                 within(ANSWER, "a head", client.head(&url).send()).await.expect("an answer");
             assert_eq!(answer.status(), 404);
@@ -221,7 +222,8 @@ async fn upstream_that_closes_its_idle_connections_costs_no_turn() {
     for turn in 1..=40 {
         let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
         assert_eq!(answer.status, 200, "turn {turn}: {}", answer.text());
-        // A connection that the upstream has closed, unnoticed by the gateway, would not be idle.
+        // If the upstream had closed a connection that the gateway still holds, it would not be
+        // idle.
         let is_closed = async || (upstream.is_idle() && upstream.peers() == 0).then_some(());
         eventually(SOON, "both ends have closed", is_closed).await;
     }
@@ -232,7 +234,7 @@ async fn upstream_that_closes_its_idle_connections_costs_no_turn() {
     );
 }
 
-/// A request that two parties could read differently.
+/// Sends a request that two parties on the way could read differently.
 fn ambiguous(lines: &str) -> String {
     format!(
         "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n{lines}\r\n4\r\n{{  }}\r\n0\r\n\r\n"
@@ -283,8 +285,8 @@ async fn length_beside_chunks_begins_no_second_request() {
             .send_raw(format!("{}{smuggled}", ambiguous(both)).as_bytes())
             .await
             .expect("the request is taken");
-        // Refused or read by its chunks, the connection ends: nothing behind the request is
-        // trusted.
+        // The request is refused, or read by its chunks. In both cases the connection ends, because
+        // bytes after it cannot be trusted.
         within(SOON, "the end", client.closed()).await;
     }
     assert!(upstream.seen().iter().all(|seen| seen.body == b"{  }"), "{:?}", upstream.seen().len());

@@ -1,5 +1,5 @@
-//! B18: how many turns each key has in flight, as every replica counts them, judged by the
-//! upstream's own count.
+//! B18: tests how many turns each key has in flight, as every replica counts them. The upstream's
+//! own count is the judge.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::world::socket::{Socket, plain, session};
 use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
 use crate::world::wire::Connection;
 
-/// The counts are at most this old.
+/// Maximum age of the counts.
 const LIVE: Duration = ms(250);
-/// Turns of a crashed replica are no longer counted by then.
+/// Time after which turns of a crashed replica no longer count.
 const CRASHED: Duration = Duration::from_secs(10);
 
 type Counts = BTreeMap<String, u64>;
@@ -29,8 +29,8 @@ async fn answering(cluster: &Running, count: u64) -> Counts {
         .await
 }
 
-/// Checks that every replica in `numbers` has these counts, at the latest by a question that is
-/// asked after `limit`.
+/// Checks that every replica in `numbers` has these counts. The last question is asked after
+/// `limit`.
 async fn agree(
     cluster: &Running,
     numbers: &[usize],
@@ -104,14 +104,14 @@ async fn b18_in_flight_counts() {
     agree(&cluster, &[0, 1, 2], &answering(&cluster, count).await, LIVE, "a connection").await;
     drop(quiet);
 
-    // Clients leave.
+    // Some clients leave.
     streams[0].truncate(1);
     talks[1].truncate(2);
     count -= 5;
     let open = answering(&cluster, count).await;
     agree(&cluster, &[0, 1, 2], &open, LIVE, "clients that have left").await;
 
-    // The store is flushed, and replicas report again.
+    // The store is flushed, and the replicas report their counts again.
     cluster.redis().run(&["FLUSHALL"]).await;
     agree(&cluster, &[0, 1, 2], &open, LIVE, "after a flush").await;
 

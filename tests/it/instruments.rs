@@ -1,4 +1,4 @@
-//! The instruments of these tests, without the gateway between them.
+//! Tests the instruments of the other tests, without the gateway between them.
 
 use crate::world::balancer::Balancer;
 use crate::world::cable::{Cable, Weather};
@@ -76,7 +76,7 @@ async fn trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
 async fn sharded_redis_moves_its_slots_and_survives_its_primaries() {
     let folder = Folder::new();
     let mut shards = Shards::start(folder.path()).await;
-    // The value is known from Redis's specification; a tag in braces keeps names in one slot.
+    // The expected slot is from Redis's specification. A tag in braces keeps names in one slot.
     assert_eq!((slot_of("123456789"), slot_of("{123456789}.x")), (0x31c3, 0x31c3));
     let (from, slot) = (Shards::shard_of("name"), slot_of("name"));
     let to = (from + 1) % 3;

@@ -1,5 +1,5 @@
-//! Tests the judge: a client meets each fault of the simulated upstream as its script says, and the
-//! record shows the fault.
+//! Tests the judge: a client meets each fault of the simulated upstream as its script states, and
+//! the record shows the fault.
 
 use std::net::SocketAddr;
 
@@ -194,7 +194,7 @@ async fn upstream_that_cannot_be_reached_can_be_reached_again() {
     let cluster = Cluster::new().cabled().start().await;
     Codex::new(cluster.address(), ALICE).turn("before").await.served();
     cluster.cable().set(Weather::Refused);
-    // An open connection is lost once; then there is none.
+    // An open connection is lost first. Later attempts find no connection at all.
     eventually(SOON, "the upstream is unreachable", async || {
         let lost = ask(cluster.address(), &Request::turn(ALICE, body("meanwhile"))).await;
         (lost.code() == "upstream_unreachable").then_some(())

@@ -1,5 +1,6 @@
-//! An answer about one request is no key's state: what one client meets changes nothing for the
-//! others. Two replicas, a real Redis, and the upstream's record as the judge.
+//! An answer about one request is never a state of a key: what one client receives changes nothing
+//! for the others. Each test has two replicas, a real Redis, and the upstream's record as the
+//! judge.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ fn pool() -> Vec<Key> {
     [vec![a("org-a-1"), a("org-a-2")], siblings("org-b", 1)].concat()
 }
 
-/// A turn of the session `id`, with these fields besides.
+/// Returns a turn of the session `id`, with these additional fields.
 fn turn(token: &str, id: &str, fields: &str) -> Request {
     let body = format!(r#"{{"model":"gpt-5.4",{fields}"stream":true,"input":"hello"}}"#);
     Request::turn(token, body).header("session-id", id)
@@ -36,7 +37,8 @@ fn of_session<'t>(turns: &'t [Turn], id: &str) -> Vec<&'t Turn> {
     turns.iter().filter(|turn| turn.session.as_deref() == Some(id)).collect()
 }
 
-/// No replica knows anything about any key, and each session is served by the key it had.
+/// Checks that no replica knows anything bad about a key, and that each session is served by the
+/// key it had.
 async fn nothing_has_changed(cluster: &Running, all: &mut [Codex], first_keys: &[String]) {
     for replica in &cluster.replicas {
         for key in replica.keys().await {
@@ -56,7 +58,7 @@ async fn nothing_has_changed(cluster: &Running, all: &mut [Codex], first_keys: &
     }
 }
 
-/// The turn of session `id` met `status` at one key, once.
+/// Checks that the turn of session `id` met `status` at one key, once.
 async fn met_once(cluster: &Running, id: &str, status: u16) {
     let turns = cluster.turns().await;
     let own = of_session(&turns, id);
@@ -67,7 +69,8 @@ fn is_error(answer: &Answer, status: u16, code: &str) {
     assert_eq!((answer.status, answer.code().as_str()), (status, code), "{}", answer.text());
 }
 
-/// Number 1. A 401 whose key `/models` accepts is the request's: delivered at once as 403.
+/// Number 1. If `/models` accepts the key, a 401 is about the request: the client receives it at
+/// once as a 403.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusal_of_a_request_is_no_refusal_of_its_key() {
     let cluster = two().keys(pool()).start().await;
@@ -116,7 +119,7 @@ async fn refusing_frame_of_a_request_is_no_refusal_of_its_key() {
     }
 }
 
-/// Number 2. A 429 about something else is delivered as it came, with a `Retry-After`.
+/// Number 2. A 429 about something other than the key passes as it came, with a `Retry-After`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limit_of_something_else_limits_nobody_else() {
     let cluster = two().keys(pool()).start().await;
@@ -152,7 +155,7 @@ async fn limit_of_something_else_limits_nobody_else() {
         met_once(&cluster, &id, 429).await;
         nothing_has_changed(&cluster, &mut all, &first_keys).await;
     }
-    // The page of an edge.
+    // This is a page of an edge in front of the upstream.
     cluster.upstream().fails_with(Fault::page(429).session("page")).await;
     let answer = ask(cluster.address(), &turn(ALICE, "page", "")).await;
     assert_eq!((answer.status, answer.retry_after() >= 1), (429, true));
@@ -160,7 +163,7 @@ async fn limit_of_something_else_limits_nobody_else() {
     nothing_has_changed(&cluster, &mut all, &first_keys).await;
 }
 
-/// Number 2. The limit of a special tier is the tier's.
+/// Number 2. The limit of a special tier counts only for that tier.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limit_of_a_tier_is_the_tiers_alone() {
     let cluster = two().keys(pool()).start().await;
@@ -182,7 +185,7 @@ async fn limit_of_a_tier_is_the_tiers_alone() {
     }
 }
 
-/// Number 2, on a WebSocket: the frame comes with a `retry-after`, and with its own code.
+/// Number 2, on a WebSocket: the frame passes with its own code and a `retry-after`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limiting_frame_about_something_else_limits_nobody_else() {
     let cluster = two().keys(pool()).start().await;
@@ -201,7 +204,8 @@ async fn limiting_frame_about_something_else_limits_nobody_else() {
     nothing_has_changed(&cluster, &mut all, &first_keys).await;
 }
 
-/// Number 3. A page, an empty body or a policy is no loss of access, even if two clients meet it.
+/// Number 3. A page, an empty body or a refusal by policy is no loss of access, even if two clients
+/// meet it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusal_of_a_text_is_no_loss_of_access() {
     let cluster = two().keys(pool()).start().await;
@@ -221,7 +225,7 @@ async fn refusal_of_a_text_is_no_loss_of_access() {
     }
 }
 
-/// Number 4. What a handshake met says nothing about HTTP.
+/// Number 4. The answer to a handshake says nothing about turns over HTTP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_handshake_says_nothing_about_turns() {
     let cluster = two().keys(pool()).start().await;
@@ -249,7 +253,7 @@ async fn refused_handshake_says_nothing_about_turns() {
     assert!(decided(&cluster, "move", "limited").await.abs() < f64::EPSILON);
 }
 
-/// Number 4. A key that is really dead is still found out, and known to all.
+/// Number 4. If a key is really dead, a probe finds that, and all replicas know it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_key_is_found_out_by_one_probe() {
     let cluster = two().keys(pool()).start().await;

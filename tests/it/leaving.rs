@@ -1,4 +1,4 @@
-//! Clients that leave, and upstreams that fall silent.
+//! Tests clients that leave, and upstreams that fall silent.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -109,13 +109,13 @@ async fn client_that_leaves_behind_the_terminal_event_was_served() {
         let mut client = asked(cluster.address()).await;
         read_until(&mut client, COMPLETED.as_bytes()).await;
         drop(client);
-        // The gateway has noticed, and waits for the end of the stream.
+        // The gateway has noticed that the client left, and waits for the end of the stream.
         cluster
             .replica()
             .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, f64::from(turn))
             .await;
         upstream.release(1);
-        // The rest of the stream was drained: only then is the connection free for the next turn.
+        // Only when the rest of the stream is read is the connection free for the next turn.
         eventually(SOON, "the last chunk", async || {
             upstream.seen()[usize::from(turn) - 1].answered.then_some(())
         })
@@ -158,7 +158,7 @@ async fn stream_that_never_ends_after_its_terminal_event_is_not_drained_for_long
 
 #[tokio::test]
 async fn stream_that_goes_quiet_is_ended_without_a_false_end() {
-    // After the first event, and after some that came one by one.
+    // The client leaves after the first event, or after some that came one by one.
     for events in [1, 4] {
         let some = std::iter::repeat_n([Step::Send(chunk(CREATED)), Step::Pause(ms(30))], events)
             .flatten();
@@ -186,8 +186,8 @@ async fn stream_that_goes_quiet_is_ended_without_a_false_end() {
     }
 }
 
-/// Events that come one by one fit into the client's connection; more bytes than the gateway keeps
-/// for a client do not.
+/// A few events that come one by one fit into the buffers of the client's connection. Bytes beyond
+/// the gateway's own limit for a client do not.
 #[tokio::test]
 async fn client_that_reads_slowly_is_not_silent() {
     let kinds = [("one by one", 7_000, ms(2)), ("large", 300_000, Duration::ZERO)];
@@ -222,8 +222,8 @@ async fn client_that_reads_slowly_is_not_silent() {
     }
     // The upstream sends until all buffers on the way are full.
     upstream.rests(clients.len(), cluster.replica().process()).await;
-    // Then nothing moves for longer than an upstream may be silent, however often the gateway
-    // checks.
+    // After that, nothing moves for longer than an upstream may be silent, over several checks of
+    // the gateway.
     tokio::time::sleep(IDLE * 4).await;
     upstream.release(clients.len());
     let mut come = 0;
@@ -249,15 +249,15 @@ async fn stream_that_only_pauses_goes_on() {
     }
     steps.extend([Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())]);
     let upstream = Recorder::answering(steps).await;
-    // Longer than any pause, shorter than the answer.
+    // The timeouts are longer than any pause, and shorter than the answer.
     let options = "idle_timeout = \"1500ms\"\nfirst_byte_timeout = \"1500ms\"";
     let cluster = Cluster::new().recorded_by(&upstream).upstream(options).start().await;
     let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
     assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.text());
 }
 
-/// C14: long reasoning sends nothing, not even a head. Only `first_byte_timeout` ends such a turn,
-/// or the client that waits.
+/// C14: long reasoning sends nothing, not even a head. Only `first_byte_timeout` or the client ends
+/// such a turn.
 #[tokio::test]
 async fn upstream_that_thinks_before_its_first_byte_is_waited_for() {
     let thinking = ms(1_500);
@@ -308,8 +308,8 @@ async fn events_are_passed_on_as_they_come() {
     ])
     .await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    // The head comes before any event, an event before the next one, and half an event before its
-    // other half.
+    // The head comes before any event, and each event before the next one. Half an event comes
+    // before its other half.
     let mut client = asked(cluster.address()).await;
     upstream.release(1);
     read_until(&mut client, CREATED).await;
@@ -332,7 +332,7 @@ async fn connection_serves_one_turn_after_the_other() {
         assert!(answer.whole);
     }
     assert_eq!(upstream.seen().len(), 5);
-    // Two connections if a turn came before the last one's connection was free again.
+    // There are two connections if a turn came before the last one's connection was free again.
     assert!(
         upstream.connections() <= 2,
         "upstream connections are kept: {}",
@@ -345,7 +345,7 @@ async fn client_that_leaves_while_sending_reaches_no_upstream() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let head = format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n");
-    // A body that is whole JSON already, and incomplete by its framing.
+    // The body is complete JSON, but incomplete by its framing.
     for start in [
         "content-length: 1000\r\n\r\n{\"input\":\"x\"}",
         "transfer-encoding: chunked\r\n\r\nd\r\n{\"input\":\"x\"}\r\n",
@@ -387,7 +387,8 @@ async fn turns_leave_no_connection_behind() {
         round().await;
     }
     eventually(SOON, "no connection more than before", async || {
-        // A leak in each round would be fifty. Files may have been opened meanwhile.
+        // A leak in each round would be fifty descriptors. A few files may have been opened
+        // meanwhile.
         (cluster.replica().process().descriptors() <= before + 9).then_some(())
     })
     .await;

@@ -1,5 +1,5 @@
-//! The ledger from outside: every turn is written down once, whatever happens to its database, and
-//! sums are true.
+//! Tests the ledger from outside: every turn is written down once, whatever happens to its
+//! database, and all sums are right.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ pub fn written_at(url: &str) -> Cluster {
     Cluster::new().server("admin_token", &format!("{TOKEN:?}")).ledger(&format!("url = {url:?}"))
 }
 
-/// The sums over all days, by name; `total` among them.
+/// Returns the sums over all days by this dimension. One of them is `total`.
 async fn usage(admin: SocketAddr, by: &str) -> BTreeMap<String, Value> {
     let answer = asked(admin, "GET", &format!("/usage?by={by}&from=2026-01-01")).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -54,8 +54,7 @@ pub async fn written(admin: SocketAddr, turns: usize) -> BTreeMap<String, Value>
     .await
 }
 
-/// What the upstream itself counted of the turns that it served, and what they cost by the price
-/// table.
+/// The upstream's own counts of the turns that it served, and their cost by the price table.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Judged {
     turns: u64,
@@ -104,7 +103,8 @@ impl Judged {
     }
 }
 
-/// The turns on the upstream's record, summed up by what `name_of` calls them. `total` is all.
+/// Sums up the turns on the upstream's record by the name that `name_of` gives each. `total` is the
+/// sum of all.
 async fn judged(cluster: &Running, name_of: impl Fn(&Value) -> String) -> BTreeMap<String, Judged> {
     let turns = get(cluster.upstream().address(), "/_sim/turns").await.json();
     let mut all = BTreeMap::<String, Judged>::new();
@@ -122,13 +122,13 @@ fn day(turn: &Value, zone: &TimeZone) -> Date {
     at.expect("a time").to_zoned_datetime(zone.clone()).date()
 }
 
-/// What the ledger has by one dimension.
+/// Returns the sums that the ledger has by one dimension.
 async fn told(admin: SocketAddr, by: &str) -> BTreeMap<String, Judged> {
     let rows = usage(admin, by).await.into_iter();
     rows.map(|(name, row)| (name, Judged::of(&row))).collect()
 }
 
-/// What the ledger has is what the upstream counted, to the token and to the nano-USD.
+/// Checks that the ledger's sums are the upstream's, to the token and to the nano-USD.
 pub async fn agrees(cluster: &Running, admin: SocketAddr) {
     agrees_in(cluster, admin, &TimeZone::UTC).await;
 }
@@ -143,7 +143,7 @@ async fn agrees_in(cluster: &Running, admin: SocketAddr, zone: &TimeZone) {
     assert_eq!(told(admin, "day").await, days, "by day");
 }
 
-/// The ledger that is a file beside the first replica's configuration.
+/// Returns the ledger that is a file beside the first replica's configuration.
 fn database_of(cluster: &Running) -> Database {
     let file = cluster.replica().file().with_file_name("ledger.db");
     let url = Secret::new(format!("sqlite:{}", file.display()));
@@ -151,7 +151,7 @@ fn database_of(cluster: &Running) -> Database {
     Database::at(&address, None)
 }
 
-/// The rows of a session of alice's in [`database_of`] the cluster, oldest first.
+/// Returns the rows of one of alice's sessions in the cluster's [`database_of`], oldest first.
 async fn rows(cluster: &Running, session: &str) -> Vec<TurnRow> {
     let target = format!("/sessions?client=alice&id={session}");
     let page = asked(cluster.replica().admin(), "GET", &target).await.json();

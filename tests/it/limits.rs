@@ -1,5 +1,5 @@
-//! What one client may take: bytes of one body and of all, time for its headers, memory for a
-//! stream that it does not read.
+//! Tests what one client may use: bytes of one body and of all bodies, time for its headers, memory
+//! for a stream that it ignores.
 
 use std::time::Duration;
 
@@ -79,7 +79,8 @@ async fn compressed_bomb_is_not_unpacked() {
     assert!(grown < 64 << 20, "{grown} bytes more");
 }
 
-/// Many small bodies count with their decoded size, which is not kept while their upstream thinks.
+/// Many small bodies count with their decoded size. The decoded text is not kept while the upstream
+/// works.
 #[tokio::test]
 async fn compressed_bodies_share_the_memory_for_bodies() {
     let mut script = vec![Step::Hold];
@@ -135,7 +136,7 @@ async fn bodies_in_flight_have_a_limit_together() {
     assert!((1..=60).contains(&refused.retry_after()));
     upstream.release(2);
     assert_eq!(first.await.expect("the client runs").status, 200);
-    // The memory of the first body is free again.
+    // The memory of the first body is free again, so another body fits.
     eventually(SOON, "room again", async || {
         (ask(address, &turn()).await.status == 200).then_some(())
     })
@@ -155,7 +156,7 @@ async fn headers_that_do_not_come_end_the_connection() {
     }
 }
 
-/// A balancer keeps connections open: the time for headers does not run between requests.
+/// A load balancer keeps connections open, so the time for headers does not run between requests.
 #[tokio::test]
 async fn connection_that_has_asked_before_may_be_idle() {
     let upstream = Recorder::answering(completed()).await;
@@ -210,7 +211,8 @@ async fn reader_that_does_not_read_costs_at_most_a_mebibyte() {
         );
         readers.push(reader);
     }
-    // All readers hold the gateway back: it could read bytes for each of them, and sleeps.
+    // All readers hold the gateway back. It could read bytes from the upstream for each of them,
+    // but waits.
     upstream.rests(READERS as usize, cluster.replica().process()).await;
     assert!(upstream.repeats() > READERS);
     let grown = cluster.replica().process().resident().saturating_sub(before);

@@ -1,6 +1,6 @@
-//! Everything at once and for long: twenty keys, three replicas, sessions over both transports, and
-//! keys that fail, come and go meanwhile. `WARMKEY_LONG=1` (`make test-long`) plays ten times as
-//! many sessions.
+//! Plays everything at once and for long: twenty keys, three replicas, sessions over both
+//! transports, and keys that fail, come and go. `WARMKEY_LONG=1` (`make test-long`) plays ten times
+//! as many sessions.
 //!
 //! The upstream's record is judged phase by phase. A session may leave its key only if the phase
 //! has killed or limited that key, and must never leave its organization.
@@ -23,8 +23,8 @@ use crate::world::waiting::{ANSWER, eventually, is_long};
 
 /// Turns of each session in each phase.
 const TURNS: usize = 3;
-/// Codex's own pace on the simulator's clock. Beyond fifteen turns a minute, the cache of a single
-/// key would overflow, too.
+/// Codex's own pace on the simulator's clock. With more than fifteen turns a minute, even a single
+/// key's cache would overflow.
 const PACE: Duration = Duration::from_millis(400);
 const AT_ONCE: usize = 48;
 
@@ -57,7 +57,7 @@ impl Player {
         }
     }
 
-    /// Plays a turn. Returns the error at which the client stopped.
+    /// Plays a turn. Returns the error at which the client stopped, if it did.
     async fn turn(&mut self) -> Option<String> {
         match self {
             Self::Http(codex) => {
@@ -73,14 +73,14 @@ impl Player {
     }
 }
 
-/// What a phase does to keys.
+/// The effect of a phase on keys.
 #[derive(Default)]
 struct Trouble {
-    /// Sessions of these keys must move.
+    /// The keys whose sessions must move.
     dead: BTreeSet<String>,
-    /// Other keys may serve the sessions of these keys.
+    /// The keys whose sessions other keys may serve.
     limited: BTreeSet<String>,
-    /// Bindings are forgotten: a search may ask other organizations.
+    /// Whether bindings are forgotten, so that a search may ask other organizations.
     forgets: bool,
 }
 
@@ -189,7 +189,7 @@ impl Marathon {
             let all = turns.iter().filter(|turn| turn.session.as_deref() == Some(player.session()));
             let organization =
                 self.bound.get(player.session()).map(|(_, organization)| organization.clone());
-            // A turn that another organization refused as foreign is a crossing, too, unless
+            // A turn that another organization refused as foreign counts as a crossing, too, unless
             // bindings were forgotten.
             let is_elsewhere = |turn: &&Turn| {
                 !turn.is_served()
@@ -232,8 +232,8 @@ impl Marathon {
         }
     }
 
-    /// Waits until no key is limited, and no sibling serves in a key's place because a turn has
-    /// waited for its limit in vain.
+    /// Waits until no key is limited, and until no sibling serves in place of a key for whose limit
+    /// a turn has waited in vain.
     async fn calms_down(&self) {
         let is_unused = |key: &Value| {
             let conditions = key["conditions"].as_array().expect("a list of conditions");
@@ -251,8 +251,8 @@ impl Marathon {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_stay_whatever_happens_to_keys() {
     let mut marathon = Marathon::start(if is_long() { 2_000 } else { 200 }).await;
-    // As many faults for many sessions as for few: a limit for each session would outlast the
-    // clients' retries.
+    // The number of faults does not grow with the number of sessions. One limit for each session
+    // would last longer than the clients retry.
     let many = 40;
     marathon.phase("calm", &Trouble::default()).await;
 
@@ -302,7 +302,8 @@ async fn sessions_stay_whatever_happens_to_keys() {
     marathon.cluster.sentinel().primary().await.is_copied().await;
     marathon.cluster.sentinel().cut_replicas_off().await;
     marathon.cluster.upstream().revoke("org-b-2").await;
-    // Fewer sessions: Sentinels do not promote a replica that was cut off for too long.
+    // Fewer sessions play, because Sentinels do not promote a replica that was cut off for too
+    // long.
     marathon.phase_of(200, "writes that will be lost", &Trouble::dead(&["org-b-2"])).await;
     let killed = marathon.cluster.sentinel().kill_primary().await;
     marathon
@@ -312,8 +313,8 @@ async fn sessions_stay_whatever_happens_to_keys() {
     for replica in &marathon.cluster.replicas {
         replica.shows("warmkey_store_up", 1.0).await;
     }
-    // The store has lost the moves of this phase. Sessions that slept meanwhile would follow the
-    // store, and none of them did move.
+    // The store has lost the moves of this phase. Sessions that sleep meanwhile would follow the
+    // store, although none of them has moved.
     marathon.phase("calm again", &Trouble::default()).await;
 
     println!(
@@ -331,7 +332,7 @@ async fn sessions_stay_whatever_happens_to_keys() {
     );
     assert_eq!((marathon.unforced, marathon.crossings), (0, 0));
 
-    // Clients are told at once of a fault that no key can cure, and other sessions go on.
+    // If no key can cure a fault, its client learns that at once, and other sessions go on.
     marathon.players.retain(|player| matches!(player, Player::Http(_)));
     marathon.cluster.upstream().exhaust("org-d").await;
     let of_d = marathon.bound.values().filter(|(_, organization)| organization == "org-d").count();

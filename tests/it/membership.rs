@@ -20,7 +20,7 @@ impl Membership {
         Self(Real::new().await)
     }
 
-    /// `replica` reports that it has loaded `set` and believes in `ordinal`; the report lives for
+    /// `replica` reports that it has loaded `set` and that it knows `ordinal`. The report lives for
     /// `life`. Returns the ordinal and the other sets.
     async fn report(
         &self,
@@ -144,12 +144,13 @@ async fn dead_replica_is_not_waited_for_after_its_life() {
         membership.report("a", "second", 2, LONG).await.1.is_empty().then_some(())
     })
     .await;
-    // The replica's field is gone, too: a replica has another name after each start.
+    // The replica's own field is gone, too. A replica has another name after each start, so old
+    // fields would pile up.
     let replicas: Vec<String> = membership.0.redis.ask(&["HKEYS", "w:generations"]).await;
     assert_eq!(replicas.iter().filter(|name| name.starts_with("r:")).collect::<Vec<_>>(), ["r:a"]);
 }
 
-/// Pins the fields that other versions read.
+/// Other versions read these fields, so they must not change.
 #[tokio::test]
 async fn fields_of_the_membership_are_written_as_they_always_were() {
     let membership = Membership::new().await;

@@ -1,5 +1,5 @@
-//! The lists of models: in the client's form, from its upstreams, cached, and with only the models
-//! that it may ask for.
+//! Tests the lists of models: in the client's form, from its upstreams, cached, and with only the
+//! models that the client may ask for.
 
 use serde_json::Value;
 
@@ -96,7 +96,7 @@ async fn list_has_what_the_client_may_ask_for() {
     cluster.shows("warmkey_active_turns", 0.0).await;
 }
 
-/// The answer of the upstream itself is the judge of status and body.
+/// The upstream's own answer is the judge of status and body.
 #[tokio::test]
 async fn model_is_shown_and_refused_as_by_its_upstream() {
     let key = Key::new("a-1", "org-a");
@@ -129,7 +129,8 @@ async fn model_is_shown_and_refused_as_by_its_upstream() {
         assert_eq!((refused.status, refused.text()), (own.status, own.text()), "{target}");
         assert_eq!(refused.header("content-type"), own.header("content-type"));
     }
-    // A model that the client may not use is refused in the words for one that nobody has.
+    // A model that the client may not use is refused with the words for a model that does not
+    // exist.
     for (name, spelled) in [ODD[0], ODD[1]].map(|(name, spelled)| (name, spelled[1])) {
         let target = format!("/models/{spelled}");
         let (denied, mut own) = (asked(&cluster, &target, LIMITED).await, directly(&target).await);
@@ -138,7 +139,7 @@ async fn model_is_shown_and_refused_as_by_its_upstream() {
         assert_eq!((denied.status, denied.text()), (404, own.text().replace("nobody's", name)));
     }
     assert_eq!(asked(&cluster, "/models/gpt-5.5", LIMITED).await.status, 200);
-    // What can be no name is not an endpoint.
+    // A path that cannot spell a model is no endpoint.
     for target in ["/models/a%2", "/models/%ff", "/models/a%0Ab"] {
         let refused = asked(&cluster, target, ALICE).await;
         assert_eq!((refused.status, refused.code().as_str()), (404, "unknown_url"), "{target}");

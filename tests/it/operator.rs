@@ -1,4 +1,4 @@
-//! An operator's commands on keys: all replicas obey at once, over either transport, and none
+//! Tests an operator's commands on keys: all replicas obey at once, over either transport, and none
 //! forgets.
 
 use std::collections::BTreeSet;
@@ -22,8 +22,8 @@ fn three_replicas() -> Cluster {
     Cluster::new().keys(keys).redis().replicas(3).server("admin_token", &format!("{TOKEN:?}"))
 }
 
-/// Plays a turn without a session at each replica. Such a turn goes by load; of idle keys, the
-/// first one in the file serves.
+/// Plays a turn without a session at each replica. The load decides such a turn's key: of idle
+/// keys, the first one in the file serves.
 async fn nameless(cluster: &Running) {
     for replica in &cluster.replicas {
         let turn = Request::turn(ALICE, r#"{"model":"gpt-5.4","stream":true,"input":[]}"#);
@@ -38,7 +38,7 @@ fn a_key_of(turns: &[Turn], sessions: &[Codex]) -> String {
     keys.into_iter().find(|key| key.starts_with("org-a")).expect("a session in org-a")
 }
 
-/// A WebSocket of a session that is bound to this key, after its first turn.
+/// Returns a WebSocket of a session that is bound to this key, after its first turn.
 async fn socket_on(cluster: &Running, replica: usize, key: &str) -> Socket {
     found("a WebSocket on a key", async || {
         let id = uuid();
@@ -82,7 +82,7 @@ async fn disabled_key_is_left_alone_and_keeps_its_sessions() {
         );
         assert!(!is_bound || path[1].starts_with("org-a"), "within the organization: {path:?}");
     }
-    // At another replica than the command before.
+    // This command goes to another replica than the command before.
     cluster.replicas[2].command("enable", &key).await;
     cluster.all_have(&key, READY).await;
     turn_each(&cluster, &mut sessions, 0).await;
@@ -96,8 +96,8 @@ async fn disabled_key_is_left_alone_and_keeps_its_sessions() {
     }
 }
 
-/// Drains twice in a row: sessions that have never moved, and one session that has, from the first
-/// key in the file to the next.
+/// Drains two keys in a row. One key has sessions that have never moved. The other has one that has
+/// moved from the first key in the file to the next.
 #[tokio::test]
 async fn drained_key_is_left_for_good() {
     let cluster = three_replicas().start().await;
@@ -154,7 +154,7 @@ async fn websocket_obeys_a_command_between_its_turns() {
         busy.event(&["response.created"]).await;
         cluster.replicas[1].command(command, &key).await;
         assert_eq!(quiet.closed().await, 1001, "{command}");
-        // A response that has begun comes to its end.
+        // A response that has begun is sent to its end.
         busy.event(&["response.completed"]).await;
         assert_eq!(busy.closed().await, 1001, "{command}");
         talk.turn("two").await;
@@ -181,7 +181,7 @@ async fn command_on_an_organization_is_one_on_all_its_keys() {
     let done = cluster.replicas[0].command("disable", "org:org-b").await;
     assert_eq!(done["keys"].as_array().map(Vec::len), Some(1), "{done}");
     cluster.all_have("org-b-1", DISABLED).await;
-    // Only this organization can open the session's history: the session waits.
+    // Only this organization can open the session's history, so the session waits.
     let ended = there.turn("not now").await;
     assert_eq!(
         (ended.answer.status, ended.answer.code().as_str()),
@@ -303,7 +303,7 @@ async fn probe_brings_back_a_key_that_is_well_again() {
         "{done}"
     );
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
-        // Ready at once, without a ramp.
+        // The key is ready at once, without a ramp.
         cluster.all_have(key, READY).await;
     }
     there.turn("topped up").await.served();

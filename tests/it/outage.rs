@@ -1,4 +1,4 @@
-//! Redis is away: every turn is served, no turn waits for Redis, and replicas still agree.
+//! Redis is away: every turn is served, no turn waits for Redis, and the replicas still agree.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::world::redis::Redis;
 use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
 use crate::world::waiting::{Budget, SOON, eventually, ms};
 
-/// Time of a turn besides its wait for the store, on a slow machine that compiles meanwhile.
+/// Time of a turn apart from its wait for the store, on a slow machine that also compiles.
 const SLACK: Duration = Duration::from_secs(2);
 
 #[tokio::test]
@@ -146,8 +146,9 @@ async fn finds_again(cluster: &Running, session: &mut Codex) {
     .await;
 }
 
-/// Sessions began when there was one organization. A replica that was started since cannot learn of
-/// them, and their order begins elsewhere now. Each provisional key takes a connection.
+/// The sessions began when there was one organization. A replica that has started since then cannot
+/// learn of them, and their own order now begins with another one. Each provisional key needs a
+/// connection.
 #[tokio::test]
 async fn websocket_finds_its_organization_again_without_redis() {
     let new: Vec<Key> = ["org-b", "org-c"]

@@ -1,8 +1,8 @@
 //! Ownership of stored responses: only the client that made a response continues from it, in the
 //! project that stores it.
 //!
-//! The simulator stores a response for one project and finds it nowhere else. So a turn that is
-//! served went to the right project.
+//! The simulator stores a response for one project and finds it nowhere else. A turn that is served
+//! has therefore gone to the right project.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ async fn b19_response_ownership() {
     }
     let mut chains: Vec<_> = (0..12)
         .map(|number| Chain {
-            // Every other chain has no session but its last response.
+            // Every other chain has no signal of its session except its last response.
             session: (number % 2 == 0).then(uuid),
             is_streamed: number % 3 == 0,
             ..Chain::new(cluster.address())
@@ -72,7 +72,7 @@ async fn b19_response_ownership() {
     assert!(left > 29 * 24 * 3_600_000, "{left} ms");
 }
 
-/// B19: on every replica, and however slow the store is for the replica that issued the id.
+/// B19: the id works on every replica, even if the store is slow for the replica that issued it.
 #[tokio::test]
 async fn id_is_good_on_every_replica_the_moment_it_can_be_read() {
     let folder = Folder::new();
@@ -116,7 +116,7 @@ async fn replica_without_the_store_goes_by_its_memory_and_stores_it_later() {
         budget.holds("a turn that waits at most the timeout");
     }
     let last = chain.previous.clone().expect("it goes on");
-    // A replica that cannot know the owner says so, and does not deny that the response exists.
+    // A replica that cannot know the owner says that, and does not deny that the response exists.
     let never = stored.replace("resp_", "resp_f");
     let mut said = Vec::new();
     for id in [&stored, &never] {
@@ -148,7 +148,7 @@ async fn owners_that_a_flush_has_lost_come_back() {
     let first = chain.turn().await;
     cluster.redis().run(&["FLUSHALL"]).await;
     chain.turn().await;
-    // The other replica was asked, so that both find the id again.
+    // The other replica was asked before, so both find the id again.
     let elsewhere = Chain::new(cluster.replicas[1].address()).after(&first);
     let is_found = async || (elsewhere.asks(json!({})).await.status == 200).then_some(());
     eventually(SOON, "the first id is found", is_found).await;
@@ -156,7 +156,8 @@ async fn owners_that_a_flush_has_lost_come_back() {
 
 #[tokio::test]
 async fn b14_response_ids_of_another_client() {
-    // One project: without the check of the client, the upstream would serve any id.
+    // There is one project. Without the check of the client, the upstream would therefore serve any
+    // id.
     let mut cluster = Cluster::new().keys(vec![Key::new("a-1", "org-a")]).redis().start().await;
     let foreign = Chain::new(cluster.address()).turn().await;
     let unknown = foreign.chars().rev().collect::<String>().replace("_pser", "resp_");
@@ -173,12 +174,12 @@ async fn b14_response_ids_of_another_client() {
             let answer = bob(id).asks(json!({})).await;
             times.entry(is_foreign).or_default().push(began.elapsed());
             assert_eq!(answer.status, 400);
-            // Byte for byte the same, but for the id.
+            // The two answers are the same, byte for byte, except for the id.
             assert_eq!(answer.text().replace(id.as_str(), &foreign), json_text(&real));
         }
     }
-    // Both kinds take the same time, on any machine: the fastest of either kind is faster than half
-    // of the other.
+    // Both kinds take the same time, on any machine: the fastest of each kind is faster than the
+    // median of the other.
     times.values_mut().for_each(|times| times.sort_unstable());
     for kind in [true, false] {
         let (fastest, median) = (times[&kind][0], times[&!kind][times[&!kind].len() / 2]);
@@ -187,7 +188,7 @@ async fn b14_response_ids_of_another_client() {
             "foreign {kind}: {fastest:?} at the fastest, and the median of the others is {median:?}"
         );
     }
-    // Both kinds cost the same.
+    // Both kinds need the same number of the store's operations.
     let mut calls = Vec::new();
     for id in [&foreign, &unknown] {
         let (gets, asked) =
@@ -225,7 +226,7 @@ async fn turn_goes_where_its_previous_response_is_and_the_binding_stays() {
         let spilled = cluster.replica().metrics().await.get(SPILLED);
         let away = Chain::new(cluster.address()).of_session(&session).after(other).turn().await;
         assert_ne!(key_of(&away).await, bound, "the response is stored elsewhere");
-        // A response that was made away is stored away, and the next turn follows it.
+        // A response that was made with another key is stored there, and the next turn follows it.
         let again = Chain::new(cluster.address()).of_session(&session).after(&away).turn().await;
         assert_eq!(key_of(&again).await, key_of(&away).await);
         cluster.replica().shows(SPILLED, spilled + 2.0).await;
@@ -255,7 +256,8 @@ async fn project_that_cannot_serve_is_named_and_no_other_serves_instead() {
         let cluster = Cluster::new().keys(two_projects()).start().await;
         let id = stored_by(&cluster, "a-3").await;
         cluster.upstream().fault(fault).await;
-        // The first turn finds out. The client may see the upstream's own words about a quota.
+        // The first turn finds out that the quota is used up. Its client may see the upstream's own
+        // words about that.
         let session = uuid();
         let found_out =
             Chain::new(cluster.address()).of_session(&session).after(&id).asks(json!({})).await;
@@ -280,7 +282,7 @@ async fn project_that_cannot_serve_is_named_and_no_other_serves_instead() {
             gone_on.clone().all(|turn| turn.key == "a-3") && gone_on.count() == 1,
             "no other project is asked"
         );
-        // A turn that continues from nothing is served by the other project.
+        // A turn that continues nothing is served by the other project.
         let free = Chain::new(cluster.address()).of_session(&session).turn().await;
         assert_eq!(made(&cluster.turns().await, &free).key, "a-1");
     }

@@ -1,4 +1,4 @@
-//! Under pressure: nothing that one client, one disk or one version does takes a replica down.
+//! Tests a replica under pressure: no client, disk or version alone takes a replica down.
 
 mod answers;
 mod cores;

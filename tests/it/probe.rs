@@ -1,4 +1,4 @@
-//! `warmkey probe`: a replica is asked by the same program, and a session goes through the
+//! Tests `warmkey probe`: the program itself asks a replica, and plays a session through the load
 //! balancer.
 
 use std::process::Output;
@@ -74,7 +74,7 @@ async fn session_through_the_balancer_says_which_key_served_it() {
 async fn session_fails_where_a_turn_is_refused_or_its_key_cannot_be_told() {
     let cluster = two_replicas().start().await;
     let url = format!("http://{}", cluster.address());
-    // Replicas that share no store: the one that is asked knows nothing of the session.
+    // These replicas share no store, so the replica that is asked knows nothing of the session.
     let other = Cluster::new().server("admin_token", &format!("{TOKEN:?}")).start().await;
     let admin = format!("http://{}", other.replicas[0].admin());
     let output = probe(&cluster, &["session", "--url", &url, "--admin", &admin]).await;

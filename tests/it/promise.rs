@@ -1,10 +1,10 @@
 //! The one promise: a session stays on the key whose prompt cache is warm, whichever replica takes
 //! each turn, even while replicas die.
 //!
-//! The same work goes to one key directly, and to Warmkey; the simulator records both. Its clock
-//! runs five hundred times faster, so that sessions keep the pace of people. A real key takes about
-//! 15 requests a minute of one session before it overflows to a cold machine, and forgets after
-//! half an hour.
+//! The same work goes to one key directly, and through Warmkey; the simulator records both. Its
+//! clock runs five hundred times faster, so that sessions keep the pace of people. A real key takes
+//! about 15 requests a minute of one session before it overflows to a cold machine, and forgets
+//! after half an hour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use crate::world::waiting::{SOON, eventually, ms, within};
 
 const SESSIONS: usize = 200;
 const TURNS: usize = 10;
-/// One session in so many begins with a root and its sub-agents at once.
+/// Of so many sessions, one begins with a root and its sub-agents at once.
 const BUSY: usize = 25;
 const AGENTS: usize = 32;
 /// Sessions that are open at a time.
@@ -64,8 +64,8 @@ impl Work {
     async fn session(&self, number: usize, mut root: Codex) {
         let said = "the quick brown fox jumps over the lazy dog, and ".repeat(20);
         if number.is_multiple_of(BUSY) {
-            // Slow enough that all of them are in flight at once, and a moment apart, as people and
-            // tools are.
+            // The agents are slow enough that all are in flight at once. They start a moment apart,
+            // as people and tools do.
             let mut agents = JoinSet::new();
             for _ in 1..AGENTS {
                 let (mut agent, begun) = (root.spawn(), Arc::new(Notify::new()));
@@ -76,7 +76,7 @@ impl Work {
                         .await;
                     turn.served().sha256
                 });
-                // However late this request arrives, the next one follows three seconds later on
+                // Even if this request arrives late, the next one follows three seconds later on
                 // the upstream's clock.
                 within(SOON, "an agent is answered", begun.notified()).await;
                 sleep(ms(6)).await;
@@ -112,8 +112,8 @@ impl Work {
     }
 }
 
-/// The cached part of each regime's input: of all tokens, and of those that the ideal would have
-/// cached.
+/// Returns the cached share of each regime's input: of all tokens, and of those that the ideal
+/// upstream would have cached.
 fn shares(turns: &[Turn]) -> [(f64, f64); 2] {
     MODELS.map(|model| {
         let of_model = |turn: &&Turn| turn.is_served() && turn.model.as_deref() == Some(model);
@@ -135,7 +135,8 @@ async fn single_key() -> [(f64, f64); 2] {
     shares(&turns)
 }
 
-/// Replica `number` prefers keys of its own: only the store can make the three agree.
+/// Keys with weights that differ for each replica: only the store can make the three replicas
+/// agree.
 fn keys(number: usize) -> Vec<Key> {
     let mut keys = [siblings("org-a", 3), siblings("org-b", 3)].concat();
     keys[number * 2].weight = 10;

@@ -1,4 +1,4 @@
-//! What a replica records of its turns: how each ended, and what it cost.
+//! Tests what a replica records of its turns: how each ended, and what it cost.
 
 use std::sync::Mutex;
 
@@ -17,7 +17,7 @@ use crate::world::wire::{Request, ask, get};
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const USAGE: &str = r#""usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007}"#;
 
-/// The fields of the log line of the only turn.
+/// Returns the fields of the log line of the only turn.
 async fn line(cluster: &Running) -> Value {
     eventually(SOON, "the turn is logged", async || {
         let log = cluster.logs();
@@ -179,12 +179,12 @@ async fn first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
     );
 }
 
-/// How a turn is counted whose session leaves its key, for the same cache or for another one. The
-/// session's next turn has not moved, even where it stays on a socket of a spilled session.
+/// How a turn is counted if its session leaves its key, for the same cache or for another one. The
+/// session's next turn does not count as moved, even if it stays on a socket of a spilled session.
 #[tokio::test]
 async fn turn_that_has_moved_is_cold_for_that() {
     let two = vec![Key::new("org-a-1", "org-a"), Key::new("org-a-2", "org-a").of_region("eu")];
-    // Nothing is read, and nearly everything is written.
+    // Nothing is read from the cache, and nearly everything is written.
     let cold = |usage: &str| {
         usage.replace("8832", "0").replace(":100,", ":8900,").replace(":100}", ":8900}")
     };
@@ -194,7 +194,7 @@ async fn turn_that_has_moved_is_cold_for_that() {
             "response.completed",
             &format!(",\"response\":{{\"status\":\"completed\",{usage}}}"),
         );
-        // The first key serves one turn, and is dead from then on.
+        // The first key serves one turn, and is dead after that.
         let dead = Mutex::new((None::<String>, 0));
         let upstream = Recorder::start(move |seen| {
             let mut dead = dead.lock().expect("no holder panics");

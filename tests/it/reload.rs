@@ -1,5 +1,5 @@
-//! Reload from outside: which changes are noticed, taken into use or refused, and what stays as it
-//! was.
+//! Tests reloads from outside: which changes are noticed, which are taken into use or refused, and
+//! what stays as it was.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -40,7 +40,7 @@ async fn key_changes_its_secret_and_nothing_else() {
     let path = path_of(&cluster.turns().await, &codex.session);
     assert_eq!(path, ["org-a-1", "rotated"]);
     assert_eq!(cluster.redis().binding().await, bound, "the session has not moved");
-    // A dead secret says nothing about the next one.
+    // That the old secret is dead says nothing about the new one.
     cluster.upstream().revoke("rotated").await;
     assert_eq!(codex.turn("refused").await.answer.status, 503);
     cluster.change(|cluster| cluster.keys(old));
@@ -86,7 +86,7 @@ async fn token_is_rotated_without_a_gap() {
     );
 }
 
-/// Shows `files` in `mount` as Kubernetes does: in a folder of their own, behind a link that is
+/// Mounts `files` in `mount` as Kubernetes does: in a folder of their own, behind a link that is
 /// swapped.
 fn project(mount: &Path, version: &str, files: &[(&str, &str)]) {
     let folder = mount.join(version);
@@ -108,7 +108,7 @@ async fn file_that_kubernetes_swaps_is_noticed() {
     let clients = format!("[[client]]\ntoken_file = {:?}\n", mount.path().join("tokens"));
     let cluster = Cluster::new().clients(&clients).start().await;
     Codex::new(cluster.address(), "token-canary-1").turn("first").await.served();
-    // The configuration comes by a link, too: another file with the same content is no reload.
+    // The configuration is behind a link, too. Another file with the same content causes no reload.
     let file = cluster.replica().file();
     let first = fs::read_to_string(&file).expect("it is there");
     project(
@@ -181,7 +181,7 @@ async fn configuration_that_cannot_be_used_is_logged_once_and_changes_nothing() 
     replica.hang_up().await;
     replica.says("has not changed").await;
     assert_eq!((faults(), replica.metrics().await.get(RELOADS)), (bad.len(), 0.0));
-    // A good configuration is taken, and options that only a start can change are named.
+    // A good configuration is taken into use, and the log names the options that need a restart.
     cluster.change(|cluster| {
         let cluster =
             cluster.keys(siblings("org-a", 1)).server("drain", "\"31s\"").binding("ttl = \"700h\"");
@@ -203,7 +203,7 @@ async fn configuration_that_cannot_be_used_is_logged_once_and_changes_nothing() 
     assert!(!log.replace("/nowhere/canary", "").contains("canary"), "no secret is shown: {log}");
 }
 
-/// The start decides, by the listening address, whether a token is required. A reload cannot open a
+/// By the listening address, the start decides whether a token is required. A reload cannot open a
 /// closed gateway, and an open one stays open.
 #[tokio::test]
 async fn gateway_is_as_open_as_it_was_started() {

@@ -1,8 +1,8 @@
-//! RFC 6455 to the letter, on both sides of the gateway: towards its clients and towards its
+//! Tests RFC 6455 to the letter, on both sides of the gateway: towards its clients and towards its
 //! upstreams.
 //!
-//! The cases follow the Autobahn test suite, which cannot run here because it sends text that is no
-//! JSON.
+//! The cases follow the Autobahn test suite. That suite cannot run here, because it sends text that
+//! is not JSON.
 
 use std::net::SocketAddr;
 
@@ -25,12 +25,12 @@ fn json(text: &str) -> Vec<u8> {
     format!("{text:?}").into_bytes()
 }
 
-/// Checks that `bytes` close one end with this code; the other end only learns that the connection
-/// is over.
+/// Checks that `bytes` close one end with this code, and that the other end learns only that the
+/// connection is over.
 async fn breaks(address: SocketAddr, upstream: &Upstream, side: Side, bytes: &[u8], code: u16) {
     let what = format!("{side:?}: {:02x?}", &bytes[..bytes.len().min(16)]);
     let (mut here, mut there) = open(address, upstream, side).await;
-    // The frame before passes, and the frames behind do not.
+    // The frame before the bytes passes, and the frames after them do not.
     here.frame(TEXT, &json("before")).await;
     here.send(bytes).await;
     here.frame(TEXT, &json("after")).await;
@@ -54,22 +54,22 @@ async fn frames_that_must_not_be_are_a_breach_of_protocol() {
             .map(|first| side.frame(first, &json("x")))
             .collect();
         wrong.extend([
-            // Masked like the wrong side's.
+            // This frame is masked, or not masked, like one of the other side.
             other.frame(TEXT, &json("x")),
             other.frame(PING, b""),
-            // Control frames in fragments, or too long.
+            // These are control frames in fragments, or control frames that are too long.
             side.frame(PING & 0x0f, b""),
             side.frame(PONG & 0x0f, b""),
             side.frame(CLOSE & 0x0f, b""),
             side.frame(PING, &[0; 126]),
             side.frame(PONG, &[0; 126]),
             side.frame(CLOSE, &[[3, 232].to_vec(), vec![b'x'; 124]].concat()),
-            // A continuation of nothing, and a message inside another.
+            // This is a continuation of nothing, or a message inside another one.
             side.frame(0x80, &json("x")),
             side.frame(0x00, &json("x")),
             [side.frame(0x01, b"\""), side.frame(TEXT, &json("x"))].concat(),
             [side.frame(0x01, b"\""), side.frame(BINARY & 0x0f, b"x")].concat(),
-            // Half a close code.
+            // This is half a close code.
             side.frame(CLOSE, &[3]),
         ]);
         for bytes in wrong {
@@ -85,7 +85,8 @@ async fn text_that_is_no_utf8_is_a_breach_of_its_own() {
     let invalid: [&[u8]; 10] = [
         b"\xff\xfe",
         b"\x80",
-        // Overlong, a surrogate, beyond the last character, cut short.
+        // These are an overlong form, a surrogate, a number beyond the last character, and a
+        // character cut short.
         b"\xc0\xaf",
         b"\xe0\x80\xaf",
         b"\xf0\x80\x80\xaf",
@@ -114,7 +115,7 @@ async fn message_that_is_too_large_is_refused_by_its_length() {
     let (cluster, upstream, address) = gateway().await;
     let half = vec![b' '; (LARGEST / 2) as usize];
     for side in SIDES {
-        // An upstream's event may hold pictures.
+        // An upstream's event may hold pictures, so its limit is higher.
         let most = if side == Side::Client { LARGEST } else { 16 * LARGEST };
         for length in [most + 1, 1 << 32, u64::MAX >> 1, u64::MAX] {
             breaks(address, &upstream, side, &side.announced(TEXT, length, b""), 1009).await;
@@ -148,8 +149,8 @@ async fn message_passes_whole_in_any_pieces() {
     let text = json("κόσμε, 你好, 𝄞");
     for side in SIDES {
         let (mut here, mut there) = open(address, &upstream, side).await;
-        // A fragment for each byte, which is part of a character, an empty fragment, and control
-        // frames between them.
+        // Each byte has a fragment of its own, even within a character. An empty fragment and
+        // control frames lie between them.
         let mut fragments = side.frame(0x01, b"");
         for byte in &text {
             fragments.extend(
@@ -163,12 +164,12 @@ async fn message_passes_whole_in_any_pieces() {
         }
         assert_eq!(there.next().await, (TEXT, text.clone()), "{side:?}");
         assert_eq!(here.next().await, (PONG, b"between".to_vec()), "{side:?}");
-        // One byte at a time.
+        // The bytes are sent one at a time.
         for byte in side.frame(TEXT, &text) {
             here.send(&[byte]).await;
         }
         assert_eq!(there.next().await, (TEXT, text.clone()), "{side:?}");
-        // Each of the three encodings of a length, at both ends of its range.
+        // The lengths are both ends of the range of each of the three encodings.
         for length in [2, 125, 126, 127, 128, 65_535, 65_536, 1 << 20] {
             let payload = format!("\"{}\"", "x".repeat(length - 2)).into_bytes();
             here.frame(TEXT, &payload).await;
@@ -186,7 +187,7 @@ async fn ping_is_answered_by_the_hop_that_it_was_for() {
             here.frame(PING, payload).await;
             assert_eq!(here.next().await, (PONG, payload.to_vec()), "{side:?}");
         }
-        // At least the last of many pings is answered.
+        // Of many pings, at least the last one is answered.
         let pings: Vec<u8> = (0..10).flat_map(|number| side.frame(PING, &[number])).collect();
         here.send(&pings).await;
         let mut earlier = 0;
@@ -239,7 +240,7 @@ async fn close_is_answered_and_carried_to_the_other_end() {
         {
             let (mut here, mut there) = open(address, &upstream, side).await;
             let word = [&code.to_be_bytes()[..], reason.as_bytes()].concat();
-            // The frame behind the close is ignored. Sent later, it would meet a closed connection
+            // The frame after the close is ignored. Sent later, it would meet a closed connection
             // and a reset.
             here.send(&[side.frame(CLOSE, &word), side.frame(TEXT, &json("after"))].concat()).await;
             assert_eq!(here.closed().await, code, "{side:?}");
@@ -261,7 +262,7 @@ async fn close_is_answered_and_carried_to_the_other_end() {
 async fn close_code_that_must_not_be_sent_is_not_passed_on() {
     let (_cluster, upstream, address) = gateway().await;
     for side in SIDES {
-        // 1002 is allowed, but concerns this hop alone: the other end has broken nothing.
+        // 1002 is allowed, but concerns only this hop: the other end has broken nothing.
         for code in [0, 999, 1002, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535] {
             let (mut here, mut there) = open(address, &upstream, side).await;
             says(&mut here, code, "because").await;
@@ -280,7 +281,7 @@ async fn peer_that_does_not_answer_a_close_is_not_waited_for() {
         says(&mut here, 1001, "").await;
         assert_eq!(there.next().await, (CLOSE, 1001_u16.to_be_bytes().to_vec()), "{side:?}");
         let budget = Budget::begin(ms(5_000));
-        // The other end does not notice, and goes on.
+        // The other end does not notice, and its messages still pass.
         there.frame(TEXT, &json("after")).await;
         there.left().await;
         budget.holds("the end of a connection whose close is not answered");

@@ -1,5 +1,5 @@
-//! The scripts in a real Redis do what the in-process store does. The state machine of the binding
-//! uses the latter.
+//! The scripts in a real Redis do what the in-process store does, which the state machine of the
+//! binding uses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ mod board;
 mod earlier;
 
 const TTL: Duration = Duration::from_secs(600);
-/// On both sides of one digit and of two: an epoch is a number, not a text.
+/// Epochs below and above one digit and two digits, because an epoch is a number and no text.
 const EPOCHS: [u32; 8] = [1, 2, 8, 9, 10, 11, 99, 100];
 
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ enum Operation {
     Claim(usize, u32),
     /// A claim of the first epoch.
     Begin(usize),
-    /// Expects the value of one epoch, and stores another's.
+    /// Expects the value of one epoch, and stores the value of another.
     Replace(usize, u32, u32),
     Merge(usize, u32),
     Extend(usize, u32),
@@ -48,7 +48,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         (id.clone(), epoch).prop_map(|(id, epoch)| Operation::Merge(id, epoch)),
         (id.clone(), any).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
         id.clone().prop_map(Operation::Begin),
-        // So many lines that the oldest ones are dropped.
+        // There are so many lines that the oldest ones are dropped.
         (id.clone(), 1..20_u32).prop_map(|(id, lines)| Operation::Append(id, lines)),
         id.prop_map(Operation::List),
     ]
@@ -148,7 +148,7 @@ async fn merge_compares_epochs_as_numbers() {
     tasks.join(SOON).await;
 }
 
-/// Each renewed life is pushed to all clients that track the name, so that renewals must be rare.
+/// Redis pushes each renewed life to all clients that track the name, so renewals must be rare.
 #[tokio::test]
 async fn life_is_begun_anew_once_a_quarter_of_it_has_passed() {
     let real = Real::new().await;
@@ -173,7 +173,7 @@ async fn life_is_begun_anew_once_a_quarter_of_it_has_passed() {
             entry.left
         );
     }
-    // A name stored without an end gets one, and so does a trail.
+    // A name that is stored without an expiry gets one, and so does a trail.
     real.redis.run(&["SET", "w:endless", "key 1 1"]).await;
     assert_eq!(real.stored("endless").await.left, Duration::ZERO, "it is due");
     store.extend(Name::Binding("endless"), "key 1 1", TTL, &mut store.budget()).await.unwrap();

@@ -1,4 +1,5 @@
-//! Which session a turn belongs to, seen from outside: whether its binding existed already.
+//! Tests from outside which session a turn belongs to: whether its binding existed already shows
+//! that.
 
 use serde_json::json;
 
@@ -16,7 +17,7 @@ fn turn(body: serde_json::Value) -> Request {
     Request::turn(ALICE, whole.to_string())
 }
 
-/// How many bindings a request made, and how many it found.
+/// Returns how many bindings a request made, and how many it found.
 async fn bound(cluster: &Running, request: &Request) -> (f64, f64) {
     let counts = async || {
         let metrics = cluster.replica().metrics().await;
@@ -112,13 +113,13 @@ async fn body_is_read_as_its_upstream_reads_it() {
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let bodies = [
         (r#"{"input":"1","prompt_cache_key":"a"}"#, NEW),
-        // An escaped name or value is the same one; the last of two fields counts; a nested field
-        // does not.
+        // An escaped name or value is the same one. Of two fields with the same name, the last one
+        // counts. A nested field does not count.
         (r#"{"input":"2","prompt\u005fcache_key":"\u0061"}"#, KNOWN),
         (r#"{"input":"3","prompt_cache_key":"zzz","prompt_cache_key":"a"}"#, KNOWN),
         (r#"{"input":[{"prompt_cache_key":"a"}],"prompt_cache_key":"b"}"#, NEW),
         (r#"{"prompt_cache_key":"b","input":[{"prompt_cache_key":"a"},"}{",[]]}"#, KNOWN),
-        // A value that is no text is no signal: the next signal counts.
+        // A value that is no text is no signal, so the next signal counts.
         (r#"{"prompt_cache_key":7,"input":"4","client_metadata":{"session_id":"m"}}"#, NEW),
         (
             r#"{"prompt_cache_key":null,"input":"5","client_metadata":{"x":1,"session_id":"m"}}"#,

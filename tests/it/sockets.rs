@@ -1,5 +1,5 @@
-//! The promise over WebSocket: one connection has one key, and a session has that key by either
-//! transport.
+//! The promise over WebSocket: one connection has one key, and a session has the same key over both
+//! transports.
 
 use std::collections::BTreeSet;
 
@@ -54,7 +54,7 @@ async fn session_has_one_key_by_either_transport() {
         .map(|turn| turn.body_sha256.clone())
         .collect();
     assert!(frames.is_subset(&recorded), "every frame came as it was sent");
-    // The cache had the whole history, whichever transport brought it.
+    // The cache had the whole history, whichever transport had brought it.
     for session in keys.keys() {
         let later: Vec<_> = served(&turns, session).into_iter().skip(2).collect();
         assert!(
@@ -107,7 +107,7 @@ async fn b20_one_connection_one_key() {
 
 #[tokio::test]
 async fn upstream_that_closes_at_its_limit_costs_nothing() {
-    // Sixty minutes are 7.2 seconds.
+    // With this clock, sixty minutes last 7.2 seconds.
     let cluster = Cluster::new().simulator("time_scale = 500").start().await;
     let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
     let mut turns = 0;

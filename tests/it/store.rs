@@ -1,5 +1,5 @@
-//! The store by itself, against every shape of Redis: what it answers, which primary it follows,
-//! and how soon it recovers.
+//! Tests the store alone, with every shape of Redis: what it answers, which primary it follows, and
+//! how soon it recovers.
 
 use tokio::time::Instant;
 use warmkey::setting::SecretSource;
@@ -63,7 +63,7 @@ async fn store_does_the_same_in_every_shape() {
                 .extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget())
                 .await
                 .unwrap();
-            // The name already lives that long: nothing is written or announced.
+            // The name has this life already, so nothing is written or announced.
             store
                 .extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget())
                 .await
@@ -103,8 +103,8 @@ async fn store_does_the_same_in_every_shape() {
                     .unwrap(),
                 None
             );
-            // Announced is what was stored or prolonged: no claim, and no write that lost. The
-            // announcements of one session keep their order.
+            // A value is announced if it was stored or prolonged. A claim is not announced, and
+            // neither is a write that lost. The announcements of one session keep their order.
             let (mut values, mut next_values) = (Vec::new(), Vec::new());
             for _ in 0..5 {
                 let announcement =
@@ -128,10 +128,11 @@ async fn store_that_is_stopped_is_left_and_found_again() {
     let budget = Budget::begin(TIMEOUT * 3 + ms(1_500));
     assert_eq!(opened.finds("s").await, None);
     opened.becomes(false).await;
-    // One timeout, and two more questions in parallel. Heartbeats alone would take two seconds
-    // more.
+    // The link needs one timeout, and then two more questions in parallel. With heartbeats alone,
+    // this would take two seconds more.
     budget.holds("a stopped store is left");
-    // The store connects again after an attempt that has hung, and that attempt hangs, too.
+    // The store connects again after an attempt that got no answer, and this attempt gets none,
+    // either.
     let hung = async || opened.store.fault().filter(|fault| fault.contains("no greeting"));
     eventually(SOON, "an attempt to connect hangs", hung).await;
     redis.signal("CONT").await;
@@ -198,7 +199,8 @@ async fn rebind_that_no_replica_has_is_counted() {
     primary.reports("clients", &["blocked_clients:0"]).await;
     trio.cut_replicas_off().await;
     rebind().await;
-    // A merge that writes, and a first binding that other replicas do not expect, count, too.
+    // A merge that writes counts, too, and so does a first binding that other replicas do not
+    // expect.
     assert_eq!(
         store.merge(Name::Binding("s"), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(),
         None
@@ -268,7 +270,7 @@ async fn dead_shard_costs_only_its_own() {
     opened.becomes(false).await;
     let (began, mut found, mut late) = (Instant::now(), 0, 0);
     while began.elapsed() < ms(3_000) {
-        // A patient budget allows a second, which no caller may use up here.
+        // The long budget allows a second. No caller here may use all of it.
         let (budget, mut patient) = (Budget::begin(ms(500)), opened.store.background_budget());
         assert!(opened.store.get(Name::Binding(&ids[1]), &mut patient).await.is_err());
         budget.holds("a question to the dead shard");
@@ -343,7 +345,7 @@ async fn rotated_password_needs_no_restart() {
     assert_eq!(opened.finds("s").await, Some(false));
 }
 
-/// The rights that the reference of the options names.
+/// The rights that the options' reference lists.
 #[tokio::test]
 async fn user_with_the_documented_rights_is_enough() {
     let words = include_str!("../../src/config/default.toml")

@@ -1,5 +1,5 @@
-//! The rest of the Responses API. Stored responses go to the project that owns them, for their own
-//! client alone. Compaction and counts go to their session's key.
+//! Tests the rest of the Responses API. Stored responses go to the project that owns them, for
+//! their own client alone. Compaction and counts go to their session's key.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::world::socket::{plain, session};
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Answer, Request, ask};
 
-/// The requests about a response: method, and what stands behind its id.
+/// The requests about a response: the method, and the path after the response's id.
 const ABOUT: [(&str, &str); 5] = [
     ("GET", ""),
     ("GET", "?stream=true&starting_after=3"),
@@ -34,7 +34,7 @@ async fn retrieved(address: SocketAddr, id: &str) -> Answer {
     about(address, ALICE, "GET", id, "").await
 }
 
-/// Two replicas, each of which would send nearly everything to another project.
+/// Two replicas, each with weights that send nearly all sessions to another project.
 async fn two() -> Running {
     let mut cluster = Cluster::new().keys(keys(0)).replicas(2).redis().start().await;
     cluster.change(|cluster| cluster.keys(keys(1)));
@@ -87,7 +87,8 @@ async fn b19_stored_response_is_reached_in_its_project_from_every_replica() {
 
 #[tokio::test]
 async fn b14_stored_response_of_another_client_does_not_exist() {
-    // One project: without the check of the client, the upstream would give any response.
+    // There is one project. Without the check of the client, the upstream would therefore show any
+    // response.
     let mut cluster = Cluster::new().keys(vec![Key::new("a-1", "org-a")]).redis().start().await;
     let address = cluster.address();
     let chain = Chain { is_streamed: true, ..Chain::new(address) };
@@ -115,7 +116,7 @@ async fn b14_stored_response_of_another_client_does_not_exist() {
                 costs.entry(is_foreign).or_default().push((gets, asked as u64, names));
             }
         }
-        // What an earlier turn left to do may ask the store meanwhile.
+        // Work that an earlier turn has left may ask the store meanwhile.
         let least = |kind| costs[&kind].iter().min();
         assert_eq!(least(true), least(false), "{method} {behind}: both cost the same");
         times.values_mut().for_each(|times| times.sort_unstable());
@@ -145,7 +146,8 @@ async fn response_of_a_websocket_is_retrieved_over_http_on_any_replica() {
     assert_eq!(deleted.status, 200, "{}", deleted.text());
 }
 
-/// `server.foreign_ids = "pass"` is for turns. An answer to these requests would show the content.
+/// `server.foreign_ids = "pass"` counts only for turns. An answer to the requests here would show
+/// the content.
 #[tokio::test]
 async fn stored_response_that_is_not_known_is_refused_whatever_passes_elsewhere() {
     let cluster =
@@ -194,7 +196,7 @@ async fn response_in_the_background_is_polled_and_canceled_on_any_replica() {
     assert_eq!(canceled.json()["status"], "cancelled", "{}", canceled.text());
     assert_eq!(retrieved(here, &id).await.json()["status"], "cancelled");
 
-    // A client that has lost the stream of its response goes on with it elsewhere.
+    // A client that has lost the stream of its response continues it at another replica.
     let fields = json!({ "background": true, "stream": true });
     let answer = Chain::new(here).asks(fields).await;
     let id = id_of(&answer);
@@ -235,7 +237,7 @@ async fn compaction_and_count_go_to_the_key_of_their_session() {
             assert_eq!(counted["object"], "response.input_tokens", "{counted}");
             assert!(counted["input_tokens"].as_u64().is_some_and(|tokens| tokens > 0));
         }
-        // By the response before them, too, without another signal.
+        // The session is also found by the response before, without another signal.
         let after = json!({ "model": "gpt-5.4", "input": "x", "previous_response_id": id });
         for path in ["/responses/compact", "/responses/input_tokens"] {
             let request = Request::turn(ALICE, after.to_string()).target(path);
@@ -259,7 +261,7 @@ async fn compaction_and_count_go_to_the_key_of_their_session() {
         assert!(calls.iter().all(|call| call.key == turns[4 * number].key), "{calls:?}");
     }
     assert!(keys.len() > 1, "more than one key is at work: {keys:?}");
-    // A compaction is a turn and has a cost. A count is none.
+    // A compaction is a turn and has a cost. A count of tokens is no turn and has none.
     let series = r#"warmkey_turns_total{transport="http",outcome="completed"}"#;
     cluster.shows(series, (12 * 4) as f64).await;
     let body = json!({ "model": "gpt-5.4", "input": "x", "stream": true });
@@ -284,7 +286,7 @@ async fn stored_response_stays_within_reach_while_a_sibling_serves() {
     assert!(calls.iter().all(|call| call.key != "a-3" && call.key != "b-1"), "{calls:?}");
 }
 
-/// A replica that cannot know the owner says so, and does not deny that the response exists.
+/// A replica that cannot know the owner says that, and does not deny that the response exists.
 #[tokio::test]
 async fn stored_response_is_not_denied_while_the_store_is_away() {
     let mut cluster =
@@ -303,7 +305,7 @@ async fn stored_response_is_not_denied_while_the_store_is_away() {
     cluster.redis().signal("CONT").await;
 }
 
-/// Success of a free request says nothing about quota.
+/// If a free request succeeds, that says nothing about the quota.
 #[tokio::test]
 async fn exhausted_organization_stays_out_of_use_though_its_responses_are_read() {
     let cluster = Cluster::new().keys(siblings("org-a", 1)).start().await;

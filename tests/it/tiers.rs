@@ -1,5 +1,5 @@
 //! Two tiers: an edge tells the Warmkey behind it which session a turn belongs to, and the inner
-//! Warmkey believes only its edge. Each tier has several replicas, behind a balancer without any
+//! Warmkey believes only its edge. Each tier has several replicas behind a load balancer without
 //! affinity.
 
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ struct Tiers {
 }
 
 impl Tiers {
-    /// `shown` is the hop secret of the edge.
+    /// Starts both tiers. `shown`: the hop secret that the edge sends.
     async fn start(shown: &str, keys: Vec<Key>) -> Self {
         Self::speaking(shown, keys, "", "").await
     }
@@ -71,7 +71,7 @@ impl Tiers {
     /// Checks the upstream's record: each session has met one key, and no header of a hop.
     async fn judge(&self) -> Vec<Turn> {
         let turns = self.turns().await;
-        // The upstream cannot tell apart the sessions that no field names.
+        // The upstream cannot distinguish sessions that no field names.
         let drift: Vec<_> = keys_by_session(&turns)
             .into_iter()
             .filter(|(session, keys)| !session.is_empty() && keys.len() > 1)
@@ -171,7 +171,7 @@ async fn fork_of_a_sub_agent_begins_on_the_key_of_its_session_behind_an_edge() {
         (names.len() == SESSIONS).then_some(())
     })
     .await;
-    // By their own order, most of the forks would begin elsewhere from now on.
+    // By their own order, most of the forks would now begin on another key.
     tiers.inner.change(|cluster| cluster.keys(keys()));
     for number in 0..2 {
         tiers.inner.replace(number).await;
@@ -195,7 +195,8 @@ async fn forged_hop_changes_nothing() {
     let body = |session: &str| {
         json!({ "model": "gpt-5.4", "input": "x", "prompt_cache_key": session }).to_string()
     };
-    // Forty sessions that all claim to be one: believed, they would share its key.
+    // Forty sessions claim to be the same one. If the gateway believed that, they would share its
+    // key.
     for at in [tiers.edge.address(), tiers.inner.address()] {
         for secret in [None, Some("guess"), Some("")] {
             let before = tiers.turns().await.len();
@@ -213,7 +214,7 @@ async fn forged_hop_changes_nothing() {
             assert!(keys.len() > 1, "each session has its own order: {keys:?}");
         }
     }
-    // Nor by a WebSocket, whose handshake says the same.
+    // The same holds on a WebSocket, whose handshake makes the same claim.
     for at in [tiers.edge.address(), tiers.inner.address()] {
         let before = tiers.turns().await.len();
         for _ in 0..14 {
@@ -232,7 +233,7 @@ async fn forged_hop_changes_nothing() {
         let keys: BTreeSet<_> = turns[before..].iter().map(|turn| &turn.key).collect();
         assert!(keys.len() > 1, "each session has its own order: {keys:?}");
     }
-    // Shown with the secret, it is believed: so the test can fail.
+    // With the secret, the claim is believed, which shows that this test can fail.
     let before = tiers.turns().await.len();
     for _ in 0..14 {
         let request = Request::turn(ALICE, body(&uuid()))
@@ -245,7 +246,7 @@ async fn forged_hop_changes_nothing() {
     assert_eq!(keys.len(), 1, "{keys:?}");
 }
 
-/// What the inner gateway says of one session is not held against the edge's only key.
+/// A limit that the inner gateway states for one session does not count for the edge's only key.
 #[tokio::test]
 async fn limit_behind_the_inner_gateway_is_that_sessions_alone() {
     let tiers = Tiers::start(HOP, keys()).await;
@@ -281,7 +282,8 @@ async fn limit_behind_the_inner_gateway_is_that_sessions_alone() {
     }
 }
 
-/// No field of a chat body names its session: only the edge can find it, and tells it on.
+/// No field of a chat body names its session. Only the edge can find the session, and tells the
+/// inner gateway.
 #[tokio::test]
 async fn chat_conversation_stays_on_one_key_end_to_end() {
     let tiers = Tiers::start(HOP, keys()).await;

@@ -1,5 +1,5 @@
-//! TLS on the clients' listener: HTTP/1.1 and HTTP/2 by ALPN, WebSockets, and a certificate that
-//! changes while it is shown.
+//! Tests TLS on the clients' listener: HTTP/1.1 and HTTP/2 by ALPN, WebSockets, and a certificate
+//! that changes while it is in use.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,7 +25,8 @@ fn with_tls(folder: &Path) -> Cluster {
     Cluster::new().server("tls", &format!("{{ cert_file = {certificate:?}, key_file = {key:?} }}"))
 }
 
-/// What the server shows from now on: both files of `made` at once, as far as files can.
+/// Writes both files of `made`, which the server uses from now on. They change together, as far as
+/// files can.
 fn show(folder: &Path, made: &Certificates) {
     for (from, to) in [("server.pem", "tls.pem"), ("server.key", "tls.key")] {
         std::fs::copy(made.path(from), folder.join(to))
@@ -122,7 +123,7 @@ async fn certificate_that_changes_is_shown_to_new_connections() {
         "another authority's client does not trust it"
     );
 
-    // A key that is another certificate's: what is shown stays.
+    // The key belongs to another certificate, so the server keeps the certificate in use.
     std::fs::copy(two.path("server.key"), folder.path().join("tls.key")).unwrap();
     cluster.shows(FAILURES, 1.0).await;
     cluster.replica().says("cannot be used together").await;
@@ -159,7 +160,7 @@ async fn probe_trusts_the_certificate_that_is_configured_and_no_other() {
         Certificates::make(folder.path(), "one").await,
         Certificates::make(folder.path(), "two").await,
     );
-    // Its name is not what the probe calls it by.
+    // The certificate's name differs from the name that the probe uses.
     one.server("server", "DNS:warmkey.example.com").await;
     show(folder.path(), &one);
     let cluster = with_tls(folder.path()).start().await;

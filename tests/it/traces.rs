@@ -1,5 +1,5 @@
-//! Traces from outside: a real collector gets exactly one trace of each turn, which agrees with the
-//! upstream's record.
+//! Tests traces from outside: a real collector receives exactly one trace of each turn, which
+//! agrees with the upstream's record.
 
 use serde_json::{Value, json};
 
@@ -41,14 +41,14 @@ async fn traced(cluster: Cluster) -> (Collector, Running) {
     (collector, cluster)
 }
 
-/// The id that the client got.
+/// Plays a turn. Returns the id that the client received.
 async fn play(cluster: &Running, request: &Request, status: u16) -> String {
     let answer = ask(cluster.address(), request).await;
     assert_eq!(answer.status, status, "{}", answer.text());
     answer.header("x-warmkey-turn").expect("the turn's id").to_owned()
 }
 
-/// Checks that a served turn's spans say what the upstream has recorded.
+/// Checks that a served turn's spans state what the upstream has recorded.
 fn agrees(trace: &Trace, recorded: &Value, transport: &str) {
     let Trace { turn, .. } = trace;
     assert_eq!(trace.names(), SERVED);
@@ -139,7 +139,8 @@ async fn turn_over_http_is_one_trace_that_agrees_with_the_upstream() {
     collector.traced_in_all(&mut cluster, 3).await;
 }
 
-/// What each attempt of a turn says: its status, why it did not serve, and whether it failed.
+/// Returns what each attempt of a turn states: its status, why it did not serve, and whether it
+/// failed.
 fn attempts(trace: &Trace) -> Vec<(&str, &str, bool)> {
     let all = trace.children.iter().filter(|span| span.name == "chat gpt-5.4");
     all.map(|span| {
@@ -219,7 +220,7 @@ async fn failed_turn_is_one_trace_and_a_strangers_request_is_none() {
     assert_eq!(broken[0].said("http.response.status_code"), "");
 }
 
-/// Neither the prompt nor a secret, whatever happens.
+/// Spans hold neither a prompt nor a secret, however the turn ends.
 #[tokio::test]
 async fn span_holds_no_prompt_and_no_secret() {
     let (collector, cluster) = traced(Cluster::new().keys(siblings("org-a", 2))).await;

@@ -1,4 +1,4 @@
-//! The page of a session: where it is bound, and which decisions were made about it.
+//! Tests the page of a session: where the session is bound, and which decisions were made about it.
 
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ async fn id_of_the_one(cluster: &mut Running) -> String {
     id
 }
 
-/// Waits until the trail of a session ends like this, on every replica.
+/// Waits until the trail of a session ends with this decision, on every replica.
 async fn ends(cluster: &Running, id: &str, decision: &str, reason: &str) -> Vec<Value> {
     let mut trails = Vec::new();
     for replica in &cluster.replicas {
@@ -89,13 +89,14 @@ async fn trail_tells_what_happened_to_a_session() {
     );
     let binding = cluster.replicas[0].session(&id).await["binding"].clone();
     assert_eq!((&binding["key"], &binding["epoch"]), (&json!(sibling), &json!(2)));
-    // Without the store, the trail waits to be written, and the replica shows what it remembers.
+    // Without the store, the trail waits to be written, and the replica shows the lines that it
+    // remembers.
     cluster.redis().kill().await;
     for replica in &cluster.replicas {
         replica.shows("warmkey_store_up", 0.0).await;
     }
     cluster.upstream().exhaust("org-a").await;
-    // A drain of the other key changes nothing: the organization's credit is gone.
+    // A drain of the other key changes nothing, because the organization has no credit.
     assert_eq!(codex.turn("no credit").await.answer.code(), "insufficient_quota");
     let shown = cluster.replicas[1].session(&id).await;
     assert_eq!(

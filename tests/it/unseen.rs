@@ -1,5 +1,5 @@
-//! Nothing passes unseen, and what passes is read rightly: bytes, codings, costs, and broken
-//! answers.
+//! No byte passes unseen, and the gateway reads everything rightly: bytes, codings, costs, and
+//! broken answers.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ mod redirects;
 
 const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"hello"}"#;
 
-/// The whole build: two replicas that share a Redis.
+/// The deployment of most of these tests: two replicas that share a Redis.
 fn two() -> Cluster {
     Cluster::new().replicas(2).redis()
 }
@@ -77,8 +77,8 @@ async fn body_that_cannot_be_read_never_passes() {
     assert!(upstream.seen().is_empty());
 }
 
-/// Number 8. The gateway asks for no coding that it cannot read: over HTTP, stored or not, and in a
-/// handshake.
+/// Number 8. The gateway asks for no coding that it cannot read: in turns over HTTP, about stored
+/// responses, and in a handshake.
 #[tokio::test]
 async fn codings_are_asked_for_only_if_readable() {
     let upstream = Recorder::answering(completed()).await;
@@ -106,7 +106,8 @@ async fn codings_are_asked_for_only_if_readable() {
     assert_eq!(upstream.seen()[before].header("accept-encoding"), Some("gzip"));
 }
 
-/// Number 8. An error is understood in every coding that is asked for, however it is spelled.
+/// Number 8. An error is understood in every coding that the gateway asks for, in any spelling of
+/// its name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encoded_error_is_understood() {
     for coding in ["gzip", "GZIP", "x-gzip", "X-GZip", "zstd", "Zstd"] {
@@ -114,8 +115,8 @@ async fn encoded_error_is_understood() {
     }
 }
 
-/// Checks that an organization's exhausted quota is understood in this coding: its key is left by
-/// everybody, unseen.
+/// Checks that an organization's exhausted quota is understood in this coding: all sessions leave
+/// its key, and no client notices.
 async fn understands_encoded_error(cluster: Cluster, coding: &str) {
     let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
     let cluster = cluster.keys(keys).start().await;
@@ -131,7 +132,7 @@ async fn understands_encoded_error(cluster: Cluster, coding: &str) {
     cluster.all_have("org-a-1", "disabled").await;
 }
 
-/// A response whose output is a picture, and the cost behind it.
+/// A response whose output is a picture, with its usage after it.
 fn picture(usage: &str) -> String {
     let result = "A".repeat(700_000);
     format!(
@@ -150,8 +151,8 @@ async fn counted(cluster: &Running) -> [f64; 4] {
     ]
 }
 
-/// Number 9. Usage is found in answers of any length, in any order and spelling, and is missing
-/// where it cannot be read.
+/// Number 9. Usage is found in answers of any length, in any order and spelling. It is missing if
+/// it cannot be read.
 #[tokio::test]
 async fn usage_is_found_or_missing() {
     let usage =
@@ -183,7 +184,7 @@ async fn usage_is_found_or_missing() {
         (events(event(&long, false, false)), found),
         (events(event(&short, false, false)), found),
         (events(event(&odd, true, true)), missing),
-        // Several lines of data.
+        // This event has several lines of data.
         (
             events(event(&long, true, true).replace(",\"response\":", ",\ndata: \"response\":")),
             found,
@@ -222,7 +223,7 @@ async fn usage_of_a_long_chat_answer_is_found() {
     let completed = format!(
         "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{response}}}\n\n"
     );
-    // An escaped name, and a count that cannot be read.
+    // This chunk has an escaped name. Another has a count that cannot be read.
     let escaped = chunk.replace("\"usage\"", "\"\\u0075sage\"").replace(":9000", ":9.0e3");
     let odd = chat.replace("\"prompt_tokens\":9000", "\"prompt_tokens\":\"many\"");
     let odd_chunk = chunk.replace("\"prompt_tokens\":9000", "\"prompt_tokens\":\"many\"");
@@ -254,8 +255,8 @@ async fn usage_of_a_long_chat_answer_is_found() {
     }
 }
 
-/// Number 12. An answer that breaks its framing is a 502 or a cut that the client sees, and its
-/// turn is not sent again.
+/// Number 12. An answer that breaks its framing becomes a 502, or a cut that the client notices.
+/// Its turn is not sent again.
 #[tokio::test]
 async fn broken_answer_never_looks_whole() {
     let raw = |text: &str| vec![Step::Send(text.as_bytes().to_vec()), Step::Close];
@@ -297,7 +298,7 @@ async fn broken_answer_never_looks_whole() {
     }
 }
 
-/// Number 12. A header that some servers read as another one is stopped like that one.
+/// Number 12. If some servers read a header's name as another one's, both headers are stopped.
 #[tokio::test]
 async fn header_with_underscores_is_stopped_like_its_twin() {
     let upstream = Recorder::answering(completed()).await;
@@ -329,7 +330,7 @@ async fn header_with_underscores_is_stopped_like_its_twin() {
     assert_eq!(seen.header("x_kept"), Some("kept"), "a new client's header passes");
 }
 
-/// Number 12. A date to come back at is measured by the answer's own clock.
+/// Number 12. A date at which to retry is compared with the answer's own clock.
 #[tokio::test]
 async fn date_of_a_wait_is_measured_by_the_upstreams_clock() {
     let error = br#"{"error":{"code":"rate_limit_exceeded","type":"tokens"}}"#;
@@ -346,7 +347,7 @@ async fn date_of_a_wait_is_measured_by_the_upstreams_clock() {
     assert_eq!(upstream.seen().len(), 1);
 }
 
-/// Number 11. Slashes say nothing; a request has one `Host`.
+/// Number 11. Slashes make no difference, and a request has one `Host`.
 #[tokio::test]
 async fn slash_says_nothing_and_a_request_has_one_host() {
     let upstream = Recorder::answering(completed()).await;

@@ -1,4 +1,5 @@
-//! The handshake of a WebSocket: which client may connect, to which key, and how a refusal reads.
+//! Tests the handshake of a WebSocket: which client may connect, to which key, and how a refusal
+//! reads.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -90,7 +91,7 @@ async fn handshake_reaches_the_upstream_with_the_keys_identity() {
 async fn frames_are_not_passed_on_before_the_upstream_has_accepted() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
-    // A short text frame, masked with zeros, right behind the handshake.
+    // This is a short text frame, masked with zeros, right after the handshake.
     let text = br#"{"type":"response.cancel"}"#;
     let early = [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0][..], text].concat();
     let request = head("/responses", ALICE, &[]);
@@ -105,7 +106,7 @@ async fn frames_are_not_passed_on_before_the_upstream_has_accepted() {
     let (opened, ()) = tokio::join!(open_with(cluster.address(), &request, &early), there);
     opened.expect("a WebSocket");
 
-    // Never behind a refusal: the upstream would read the bytes as another request.
+    // No bytes may follow a refusal: the upstream would read them as another request.
     let smuggled = "POST /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\ncontent-length: 0\r\n\r\n";
     let there = async {
         let mut asked = upstream.asked().await;
@@ -204,7 +205,7 @@ async fn other_refusals_pass_or_say_when_to_come_again() {
         let upstream = Upstream::start().await;
         let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
         let line = format!("{status} X");
-        // A limit of handshakes says nothing of another key, which is asked, too.
+        // A limit of handshakes says nothing about another key, so that key is asked, too.
         let keys = if status == 429 { 2 } else { 1 };
         let there = async {
             for _ in 0..keys {

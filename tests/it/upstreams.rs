@@ -1,5 +1,5 @@
-//! Other hosts of the same API: their credential, their query, their names of models, and a cache
-//! domain of their own.
+//! Tests other hosts of the same API: their credential, their query, their names of models, and a
+//! cache domain of their own.
 
 use serde_json::json;
 
@@ -27,7 +27,7 @@ async fn key_is_shown_as_its_host_wants_it_with_the_fixed_query() {
     codex.turn("over HTTP").await.served();
     let mut talk = codex.by_websocket();
     talk.turn("over a WebSocket").await;
-    // The client's own version of the API is not the host's.
+    // The client's `api-version` is not the host's, so the host's own replaces it.
     let body = json!({ "model": "gpt-5.4", "input": "x" }).to_string();
     let request = Request::turn(ALICE, body).target("/responses?api-version=v9");
     let answer = ask(cluster.address(), &request).await;
@@ -44,7 +44,7 @@ async fn key_is_shown_as_its_host_wants_it_with_the_fixed_query() {
         assert!(turn.headers.iter().any(|name| name == "api-key"));
         assert!(!turn.headers.iter().any(|name| name == "authorization"));
     }
-    // A refused key is probed as its host wants it, too, and comes back.
+    // A refused key is probed in the way that its host requires, and comes back.
     cluster.upstream().revoke("org-a-1").await;
     cluster.upstream().revoke("org-a-2").await;
     ask(cluster.address(), &Request::turn(ALICE, r#"{"model":"gpt-5.4","input":"x"}"#)).await;
@@ -100,7 +100,7 @@ async fn model_goes_by_its_upstreams_name_and_the_log_says_so() {
     assert_eq!(listed.status, 200);
 }
 
-/// The same organization at a regional host: its caches and seals are of that host.
+/// The same organization at a regional host has caches and seals of that host.
 #[tokio::test]
 async fn sealed_content_crosses_no_hosts_of_one_organization() {
     let folder = Folder::new();
@@ -138,7 +138,7 @@ async fn sealed_content_crosses_no_hosts_of_one_organization() {
     assert_eq!(far.turns().await.len(), before, "the far host was not asked");
     let last = last_turn(&cluster, &codex).await;
     assert_eq!((last.key.as_str(), last.status), ("org-a-1", 401));
-    // A new session of the organization is served by its other host.
+    // A new session of the organization is served at its other host.
     Codex::new(cluster.address(), ALICE).turn("new").await.served();
     assert_eq!(far.turns().await.len(), before + 1);
 }

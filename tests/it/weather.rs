@@ -1,5 +1,5 @@
 //! Redis in any weather, under two hundred sessions on three replicas: no turn fails, no turn waits
-//! for it, no session moves.
+//! for Redis, no session moves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Responses over WebSocket: what passes, what is recorded, what a connection may ask for.
+//! Tests Responses over WebSocket: what passes, what is recorded, and what a connection may ask
+//! for.
 
 use futures_util::SinkExt;
 use serde_json::json;
@@ -179,7 +180,8 @@ async fn slow_reader_holds_the_upstream_back() {
         "z".repeat(60_000)
     ));
     let mut sent = 0_usize;
-    // The system's buffers are finite: bytes that the client does not read are not taken.
+    // The system's buffers are finite, so bytes that the client does not read are not taken from
+    // the upstream.
     eventually(SOON, "the upstream is held back", async || {
         match tokio::time::timeout(ms(500), there.0.send(event.clone())).await {
             Ok(taken) => {
@@ -206,7 +208,8 @@ async fn session_is_sealed_by_its_first_answer_and_by_no_warm_up_or_failure() {
         (create(None), create(None).replace("\"tools\"", "\"generate\":false,\"tools\""));
     for (ask, event, is_sealed) in [
         (&warm_up, created("resp_1"), false),
-        // The first event is enough, since a client may keep the part of an answer that is cut.
+        // The first event is enough, because a client may keep the part of an answer that it has
+        // received before a cut.
         (&normal, created("resp_1"), true),
         (&normal, completed("resp_1"), true),
         (&normal, failed.to_owned(), false),

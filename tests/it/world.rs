@@ -1,5 +1,5 @@
-//! The ground that all tests stand on: real replicas, stores, upstreams, a balancer, clients, and
-//! bounded waiting. Nothing here is a test.
+//! The ground that all tests stand on: real replicas, stores, upstreams, a load balancer, clients,
+//! and bounded waiting. It holds no tests.
 
 pub mod lateness;
 pub mod port;

@@ -1,4 +1,4 @@
-//! Text that a file must not hold, or that README must open with.
+//! Rules about text that a file must not hold, and about the text with which the README opens.
 
 use crate::source::{File, line_of};
 

@@ -1,4 +1,4 @@
-//! The order of the modules: which module may use which.
+//! Rules about the order of the modules: which module may use which.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,12 +1,12 @@
-//! Names: a public type means one thing in the gateway, and the name of a test begins with its
-//! noun.
+//! Rules about names: a public type means one thing in the gateway, and the name of a test begins
+//! with its noun.
 
 use std::collections::BTreeMap;
 
 use crate::source::{File, declared, line_of};
 
 const KINDS: [&str; 4] = ["struct", "enum", "trait", "type"];
-/// Modules beside the gateway, with code of their own on purpose.
+/// Modules beside the gateway, which may name a type as the gateway does.
 const APART: [&str; 2] = ["simulator", "demo"];
 
 /// Words that say nothing about a test's subject.

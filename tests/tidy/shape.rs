@@ -1,4 +1,4 @@
-//! The shape of a file: its length, its lines, its opening, its name.
+//! Rules about the shape of a file: its length, its lines, its opening, its name.
 
 use crate::source::{File, declared, without_literals};
 
@@ -6,7 +6,7 @@ use crate::source::{File, declared, without_literals};
 const LONGEST: usize = 400;
 /// Most columns of a line.
 const WIDEST: usize = 100;
-/// Words that a file must not contain if its opening says `Pure.`, or if it is of `src/wire`:
+/// Words that a file must not contain if its opening says `Pure.`, or if it is below `src/wire`:
 /// waiting, clocks, the world outside.
 const IMPURE: [&str; 11] = [
     ".await",

@@ -5,7 +5,8 @@
 
 use std::process::Command;
 
-/// A text file of the repository. `code` is its text with everything blanked but code in use.
+/// A text file of the repository. `code` is its text in which everything but code in use is
+/// blanked.
 pub struct File {
     pub path: String,
     pub text: String,
@@ -17,8 +18,8 @@ impl File {
         self.path.starts_with(folder) && self.path.ends_with(".rs")
     }
 
-    /// The module path: `src/key/place.rs` is `["key", "place"]`, and the root is empty. `None` for
-    /// the command line and for tests, which the module rules exempt.
+    /// Returns the module path: `src/key/place.rs` is `["key", "place"]`, and the root is empty.
+    /// `None`: the file is the command line or a test, which the module rules exempt.
     pub fn module(&self) -> Option<Vec<&str>> {
         let inside = self.path.strip_prefix("src/")?.strip_suffix(".rs")?;
         let mut module: Vec<_> = inside.split('/').collect();
@@ -32,14 +33,14 @@ pub fn file(path: &str, text: &str) -> File {
     File { path: path.into(), text: text.into(), code }
 }
 
-/// Every text file that git knows or would add.
+/// Returns every text file that git knows or would add.
 pub fn repository() -> Vec<File> {
     let paths = listed(&["--cached", "--others", "--exclude-standard"]);
     paths.iter().filter_map(|path| Some(file(path, &std::fs::read_to_string(path).ok()?))).collect()
 }
 
 pub fn listed(which: &[&str]) -> Vec<String> {
-    // A checkout of another user, as in a container, is only read here.
+    // The checkout may belong to another user, as in a container. Git only reads it here.
     let git = Command::new("git")
         .args(["-c", "safe.directory=*", "ls-files"])
         .args(which)
@@ -53,15 +54,15 @@ pub fn line_of(text: &str, at: usize) -> usize {
     text[..at].matches('\n').count() + 1
 }
 
-/// The name in a line like `pub mod name;`.
+/// Returns the name in a line like `pub mod name;`.
 pub fn declared(line: &str) -> Option<&str> {
     let (visibility, name) = line.trim().split_once("mod ")?;
     let bare = visibility.is_empty() || visibility.starts_with("pub");
     bare.then(|| name.trim_end_matches([';', ' ', '{', '}']))
 }
 
-/// Every path that the code of `file` names by `crate`, `super` or `self`, from the crate's root,
-/// with its line.
+/// Returns every path that the code of `file` names by `crate`, `super` or `self`, from the crate's
+/// root, with its line.
 pub fn paths(file: &File) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
     let module = file.module().unwrap_or_default();
@@ -176,7 +177,8 @@ pub fn without_literals(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The end of the item that starts at `at`: its semicolon, or the brace that closes its first one.
+/// Returns the end of the item that starts at `at`: its semicolon, or the brace that closes its
+/// first one.
 fn item_end(code: &str, at: usize) -> usize {
     let mut depth = 0;
     for (more, c) in code[at..].char_indices() {

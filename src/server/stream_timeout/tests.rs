@@ -15,11 +15,11 @@ use crate::server::connection::connection;
 use crate::server::connections::Connections;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Longer than what lies between a client and its server.
+/// Length of an answer that exceeds all buffers between a client and its server.
 const LONG: usize = 1 << 20;
 
-/// A client whose streams have a window of this size, and its connection to a server that answers
-/// each request with `LONG` bytes.
+/// Returns a client whose streams have a window of this size. It is connected to a server that
+/// answers each request with `LONG` bytes.
 async fn client(window: u32) -> h2::client::SendRequest<Bytes> {
     let (near, far) = duplex(64 * 1024);
     let all = Connections::new(ListenerName::Clients, 9, Arc::new(Metrics::new()));
@@ -51,7 +51,7 @@ async fn stream_whose_client_takes_nothing_is_reset_alone() {
         let mut stalled = ask(&mut client).await;
         let began = Instant::now();
         let error = loop {
-            // The bytes within the window are not given back.
+            // The client does not return the bytes that it has received to the window.
             match stalled.data().await.expect("a reset") {
                 Ok(_) => {}
                 Err(error) => break error,
@@ -60,7 +60,7 @@ async fn stream_whose_client_takes_nothing_is_reset_alone() {
         assert_eq!(error.reason(), Some(h2::Reason::CANCEL), "{window}: {error}");
         let took = began.elapsed();
         assert!(took >= TIMEOUT && took < TIMEOUT + 2 * SECOND, "{window}: {took:?}");
-        // The connection is well.
+        // The rest of the connection still works.
         drop(stalled);
         drop(ask(&mut client).await);
     }

@@ -101,8 +101,8 @@ fn forged_hop_is_not_believed() {
     );
 }
 
-/// Signals from the strongest to the weakest, each with its own value and the session that it names
-/// alone.
+/// The signals from the strongest to the weakest. Each has a value of its own, and the session that
+/// it names if it is the only signal.
 #[test]
 fn signals_stand_in_one_order() {
     let headers = [
@@ -120,7 +120,7 @@ fn signals_stand_in_one_order() {
         r#""conversation":{"id":"eighth"}"#,
         r#""model":"m","input":"hi""#,
     ];
-    // The order of fields varies, so that the place in the body decides nothing.
+    // The order of the fields varies, so that a field's place in the body decides nothing.
     let body = |from: usize| {
         format!("{{{}}}", fields[from..].iter().rev().copied().collect::<Vec<_>>().join(","))
     };
@@ -169,7 +169,7 @@ fn weaker_signal_is_not_looked_at() {
         ),
         2
     );
-    // Of a repeated name, the first well-formed value counts.
+    // If a header is repeated, its first well-formed value counts.
     let twice = [("session-id", "two words"), ("session-id", "s"), ("session-id", "t")];
     assert_eq!(
         (id("a", &twice, "{}"), skipped(&twice, "{}")),
@@ -234,7 +234,7 @@ fn parent_is_named_as_its_own_turns_name_it() {
         lineage(&[("session-id", "s"), ("thread-id", "s"), forked]).parent.expect("a fork");
     assert_eq!(parent.root.to_string(), id("a", &[("session-id", "p")], "{}"));
     assert_eq!(parent.thread, thread);
-    // A sticky session's parent is a sticky session, and outweighs what the client itself sends.
+    // A sticky session's parent is a sticky session, and wins over what the client itself sends.
     let sticky = (STICKY, "s;parent=q");
     let parent = lineage(&[(HOP, "hop-secret"), sticky, forked]).parent.expect("a fork");
     assert_eq!(parent.root.to_string(), id("a", &[(HOP, "hop-secret"), (STICKY, "q")], "{}"));
@@ -242,7 +242,7 @@ fn parent_is_named_as_its_own_turns_name_it() {
         parent.thread,
         lineage(&[("session-id", "root"), ("thread-id", "q")]).thread.expect("a thread")
     );
-    // A forged one does not.
+    // A forged sticky session does not win.
     let forged = lineage(&[(HOP, "wrong"), sticky, forked]).parent.expect("a fork");
     assert_eq!(forged.root.to_string(), id("a", &[("session-id", "p")], "{}"));
     assert_eq!(lineage(&[(HOP, "hop-secret"), (STICKY, "s")]), Lineage::default());

@@ -140,7 +140,7 @@ async fn steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
         let frame = socket.receive().await.expect("a frame");
         match kind(&frame) {
             "response.created" => id = frame["response"]["id"].clone(),
-            // Its last item has begun: nothing will interrupt that item any more.
+            // The response's last item has begun, so nothing interrupts that item any more.
             "response.output_item.added" if frame["item"]["type"] == "function_call" => {
                 socket.say(&steer(&id, json!("shorter"))).await;
             }

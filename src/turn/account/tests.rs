@@ -101,7 +101,8 @@ async fn tokens_are_counted_for_the_key_that_served() {
         [0, 1],
         "the turn is in flight on the last key"
     );
-    // The input is never counted twice: read and written tokens together stay within it.
+    // No token of the input is counted twice: read and written tokens together are at most the
+    // input.
     let usage = Usage { input: 10, cached: 8, written: 5, output: 3, ..Usage::default() };
     account.note_status(StatusCode::OK);
     account.note_end(

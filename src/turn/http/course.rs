@@ -1,4 +1,4 @@
-//! The turn to which a passing answer belongs, and how the answer's end counts for it.
+//! Follows the turn whose answer is passing, and counts the answer's end for the turn and its key.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl From<Broken> for Ending {
 pub struct Course {
     pub account: Account,
     pub key: Arc<Key>,
-    /// Counts what is held to read the answer.
+    /// The memory that counts what the gateway holds to read the answer.
     pub memory: BodyMemory,
     gateway: Arc<Gateway>,
     form: Form,
@@ -64,7 +64,8 @@ impl Course {
         std::mem::replace(&mut self.form, Form::Native(Dialect::Responses))
     }
 
-    /// Ends the turn with its answer. What the answer's end states counts for the key's health.
+    /// Ends the turn with its answer. A limit or failure that the answer's end states counts for
+    /// the key's health.
     pub fn end(mut self, reading: Reading, broken: Option<Broken>) {
         self.gateway.observe_end(&self.account, &self.key, &reading);
         if broken == Some(Broken::Unreadable) {
@@ -73,7 +74,7 @@ impl Course {
         self.account.note_end(reading, broken.map(Ending::from));
     }
 
-    /// Ends the turn of a client that has left its answer.
+    /// Ends the turn of a client that has left before its answer ended.
     pub fn leave(mut self, reading: Reading) {
         self.gateway.observe_end(&self.account, &self.key, &reading);
         self.account.note_end(reading, Some(Ending::ClientLeft));
@@ -135,7 +136,7 @@ mod tests {
         assert!(!is_ready("m") && is_ready("n") && is_ready(""));
     }
 
-    /// A stored response is shown with a failure of its own time.
+    /// A stored response that is shown may state a failure of an earlier time.
     #[tokio::test]
     async fn failure_of_a_shown_response_says_nothing_about_its_key() {
         let (gateway, client) =
@@ -147,8 +148,8 @@ mod tests {
         assert!(gateway.registry.is_ready(&binding.key, "m"));
     }
 
-    /// A limit that a stream states is a wait in vain as a 429 is: the client's own wait, or the
-    /// turn's.
+    /// A limit that a stream states means a wait in vain, as a 429 does, if the client or the turn
+    /// has waited before.
     #[tokio::test(start_paused = true)]
     async fn limit_inside_an_answer_strains_its_key_after_a_wait() {
         let client = Client::unrestricted("alice");

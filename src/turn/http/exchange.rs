@@ -46,8 +46,8 @@ pub struct HttpTurns {
     pub gateway: Arc<Gateway>,
     /// The memory for request bodies.
     pub replay: Replay,
-    /// The share of turns that upstreams are told to trace. `None`: upstreams get no trace context
-    /// of ours.
+    /// The share of turns that upstreams are told to trace. `None`: the gateway sends upstreams no
+    /// trace context of its own.
     pub propagation: Option<Share>,
     /// Owns the answers that outlive their handlers.
     pub tasks: Tasks,
@@ -81,7 +81,7 @@ pub async fn catch_panic(
 /// Answers and records a turn that is refused before it is read.
 pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
     let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, request.headers());
-    // An unknown client hears of the request's fault, too.
+    // The error is about the request, so an unknown client receives it, too.
     let _ = gateway.entry.authenticate(&mut account, request.headers());
     account.note_error(error);
     add_turn_id(error.to_response(), account.id)
@@ -143,7 +143,7 @@ struct Located {
     session: Option<SessionId>,
     found: Found,
     within: Reach,
-    /// Only the project of the session can find what the turn refers to.
+    /// Whether only the project of the session can find what the turn refers to.
     needs_project: bool,
 }
 
@@ -254,14 +254,15 @@ impl HttpTurns {
         };
         let maker = entry.items(&client.id, items, budget).await?;
         let within = origin.as_ref().or(maker.as_ref()).map_or(Reach::Anywhere, Owner::reach);
-        // Only the session's project can have content whose owner is not known.
+        // If the owner of the content is not known, only the session's project can have it.
         let is_lost =
             !items.is_empty() && maker.is_none() || previous.is_some() && within == Reach::Anywhere;
         let needs_project = glance.needs_project || is_lost;
         Ok(Located { session: identity.session, found, within, needs_project })
     }
 
-    /// The form in which the client gets the answer of `key`, which is prepared for it.
+    /// Returns the form in which the client receives the answer of `key`, and prepares the answer
+    /// for that form.
     async fn form(
         &self,
         answer: &mut Answer,

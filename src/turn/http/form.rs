@@ -24,17 +24,17 @@ const LONGEST: usize = 64 * 1024 * 1024;
 
 /// How an answer is read, and what the client receives of it.
 pub enum Form {
-    /// Its own bytes, in this dialect.
+    /// The upstream's own bytes, in this dialect.
     Native(Dialect),
-    /// A stream of Responses events, as chat chunks.
+    /// A stream of Responses events, translated into chat chunks.
     Stream(Box<Translation>),
     /// A whole response, translated.
     Document(Box<Document>),
 }
 
-/// The translation of a whole response, and what was learned from the response.
+/// A whole response after its translation, and what the gateway learned from the response.
 pub struct Document {
-    /// Counts in the memory until the client has it.
+    /// The translated text. It counts in the memory until the client has received it.
     pub text: Bytes,
     pub tap: Tap,
     /// The response repeats the secret of its key.
@@ -86,13 +86,13 @@ pub async fn prepare_answer(
         failure.body
     });
     answer.headers.insert(CONTENT_LENGTH, bytes.len().into());
-    // Less than before always fits.
+    // The translated text takes at most what `place` covers already, so this cannot fail.
     let _ = work.memory.follow_answer(&mut place, bytes.capacity());
     let text = Counted { bytes, place }.into();
     Ok(Form::Document(Box::new(Document { text, tap, has_leaked })))
 }
 
-/// Reads the rest of an answer into its head, which counts in the memory.
+/// Reads the rest of an answer into `answer.head`, which counts in the memory.
 async fn collect(
     answer: &mut Answer,
     idle_timeout: Duration,

@@ -27,7 +27,7 @@ pub struct Glance {
     pub previous: Option<String>,
     /// The upstream does not store the answer.
     pub is_unstored: bool,
-    /// Whether the text holds sealed content. `None`: the text is the body itself and can be
+    /// Whether the text holds sealed content. `None`: the text is the body itself, which can be
     /// searched later.
     pub is_sealed: Option<bool>,
     /// The text refers to content that only the project of its session can find.
@@ -39,7 +39,8 @@ pub struct Glance {
     /// Where the text names the model.
     pub model_place: Option<(usize, usize)>,
     pub kind: TurnKind,
-    /// `None`: the gateway cannot read the text.
+    /// Digests of the parts that the prompt cache matches. `None`: the gateway cannot read the
+    /// text.
     pub imprint: Option<Box<Imprint>>,
     /// The text has a `prompt_cache_key`.
     pub names_cache_key: bool,
@@ -85,7 +86,7 @@ impl Asking<'_> {
         if matches!(text, Text::TooLong) {
             return Ok(None);
         }
-        // Nothing could be checked: the body may name another client's response.
+        // No rule could check the body, which may name another client's response.
         if matches!(text, Text::Unreadable) {
             let message = "The gateway cannot decode a body in this content-encoding: send it unencoded, or as zstd or gzip.";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
@@ -104,7 +105,7 @@ impl Asking<'_> {
                 entry.identifier.identify_by_prefix(&client.id, text.bytes().unwrap_or_default());
         }
         let is_sealed = match &text {
-            // The search through a long text is left to this thread, too.
+            // A thread that scans a long text searches it, too.
             Text::Plain(text) if most > LIGHT => Some(Sealed::In(text).is_sealed()),
             Text::Plain(_) => None,
             Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
@@ -135,7 +136,7 @@ impl Asking<'_> {
             needs_project,
             items,
             model,
-            // It is a place in the text, which the turn keeps only then.
+            // The place is an offset in the text, so it is of use only if the turn keeps the text.
             model_place: peek.model_place.filter(|_| is_plain || decoded.is_some()),
             kind,
             imprint: imprint.map(Box::new),

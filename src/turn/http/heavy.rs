@@ -1,7 +1,7 @@
 //! Decodes, scans and translates long bodies on other threads, a few at a time.
 //!
-//! A body of a few kilobytes may decode to many megabytes, which takes a tenth of a second with the
-//! scan. On a thread that serves turns, every stream of the thread would wait.
+//! A body of a few kilobytes may decode to many megabytes. To decode and scan them takes a tenth of
+//! a second, in which all streams of the same thread would wait.
 
 use std::sync::Arc;
 
@@ -48,9 +48,9 @@ impl HttpTurns {
         Ok((body, glance?.ok_or_else(failed)?))
     }
 
-    /// Renders a long chat body on another thread as the upstream of its turn will need it. The
-    /// turn renders a short one itself. Returns the body with a permit for the memory of what is
-    /// made of it.
+    /// Renders a long chat body on another thread, in the form that the turn's upstream will need.
+    /// The turn itself renders a short one. Returns the body with a permit for the memory of the
+    /// result.
     pub(super) async fn render_chat(
         &self,
         client: &ClientId,
@@ -65,7 +65,7 @@ impl HttpTurns {
         let keys = loaded.table.keys();
         let bound = bound.and_then(|bound| BindingRecord::parse(&bound.value));
         let bound = bound.and_then(|bound| keys.iter().find(|key| key.tag == bound.key));
-        // A session without a binding begins where chat is spoken, if any upstream speaks it.
+        // A session without a binding begins at an upstream that speaks chat, if there is one.
         let first = || keys.iter().find(|key| key.upstream.speaks_chat).or(keys.first());
         let Some(upstream) = bound.or_else(first).map(|key| &key.upstream) else {
             return Ok((chat, reserved));
@@ -75,7 +75,7 @@ impl HttpTurns {
             return Ok((chat, reserved));
         }
         let render = move || {
-            // The attempt finds the result, or the error, in the body.
+            // `chat` keeps the result or the error, and the attempt finds it there.
             match speaks_chat {
                 true => drop(chat.native(derives).clone()),
                 false => _ = chat.translated(derives),
@@ -85,7 +85,7 @@ impl HttpTurns {
         Ok((self.heavy.run(client, render).await?, reserved))
     }
 
-    /// What the work on an answer to `client` may use.
+    /// Returns what the work on an answer to `client` may use.
     pub(super) fn answer_work(&self, client: &ClientId) -> AnswerWork {
         let (heavy, memory) = (Arc::clone(&self.heavy), self.replay.memory.clone());
         AnswerWork { heavy, memory, client: client.clone() }

@@ -12,14 +12,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::client::ClientId;
 use crate::error::{Error, ErrorKind};
 
-/// Long texts that are decoded, scanned or translated at once. More would take the cores from other
-/// turns.
+/// Most long texts that are decoded, scanned or translated at once. More would take the cores from
+/// other turns.
 pub const HEAVY: usize = 2;
 /// Longest wait for a place.
 const HEAVY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Longest wait of an answer for a place. It is billed already, so it waits as long as for its
-/// upstream.
+/// Longest wait of an answer for a place. The answer is billed already, so it may wait as long as a
+/// turn waits for its upstream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// `Retry-After` of a turn that gets no place.
@@ -81,7 +81,7 @@ impl HeavyPlaces {
         Some(HeavyPlace { _shared: shared, _own: own })
     }
 
-    /// The place of `client`. Those of clients that need none are dropped.
+    /// Returns the place of `client`, and drops the places of clients that no longer use theirs.
     fn of(&self, client: &ClientId) -> Arc<Semaphore> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = own.get(client).and_then(Weak::upgrade) {

@@ -1,8 +1,8 @@
 //! Delays the bytes that complete the id of a response or of an item until the id's owner is
 //! recorded. A client that has read the id can use it on any replica at once.
 //!
-//! No other byte waits, neither before those bytes nor after them. Bytes that decode to much are
-//! searched in steps, between which other turns have their turn.
+//! No other byte waits, neither before those bytes nor after them. If a few bytes decode to many,
+//! the gate searches them in steps, and other turns run in between.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -33,12 +33,12 @@ impl Issued {
     }
 }
 
-/// Bytes that are not searched to their end yet.
+/// Bytes that the gate has not searched to their end yet.
 struct Unread {
     data: Bytes,
-    /// The ids that were found in them so far.
+    /// The ids that the gate has found in the bytes so far.
     issued: Issued,
-    /// No response's id is in them, or it is found.
+    /// Whether the search for the response's id is over in these bytes.
     is_response_searched: bool,
 }
 
@@ -76,7 +76,7 @@ impl IdGate {
         }
     }
 
-    /// As [`Self::new`], for an answer about a response whose owner is recorded.
+    /// As [`Self::new`], for an answer about a response whose owner is already recorded.
     pub fn of_items<F>(
         headers: &HeaderMap,
         memory: &BodyMemory,
@@ -88,7 +88,7 @@ impl IdGate {
         Self { response: None, ..Self::new(headers, memory, write_down) }
     }
 
-    /// Returns `data` if it may pass, and keeps it if it must wait.
+    /// Returns `data` if it may pass. Otherwise keeps it until [`Self::poll_kept`] returns it.
     pub fn offer(&mut self, data: Bytes) -> Option<Bytes> {
         self.search(Unread { data, issued: Issued::default(), is_response_searched: false })
     }
@@ -136,8 +136,8 @@ impl IdGate {
         self.response = None;
     }
 
-    /// Counts what the search holds. Without memory for it, the ids are given up, and not the
-    /// answer: first those of the items, which take the most.
+    /// Counts what the search holds. Without memory for it, the gate gives up ids, so that the
+    /// answer goes on: first the ids of items, which take the most memory.
     fn count(&mut self) {
         if self.held() < ReadingMemory::FREE && self.memory.is_empty() {
             return;
@@ -178,7 +178,7 @@ impl IdGate {
         Poll::Ready(self.waiting.take().map(|(data, _)| data))
     }
 
-    /// Whether no bytes wait, now or later.
+    /// Whether no bytes wait now or will have to wait later.
     pub const fn is_over(&self) -> bool {
         self.response.is_none() && self.items.is_none() && !self.keeps_some()
     }

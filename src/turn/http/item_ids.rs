@@ -1,7 +1,7 @@
 //! Finds the ids of an answer's items in a copy of the bytes. Pure.
 //!
-//! In a stream, an item's id is found with the line that adds the item; in a document, with the
-//! document's end. No client can read the id before.
+//! In a stream, the id of an item is found at the end of the line that adds the item. In a
+//! document, all ids are found at the document's end. A client cannot read an id earlier.
 
 use std::io::Write;
 
@@ -14,7 +14,7 @@ use crate::wire::items::{MOST, added, listed};
 
 /// The longest line that is searched. An item is added without its content.
 const LINE: usize = 64 * 1024;
-/// The longest document that is searched, without what long strings have beyond their beginning.
+/// The longest document that is searched. Long strings count only with their beginning.
 const DOCUMENT: usize = 4 * 1024 * 1024;
 /// Most memory that is kept for the next line of a stream.
 const SPARE: usize = 4 * 1024;
@@ -65,8 +65,8 @@ impl ItemFinder {
         self.0.held() + self.0.reader().map_or(0, held)
     }
 
-    /// A whole document that is too long to be read here, for [`listed`]. The client may not read
-    /// its last bytes before.
+    /// Takes a whole document that is too long to be read on this thread; [`listed`] reads it. Its
+    /// last bytes must not reach the client before that.
     pub fn take_document(&mut self) -> Option<Vec<u8>> {
         self.0.reader_mut()?.long.take()
     }
@@ -80,12 +80,12 @@ impl ItemFinder {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Stream,
-    /// In a stream, the rest of a line that is too long.
+    /// The rest of a stream's line that is too long.
     Skipped,
     Document,
 }
 
-/// The text of an answer so far. For a stream, only what has no line end yet.
+/// The text of an answer so far. For a stream, only the line that has not ended yet.
 struct Text {
     kind: Kind,
     kept: Vec<u8>,
@@ -96,18 +96,18 @@ struct Text {
     outline: Outline,
 }
 
-/// Where a document's strings and its end are. Of a long string only the beginning is kept: a
+/// Follows a document's strings and finds its end. Only the beginning of a long string is kept: a
 /// picture takes megabytes, and an id is short.
 #[derive(Default)]
 struct Outline {
-    /// The open brackets.
+    /// The number of open brackets.
     depth: usize,
-    /// The last bracket has closed.
+    /// Whether the last bracket has closed.
     is_whole: bool,
     is_in_string: bool,
     /// The bytes of the string so far.
     length: usize,
-    /// The bytes that an escape still has at most: `ESCAPE` after its backslash.
+    /// The most bytes that the current escape still has: `ESCAPE` right after its backslash.
     escaped: u8,
     is_cut: bool,
 }

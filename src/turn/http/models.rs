@@ -64,7 +64,7 @@ async fn answer(
     };
     match answered.await {
         Ok(response) => {
-            // No turn has begun.
+            // The request was no turn, so it gets no record.
             let _ = account.close_handshake();
             response
         }
@@ -75,7 +75,8 @@ async fn answer(
     }
 }
 
-/// The query with which Codex asks, if this is Codex. Other parameters do not reach the upstream.
+/// Returns the query with which Codex asks, if the client is Codex. Other parameters do not reach
+/// the upstream.
 fn version(query: Option<&str>) -> &str {
     let is_version = |pair: &&str| {
         pair.strip_prefix(VERSION).is_some_and(|version| {
@@ -119,8 +120,8 @@ impl ModelRoutes {
         }
     }
 
-    /// The list of all keys that `client` may use. Codex's list comes from one upstream, because
-    /// its version is that upstream's.
+    /// Returns the merged list of all keys that `client` may use. Codex's list comes from one
+    /// upstream, because a version belongs to one upstream's list.
     async fn list(&self, client: &Client, query: &str) -> Result<Listed, Error> {
         let keys = self.choose_keys(client);
         let found = join_all(keys.iter().map(|key| self.lists.of(key, query))).await;
@@ -142,7 +143,7 @@ impl ModelRoutes {
         Ok(merged)
     }
 
-    /// A key of each project that `client` may use, a ready one where there is one.
+    /// Returns a key of each project that `client` may use: a ready key, if the project has one.
     fn choose_keys(&self, client: &Client) -> Vec<Arc<Key>> {
         let registry = &self.gateway.registry;
         let loaded = registry.loaded();

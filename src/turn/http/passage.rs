@@ -36,9 +36,9 @@ const AHEAD: usize = 64 * 1024;
 /// Rarely used fields are boxed or come last.
 #[repr(C)]
 pub struct Passage {
-    /// `Some(None)`: nothing follows. `Some(Some(_))`: this error follows.
+    /// `Some`: the answer has ended. The error, if there is one, follows the ready bytes.
     closed: Option<Option<Broken>>,
-    /// Frames come one by one, so the relay reads them.
+    /// Whether frames come one by one, so that the relay reads them.
     pub is_paced: bool,
     pub has_left: bool,
     /// The answer's first byte has arrived.
@@ -50,7 +50,7 @@ pub struct Passage {
     leak_scan: LeakScan,
     pub idle: Idle,
     ready: VecDeque<Bytes>,
-    /// Frames that came at the same moment.
+    /// Frames that came at the same moment, joined.
     pub joined: BytesMut,
     /// Woken when something is ready.
     pub reader: Option<Waker>,
@@ -64,13 +64,13 @@ pub struct Passage {
     /// Bytes that the tap has not read to their end yet.
     unread: Bytes,
     memory: ReadingMemory,
-    /// `None`: the turn has ended.
+    /// The turn. `None`: it has ended.
     turn: Option<Box<Course>>,
 }
 
 /// The next part of an upstream's answer.
 pub enum Next {
-    /// A frame so long after the frame before that it comes alone.
+    /// A frame that came long after the frame before, so it is sent at once.
     Alone(Bytes),
     /// A frame that is too large to be joined with others.
     Large(Bytes),
@@ -106,7 +106,7 @@ impl Passage {
         }
         let mut passage = Self {
             has_begun,
-            // A client that knows the length leaves with the last byte: zero is an end, too.
+            // With zero bytes left, the answer has ended: its client knows the length, and leaves.
             upstream: answer.rest.filter(|upstream| !upstream.is_complete()),
             gate: gate.map(Box::new),
             joined: BytesMut::new(),
@@ -142,7 +142,7 @@ impl Passage {
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
         loop {
             match ready!(self.poll_seen(context)) {
-                // An event without an equivalent yields nothing.
+                // An event that has no equivalent for the client yields no bytes.
                 Next::Alone(data) | Next::Large(data) | Next::InCompany(data)
                     if data.is_empty() && self.translation.is_some() => {}
                 next => return Poll::Ready(next),
@@ -206,8 +206,8 @@ impl Passage {
         }
     }
 
-    /// Whether the bytes that the tap has read may pass: only if they can be decoded. A client that
-    /// knows the length of its answer takes the last ones for its end.
+    /// Whether the bytes that the tap has read may pass: they must be decodable. A client that
+    /// knows the length takes the last bytes for a whole answer.
     fn may_pass(&mut self) -> bool {
         if self.upstream.as_ref().is_some_and(AnswerBody::is_complete) {
             self.tap.end();
@@ -215,15 +215,15 @@ impl Passage {
         !self.tap.is_blind()
     }
 
-    /// Whether the next bytes are the upstream's to send. Otherwise they wait for the gateway's own
-    /// work, which has bounds of its own.
+    /// Whether the next bytes must come from the upstream. Otherwise the gateway's own work delays
+    /// them, and that work has bounds of its own.
     pub fn awaits_upstream(&self) -> bool {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
         let has_unread = keeps_some || !self.unread.is_empty();
         !has_unread && self.translation.as_ref().is_none_or(|one| !one.is_working())
     }
 
-    /// Decides how `data` goes to the client. `since`: how long after the bytes before it came.
+    /// Decides how `data` goes to the client. `since`: the time since the bytes before it.
     fn next(&self, data: Bytes, since: Duration) -> Next {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(AnswerBody::is_complete);
@@ -236,7 +236,7 @@ impl Passage {
         }
     }
 
-    /// Counts what the tap holds. Without memory for it, the tap gives up, and not the answer.
+    /// Counts what the tap holds. Without memory for it, the tap stops, and the answer passes.
     fn count(&mut self) {
         let held = self.tap.held();
         if held < ReadingMemory::FREE && !self.is_counted {
@@ -282,7 +282,7 @@ impl Passage {
         wake(&mut self.reader);
     }
 
-    /// The first piece of `data`. The others are ready.
+    /// Returns the first piece of `data`, and makes the other pieces ready to send.
     pub fn first(&mut self, mut data: Bytes) -> Bytes {
         if data.len() > PIECE {
             let rest = data.split_off(PIECE);
@@ -291,7 +291,7 @@ impl Passage {
         data
     }
 
-    /// Joins `data` with the bytes before. A long one is not copied.
+    /// Joins `data` with the bytes before. Long `data` is not copied.
     pub fn join(&mut self, data: Bytes) {
         if data.len() <= PIECE {
             self.joined.extend_from_slice(&data);
@@ -364,14 +364,14 @@ impl Passage {
         self.ready.is_empty() && matches!(self.closed, Some(None))
     }
 
-    /// Whether the client's connection must still write the bytes that it took, before it is cut.
-    /// An error drops bytes that the connection has not written yet. True once.
+    /// Whether the client's connection must write the bytes that it took before it is cut, because
+    /// an error would drop them. Returns true only once.
     pub const fn flushes_first(&mut self) -> bool {
         let is_cut = matches!(self.closed, Some(Some(_)));
         is_cut && !std::mem::replace(&mut self.is_flushed, true)
     }
 
-    /// Returns what follows the ready bytes, once that is known.
+    /// Returns what follows the ready bytes, once that is known: the end, or an error.
     pub fn close(&mut self) -> Option<Option<Broken>> {
         self.closed.as_mut().map(Option::take)
     }

@@ -28,7 +28,7 @@ use crate::turn::http::course::{Broken, Course};
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::{Next, Passage, wake};
 
-/// Joined bytes that are sent without waiting for further frames.
+/// Length of joined bytes that are sent without waiting for further frames.
 const FULL: usize = 16 * 1024;
 /// Longest wait for the end of an answer whose client left after the terminal event.
 const EPILOGUE: Duration = Duration::from_secs(1);
@@ -191,8 +191,8 @@ impl Drop for Relay {
     }
 }
 
-/// The body of a response to a client. Axum's own body is a separate box, which costs each event of
-/// a slow stream another cache miss.
+/// The body of a response to a client. Axum's own body type adds a box, which would cost each event
+/// of a slow stream another cache miss.
 pub enum Outgoing {
     Relayed(Relay),
     Own(axum::body::Body),
@@ -233,7 +233,7 @@ impl Body for Outgoing {
     }
 }
 
-/// Makes `context` the task to wake next.
+/// Stores `context`'s waker, so that its task is woken next.
 fn register(waker: &mut Option<Waker>, context: &Context<'_>) {
     if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
         *waker = Some(context.waker().clone());

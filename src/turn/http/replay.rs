@@ -43,14 +43,14 @@ pub enum Text<'b> {
     Decoded(Vec<u8>, MemoryPlace),
     /// In an encoding that the gateway cannot decode.
     Unreadable,
-    /// Longer than the caller wants to read now.
+    /// Longer than the caller's limit for this call.
     TooLong,
 }
 
-/// A text is at most so many times as long as its encoded form. Real ones reach thirty times.
+/// Most times that a text may be as long as its encoded form. Real texts reach thirty times.
 const RATIO: usize = 200;
-/// Length up to which a text may have any ratio: longer than the longest history of a session,
-/// which may repeat itself.
+/// Length up to which a text may have any ratio. It exceeds the longest history of a session, which
+/// may repeat itself.
 const ANY_RATIO: usize = 16 * 1024 * 1024;
 
 impl Text<'_> {
@@ -68,8 +68,8 @@ impl Replay {
         Self { max_body: max_body.bytes(), memory }
     }
 
-    /// Reads the body of a request in this version of HTTP. If it is refused, its rest is the
-    /// listener's to read.
+    /// Reads the body of a request in this version of HTTP. If the body is refused, the listener
+    /// reads the rest.
     pub async fn read(&self, version: Version, mut body: Body) -> Result<Replayed, Error> {
         let announced = body
             .size_hint()
@@ -84,7 +84,7 @@ impl Replay {
         loop {
             let timeout = time_for(bytes.len());
             let frame = match tokio::time::timeout_at(began + timeout, body.frame()).await {
-                // A stream that was reset without an error has no end of its own.
+                // A stream that was reset without an error ends without an end of stream.
                 Ok(None) if version >= Version::HTTP_2 && !body.is_end_stream() => {
                     return Err(not_readable("the stream was reset before its end".into()));
                 }
@@ -148,7 +148,7 @@ impl Replay {
     }
 
     /// Decodes at most `max_body` and `allowed` bytes, and counts all of them. A small body that
-    /// decodes to too many bytes is too large.
+    /// decodes to too many bytes is refused as too large.
     fn decode<'b>(
         &self,
         mut decoder: impl Read,
@@ -251,7 +251,7 @@ mod tests {
         )))
     }
 
-    /// `StreamBody` never knows that it is at its end, as a stream that was reset does not.
+    /// `StreamBody` never reports its end, like a stream that was reset.
     #[tokio::test(start_paused = true)]
     async fn body_without_an_end_of_its_own_is_refused() {
         let replay = replay(KIB, KIB);

@@ -102,7 +102,7 @@ impl Write for Text {
     }
 }
 
-/// Returns the id in a stream's line, which may be incomplete.
+/// Returns the id in a line of a stream, which may be incomplete.
 fn of_line(line: &[u8]) -> Option<String> {
     let data = field(line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line), b"data:")?;
     find(&mut Scanner::new(data), &["response", "id"])

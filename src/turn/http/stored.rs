@@ -91,8 +91,9 @@ impl HttpTurns {
             .with_hop(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
         let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
         let (binding, answer) = attempts.run(found, complete).await?;
-        // A response in the background has made its items since. A list of input items names
-        // what the client has sent, also ids of its choice: none of them becomes its own.
+        // A background response has made items since it was created, so `Retrieve` shows new ids. A
+        // list of input items shows ids that the client chose itself; no owner is recorded for
+        // these.
         let shows_items = matches!(call, StoredCall::Retrieve);
         let gate = (shows_items && answer.status.is_success()).then(|| {
             let write_down = writer((&self.gateway, &self.heavy), &client.id, owner, budget);

@@ -1,4 +1,4 @@
-//! Translates a streamed answer for a chat client: usual events at once, long ones on another
+//! Translates a streamed answer for a chat client: short events at once, long ones on another
 //! thread.
 //!
 //! The last event repeats the whole answer, so an event may have many megabytes. The bytes that the
@@ -17,7 +17,7 @@ use crate::turn::http::heavy_places::HeavyPlaces;
 use crate::turn::memory::{BodyMemory, LIGHT, MemoryPlace};
 use crate::wire::event::line_length;
 
-/// The memory of a translation in lengths of its text: the text, its parts, and the chunks.
+/// Memory of a translation as a multiple of its text's length: the text, its parts, and the chunks.
 const COPIES: usize = 3;
 
 /// What the gateway's own work on an answer of one client may use.
@@ -29,8 +29,8 @@ pub struct AnswerWork {
 }
 
 impl AnswerWork {
-    /// Translates `length` bytes by `work`: on another thread if they are many. `place` then covers
-    /// the copies, but not while the work waits for its thread.
+    /// Translates `length` bytes by `work`, on another thread if they are many. `place` covers the
+    /// copies, but not while the work still waits for its thread.
     pub async fn translate<T: Send + 'static>(
         &self,
         length: usize,
@@ -92,7 +92,7 @@ impl Translation {
     }
 
     /// Takes the next bytes of the upstream's stream. Returns the chunks that they complete.
-    /// `None`: they follow from [`Self::poll_work`].
+    /// `None`: [`Self::poll_work`] will return them.
     pub fn push(&mut self, data: &Bytes) -> Option<Bytes> {
         let State::Ready(mut stream) = std::mem::replace(&mut self.state, State::Lost) else {
             return None;
@@ -116,12 +116,12 @@ impl Translation {
         Some(out.into())
     }
 
-    /// Whether an event is on its way through another thread, or lost.
+    /// Whether another thread translates an event, or an event was lost.
     pub const fn is_working(&self) -> bool {
         !matches!(self.state, State::Ready(_))
     }
 
-    /// The chunks of the event on another thread.
+    /// Returns the chunks of the event that another thread translates.
     pub fn poll_work(&mut self, context: &mut Context<'_>) -> Poll<Result<Bytes, NoPlace>> {
         let done = match &mut self.state {
             State::Working(working) => ready!(working.as_mut().poll(context)),
@@ -142,7 +142,7 @@ impl Translation {
         Poll::Ready(Ok(Counted { bytes, place }.into()))
     }
 
-    /// Keeps the stream, and counts what it holds.
+    /// Keeps the stream, and counts the memory that it holds.
     fn hold(&mut self, stream: Box<Stream>) {
         let counted = self.work.memory.follow_answer(&mut self.place, stream.memory());
         self.state = counted.map_or(State::Lost, |()| State::Ready(stream));

@@ -30,7 +30,7 @@ use crate::wire::error_body::ErrorBody;
 /// The table's judgement of an answer, and the key that answered.
 type Judged = (Arc<Key>, Judgement);
 
-/// An upstream that gives these answers, and then serves. It notes what the table says of each.
+/// An upstream that gives these answers and then serves. It notes the table's judgement of each.
 struct Script<'s> {
     answers: RefCell<VecDeque<Told>>,
     case: (Met, ModelUse<'s>),
@@ -89,7 +89,7 @@ pub async fn play(
                 judgement.is_shared() || subject(&key, judgement, demand.model_use()).is_none()
             );
             named.extend(subject(&key, judgement, demand.model_use()));
-            // Two keys without a project share what both met.
+            // Two keys without a project share what each has met.
             named.extend(Subject::shared_model(&key, "m").filter(|_| judgement.is_shared()));
         }
     }
@@ -106,8 +106,8 @@ async fn bound(gateway: &Gateway, demand: &Demand<'_>) -> Option<Binding> {
     bound.ok().map(|(binding, _)| binding)
 }
 
-/// Plays a request over HTTP, or a handshake. `searches`: its session's organization is forgotten,
-/// and the first one cannot open its history.
+/// Plays a request over HTTP, or a handshake. `searches`: the organization of its session is
+/// forgotten, and the first organization asked cannot open its history.
 async fn attempts(
     gateway: &Gateway,
     demand: &Demand<'_>,
@@ -127,7 +127,7 @@ async fn attempts(
     let mut budget = gateway.bindings.budget();
     let turn = (demand, Tried::nothing(WAIT), Reach::Anywhere);
     let attempts = Attempts::new(gateway, &mut account, &script, turn, &mut budget);
-    // However the request ends.
+    // The property holds however the request ends.
     let _ = match provisional {
         Some(binding) => {
             let binding = Binding { is_provisional: true, ..binding };
@@ -177,7 +177,7 @@ async fn frames(gateway: &Gateway, demand: &Demand<'_>, answers: &[Told]) -> Vec
     judged
 }
 
-/// Plays answers that begin well and state their failure in an event.
+/// Plays answers that begin well and then state their failure in an event.
 async fn failures(gateway: &Gateway, demand: &Demand<'_>, answers: &[Told]) -> Vec<Judged> {
     let Some(binding) = bound(gateway, demand).await else { return Vec::new() };
     let failure = |told: &Told| {

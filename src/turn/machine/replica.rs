@@ -127,7 +127,8 @@ impl Replica {
         asked.has_left();
         if let Ok((binding, answer)) = answered
             && !answer.status.is_success()
-            // The key has recovered before its probe, so that its answer passes for the request's.
+            // The key has recovered before its probe, so the gateway takes its answer for one about
+            // the request.
             && answer.status != StatusCode::FORBIDDEN
         {
             upstream.died(number, &binding);
@@ -186,7 +187,7 @@ struct Asked {
     replica: Rc<Replica>,
     upstream: Rc<Upstream>,
     number: usize,
-    /// The time when the turn began, and the number of the store's writes by then.
+    /// When the turn began, and the number of the store's writes at that time.
     began: (usize, usize),
     history: BTreeSet<String>,
     /// An organization could not open the history, so the turn searches for another one.
@@ -234,8 +235,8 @@ impl Asked {
 
     fn serves(&self, binding: &Binding) {
         let Self { upstream, number, began: (began, writes), .. } = self;
-        // No replica could know the session's key, or another replica has moved it since and cannot
-        // say so.
+        // Either no replica could know the session's key, or another replica has moved the session
+        // since and cannot say so.
         let is_blind = match &binding.written {
             Written::Here(record) => {
                 let highest = upstream.highest(*number).max(upstream.highest_written(*number));

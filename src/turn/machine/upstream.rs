@@ -16,7 +16,7 @@ use crate::store::model::{Shared, Write};
 /// Each key is `(id, organization)`.
 pub const KEYS: [(&str, &str); 4] =
     [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
-/// The sets that replicas load: the usual one, one with an additional key, and one with a key less.
+/// The sets that replicas load: the usual one, one with a key more, and one with a key less.
 pub const SETS: [&[usize]; 3] = [&[0, 1, 2], &[0, 1, 2, 3], &[1, 2]];
 
 /// Returns a set of keys. Each set is built once, because each has its own connections.
@@ -89,11 +89,11 @@ pub struct Upstream {
     shared: Arc<Mutex<Shared>>,
     now: Cell<usize>,
     dead: RefCell<BTreeSet<usize>>,
-    /// The dead keys, as probes find them.
+    /// The dead keys, which probes find refused.
     pub refused: Arc<Mutex<HashSet<Tag>>>,
     /// The set that each replica has loaded.
     sets: RefCell<BTreeMap<usize, usize>>,
-    /// The times of events that may move a key's sessions.
+    /// The events, with their times, that may move a key's sessions.
     troubles: RefCell<Vec<(usize, usize)>>,
     returned: RefCell<Vec<(usize, usize)>>,
     served: RefCell<BTreeMap<usize, Served>>,
@@ -157,7 +157,7 @@ impl Upstream {
                 // The new set is newer than another replica's, so the key counts as removed
                 // although this replica never had it.
                 (false, false) if old != set && self.is_loaded(key) => self.trouble(key),
-                // Some replica considered the key removed until now.
+                // Until now, some replica considered the key removed.
                 (false, true) => self.returned.borrow_mut().push((self.tick(), key)),
                 _ => {}
             }
@@ -221,8 +221,8 @@ impl Upstream {
                 .any(|(at, which)| *at >= since && *which == key)
     }
 
-    /// Whether the store has taken another key for the session since that turn. [`wrong_write`]
-    /// judges the moves themselves.
+    /// Whether the store has taken another key for the session since the turn `last`.
+    /// [`wrong_write`] judges the moves themselves.
     fn has_moved(&self, last: &Served) -> bool {
         let key = |value: &str| BindingRecord::parse(value).map(|record| record.key);
         self.shared.lock().unwrap().writes.iter().skip(last.writes).any(|write| {

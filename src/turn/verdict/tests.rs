@@ -85,7 +85,7 @@ fn rate_limit_is_a_wait() {
     );
 }
 
-/// Each 429 that the client receives in the upstream's words says when to come back.
+/// Each 429 that reaches the client in the upstream's words has a `Retry-After`.
 #[test]
 fn delivered_429_has_a_retry_after() {
     let error = |code: &str, class: &str, message: &str| {
@@ -212,7 +212,7 @@ proptest! {
     }
 }
 
-/// An upstream that has its own name of a model names the model so in its errors.
+/// If an upstream has its own name for a model, its errors use that name.
 #[test]
 fn upstreams_own_name_of_a_model_is_the_models() {
     let case = Case { sent: Some("deployed"), ..CASE };

@@ -1,8 +1,8 @@
 //! Decides which close frames both ends of a WebSocket receive when it ends. Pure.
 //!
-//! One end's close frame is carried to the other end. After a close between turns, Codex reconnects
-//! and sends its full input; its user notices nothing. During a response, Codex first needs an
-//! error with a status.
+//! The close frame of one end is passed to the other end. After a close between turns, Codex
+//! reconnects and sends its full input; its user notices nothing. During a response, Codex first
+//! needs an error with a status.
 
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -18,8 +18,8 @@ pub enum End {
     Gateway(CloseCode, &'static str),
 }
 
-/// Returns the farewells to the client and to the upstream. `in_flight`: the client waits for an
-/// answer that will not come.
+/// Returns the farewells to the client and to the upstream. `in_flight`: whether the client waits
+/// for an answer that will not come.
 pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
     let away = || say(CloseCode::Away, "");
     match end {
@@ -50,9 +50,9 @@ fn say(code: CloseCode, reason: &'static str) -> Farewell {
     Farewell::Say(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-/// Returns the other end's close frame, if it may be sent. A frame without a code can always be
-/// sent. A protocol error concerns one hop only. Either the gateway's own frames broke the
-/// protocol, or the frame itself has a code that must not be sent.
+/// Returns the other end's close frame, if it may be sent. A frame without a code may always be
+/// sent. A protocol error concerns one hop only. It means that the gateway's own frames broke the
+/// protocol, or that the frame has a code that must not be sent.
 fn carried(frame: Option<&CloseFrame>) -> Farewell {
     match frame {
         Some(frame) if !frame.code.is_allowed() || frame.code == CloseCode::Protocol => {

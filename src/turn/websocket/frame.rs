@@ -1,4 +1,4 @@
-//! Reads from a WebSocket's messages only what the socket's state needs. All messages pass
+//! Reads from the messages of a WebSocket only what the socket's state needs. Each message passes
 //! unchanged. Pure.
 
 use http::{HeaderMap, StatusCode};
@@ -18,16 +18,16 @@ use crate::wire::terminal::Terminal;
 /// A client's message, as far as the gateway reads it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClientMessage {
-    /// The message asks for a response, so a turn begins.
+    /// Whether the message asks for a response, so that a turn begins.
     pub is_create: bool,
-    /// `stream_id`. `None`: the only lane of a client that names none.
+    /// The message's `stream_id`. `None`: the lane of all messages without one.
     pub lane: Option<String>,
     pub previous_response_id: Option<String>,
     pub conversation: Option<String>,
     pub model: Option<String>,
-    /// `service_tier`.
+    /// The message's `service_tier`.
     pub tier: Option<String>,
-    /// The message asks for no output, only for a warm cache.
+    /// Whether the message asks for no output, only for a warm cache.
     pub is_warm_up: bool,
     /// `store: false`: the response exists on this connection only.
     pub is_unstored: bool,
@@ -95,7 +95,8 @@ impl ClientMessage {
     }
 }
 
-/// The lane of a message that cannot be read as a whole, if its beginning names one.
+/// Returns the lane of a message that cannot be read as a whole, if the message's beginning names
+/// one.
 pub fn early_lane(text: &[u8]) -> Option<String> {
     let mut scanner = Scanner::new(&text[..text.len().min(LIGHT)]);
     if !scanner.take(b'{') {
@@ -112,7 +113,7 @@ pub fn early_lane(text: &[u8]) -> Option<String> {
     }
 }
 
-/// The event of an item that begins.
+/// The type of the event with which an item begins.
 const ADDED: &[u8] = b"response.output_item.added";
 
 /// An upstream's message that changes the socket's state.
@@ -136,7 +137,7 @@ pub enum Stage {
 }
 
 impl Event {
-    /// Returns `None` for an event that changes no state, as nearly all events.
+    /// Reads an event. Returns `None` if the event changes no state, like nearly all events.
     pub fn read(text: &[u8]) -> Option<Self> {
         let own;
         let name = match first_type(text) {

@@ -1,8 +1,8 @@
 //! Reads and writes the messages of one connection, and gives the memory of large ones back.
 //!
-//! A long message goes out in several frames, a few at a time, between which other connections of
-//! the thread have their turn. The library copies and masks a frame that it writes, and moves all
-//! that is left of it after each write, which takes long for many megabytes.
+//! A long message goes out in several frames, a few at a time. In between, the thread serves its
+//! other connections. The library copies and masks each frame that it writes, and moves the frame's
+//! rest after each write. For a frame of many megabytes, that takes long.
 //!
 //! The WebSocket library keeps the buffers of the largest message for as long as the connection
 //! lives. An idle socket would therefore hold a whole history. Between two messages, with nothing
@@ -24,10 +24,10 @@ use crate::turn::websocket::meter::{Meter, Metered};
 
 /// Largest message whose buffers are kept. Smaller ones are not worth the change.
 const KEPT: usize = 16 * 1024;
-/// Longest message that goes in one frame, and the frames of a longer one.
+/// Longest message that goes out in one frame, and the size of the frames of a longer one.
 const LONG: usize = 1024 * 1024;
 const FRAME: usize = 64 * 1024;
-/// Frames of a long message that are written at once.
+/// Frames of a long message that are written before other connections run.
 const AT_ONCE: usize = 8;
 
 /// The messages of one connection, in both directions.
@@ -39,13 +39,14 @@ pub struct Frames<I> {
     config: WebSocketConfig,
     /// A message beyond `KEPT` has passed, so the buffers are large.
     is_large: bool,
-    /// Something may wait in the library's buffers to be sent.
+    /// Whether the library's buffers may hold bytes that are not sent yet.
     is_unsent: bool,
-    /// A close frame was sent or received. The library then knows more than its buffers hold.
+    /// Whether a close frame was sent or received. The library then has state that its buffers do
+    /// not show.
     is_closing: bool,
-    /// The reader, which waits for a message although the buffers are large.
+    /// The reader's waker. The reader waits for a message while the buffers are still large.
     reader: Option<Waker>,
-    /// The part of a long message that is not framed yet, and its first byte.
+    /// The part of a long message that is not framed yet.
     rest: Bytes,
     is_first: bool,
 }
@@ -70,7 +71,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Frames<I> {
         }
     }
 
-    /// Ready when all frames of a long message are with the library.
+    /// Ready when the library has all frames of a long message.
     fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
         for _ in 0..AT_ONCE {
             if self.rest.is_empty() {
@@ -97,8 +98,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Frames<I> {
 
     /// Replaces the buffers, if they are large and empty. Returns whether it did.
     ///
-    /// The reader calls it while it waits: every whole frame that has come is read by then, and
-    /// the meter knows of every other byte.
+    /// The reader calls this while it waits for a message. By then every whole frame that has come
+    /// is read, and the meter knows of every other byte.
     fn give_back(&mut self) -> bool {
         let is_idle = !self.is_unsent && !self.is_closing && !self.meter.is_within_message();
         if !(self.is_large && is_idle) {
@@ -140,17 +141,19 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Stream for Frames<I> {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.reader = None;
         let mut item = self.stream().poll_next_unpin(context);
-        // The new buffers have to wait for a message as the old ones did.
+        // The new buffers must be polled, so that they wake this task for a message like the old
+        // ones.
         if item.is_pending() && self.give_back() {
             item = self.stream().poll_next_unpin(context);
         }
         match &item {
             Poll::Ready(Some(Ok(message))) => {
-                // The library answers a ping with its next bytes.
+                // The library sends its pong with its next bytes.
                 self.is_unsent |= message.is_ping();
                 self.note(message);
                 if message.is_close() {
-                    // The library takes no more frames, and answers the close with its next bytes.
+                    // The library takes no more frames, and sends its answer to the close frame
+                    // with its next bytes.
                     self.rest = Bytes::new();
                 }
             }

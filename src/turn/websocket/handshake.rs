@@ -42,11 +42,11 @@ use crate::upstream::headers::{TURN_STATE, hide_models_version, returned};
 use crate::upstream::request::{Content, Request as Asked};
 use crate::wire::endpoint::Endpoint;
 
-/// `Retry-After` from a replica that leaves; by then, the balancer sends the client to another
+/// `Retry-After` from a replica that leaves. By then, the load balancer sends the client to another
 /// replica.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Whether a request asks for a WebSocket, even if a proxy has removed a part of it.
+/// Whether a request asks for a WebSocket, even if a proxy has removed part of its handshake.
 pub fn is_upgrade_request(headers: &HeaderMap) -> bool {
     names(headers, UPGRADE, "websocket") || headers.contains_key(SEC_WEBSOCKET_KEY)
 }
@@ -104,8 +104,8 @@ struct Connected {
     answer: Answer,
 }
 
-/// Sends a handshake to the upstream, up to the head of its answer. The client's headers name
-/// everything that binding needs.
+/// Sends a handshake to the upstream and reads the head of its answer. The client's headers name
+/// everything that the binding needs.
 async fn connect(
     gateway: &Gateway,
     account: &mut Account,
@@ -187,7 +187,7 @@ fn open(
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     *headers = returned(&answer.headers, &binding.key.secret);
-    // A 101 has no content.
+    // A 101 has no content, so it has no `content-length`.
     headers.remove(CONTENT_LENGTH);
     headers.remove(CONTENT_ENCODING);
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -225,7 +225,7 @@ fn open(
     response
 }
 
-/// Whether a list header contains `word`.
+/// Whether the list header `name` contains `word`.
 fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(word))
@@ -260,7 +260,7 @@ mod tests {
             |request: &Request<Body>| accept(&turns, request).map_err(|error| error.code());
         let ours = handshake(None);
         assert!(is_upgrade_request(ours.headers()));
-        // The example of RFC 6455.
+        // The example in RFC 6455, section 1.3.
         assert_eq!(answered(&ours).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         for changed in [
             (SEC_WEBSOCKET_VERSION, "8"),

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-/// Most ids that are known as issued on the socket: more than the upstream itself keeps.
+/// Most response ids that the socket remembers as issued: more than the upstream itself keeps.
 const ISSUED: usize = 1024;
 /// Most turns in flight or queued: far more than an upstream accepts.
 const IN_FLIGHT: usize = 256;
@@ -14,20 +14,20 @@ const IN_FLIGHT: usize = 256;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Turn<T> {
     pub account: T,
-    /// The turn asks for no output.
+    /// Whether the turn asks for no output.
     pub is_warm_up: bool,
-    /// The turn's response is not stored.
+    /// Whether the turn's response is not stored.
     pub is_unstored: bool,
-    /// The turn carries content that only its organization can open.
+    /// Whether the turn carries content that only its organization can open.
     pub shows_sealed: bool,
-    /// The turn refers to content that only this project can find.
+    /// Whether the turn refers to content that only this project can find.
     pub needs_project: bool,
-    /// The upstream has said that the response began.
+    /// Whether the upstream has said that the response began.
     pub has_begun: bool,
 }
 
 impl<T> Turn<T> {
-    /// A turn of which nothing else is known.
+    /// Returns a turn of which nothing but its account is known.
     pub const fn new(account: T) -> Self {
         Self {
             account,
@@ -41,7 +41,7 @@ impl<T> Turn<T> {
 }
 
 pub struct Lanes<T> {
-    /// The turns of each lane that has any, oldest first.
+    /// The turns in flight of each lane, oldest first. A lane without turns has no entry.
     lanes: Vec<(Option<String>, VecDeque<Turn<T>>)>,
     issued: VecDeque<String>,
 }
@@ -143,7 +143,7 @@ mod tests {
             lanes.issue(format!("r{number}"));
         }
         for _ in 0..ISSUED {
-            // Each event of a response names its id.
+            // Each event of a response names the response's id, so the id is issued again.
             lanes.issue("r9".into());
         }
         assert!(

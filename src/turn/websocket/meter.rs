@@ -1,7 +1,8 @@
 //! Measures the bytes that one connection of a WebSocket receives and sends, below the frames.
 //!
-//! The WebSocket library reports whole messages only. The meter counts an unfinished message
-//! against the replica's memory, and sets a deadline for its end. Any byte is a sign of life.
+//! The WebSocket library reports whole messages only. The meter counts an unfinished message in the
+//! replica's memory, and sets a deadline for its end. Each byte that arrives shows that the peer is
+//! alive.
 
 use std::io;
 use std::pin::Pin;
@@ -14,10 +15,10 @@ use tokio::time::Instant;
 
 use crate::turn::memory::{BodyMemory, MemoryPlace, SLOWEST, time_for};
 
-/// Most bytes that may lie unread between the gateway and a peer: what systems buffer at the most.
+/// Most bytes that operating systems buffer between the gateway and a peer.
 const UNDERWAY: u64 = 8 * 1024 * 1024;
 
-/// The sender of a connection's bytes, which decides what happens if the memory is full.
+/// The sender of a connection's bytes. It decides what happens if the memory is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The message is refused.
@@ -35,11 +36,12 @@ struct State {
     source: Source,
     memory: BodyMemory,
     place: MemoryPlace,
-    /// When the unfinished message began, or when the gateway began to read on.
+    /// When the unfinished message began, or when the message before was forwarded: the later of
+    /// both.
     began: Instant,
     has_arrived: bool,
     is_full: bool,
-    /// When the peer has everything that was written, at the lowest rate.
+    /// When even the slowest permitted peer has received everything that was written.
     received: Instant,
 }
 
@@ -59,22 +61,22 @@ impl Meter {
     }
 
     /// Notes that a message of `length` bytes is forwarded. The deadline of the next message, which
-    /// may have begun, counts from now on.
+    /// may have begun, counts from this call.
     pub fn note_forwarded(&self, length: usize) {
         let state = &mut *self.lock();
         state.outline.held = state.outline.held.saturating_sub(length);
         state.began = Instant::now();
-        // Less than before always fits.
+        // The messages left need no more memory than before, so this cannot fail.
         let _ = state.memory.follow(&mut state.place, state.outline.held);
     }
 
-    /// When the rest of an unfinished message must have come.
+    /// Returns when the rest of an unfinished message must have come.
     pub fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
         state.outline.is_unfinished().then(|| state.began + time_for(state.outline.come))
     }
 
-    /// Whether a message, or any frame, has begun to come and not ended.
+    /// Whether a message or any frame has begun but not ended.
     pub fn is_within_message(&self) -> bool {
         self.lock().outline.is_unfinished()
     }
@@ -89,7 +91,7 @@ impl Meter {
         self.lock().is_full
     }
 
-    /// When the peer has surely read everything that was written so far.
+    /// Returns when the peer has surely received everything that was written so far.
     pub fn received(&self) -> Instant {
         self.lock().received
     }
@@ -137,7 +139,7 @@ impl<I> Metered<I> {
         Self { io, meter }
     }
 
-    /// Ends the measurement: what comes from now on is not kept.
+    /// Ends the measurement. Bytes that come after this call are not counted.
     pub fn discard(&self) {
         let state = &mut *self.meter.lock();
         state.is_full = true;
@@ -185,11 +187,11 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     }
 }
 
-/// The outline of the frames (RFC 6455, section 5.2) that have come. It checks nothing: the frames'
-/// library refuses what breaks the protocol.
+/// The outline of the frames (RFC 6455, section 5.2) that have come. It checks nothing, because the
+/// WebSocket library refuses frames that break the protocol.
 #[derive(Default)]
 struct Outline {
-    /// Bytes of the current frame's head so far. 0: no frame has begun.
+    /// Bytes of the current frame's head so far. At 0, no frame has begun.
     head: usize,
     /// Length of the head, as far as it is known.
     head_length: usize,
@@ -200,9 +202,10 @@ struct Outline {
     left: u64,
     is_data: bool,
     is_last: bool,
-    /// A message has begun whose last frame has not ended.
+    /// Whether a message has begun whose last frame has not ended.
     is_in_message: bool,
-    /// Bytes of the unfinished message, and of all messages that are not forwarded yet.
+    /// Bytes of the unfinished message so far, and bytes of all messages that are not forwarded
+    /// yet.
     come: usize,
     held: usize,
 }
@@ -335,7 +338,7 @@ mod tests {
         meter.lock().count_received(&frame(0x01, 512 << 10)).unwrap();
         assert_eq!(memory.free_units(), 128);
         assert_eq!(meter.deadline(), Some(began + Duration::from_secs(30 + 32)));
-        // A ping between is no end of it.
+        // A ping between two fragments does not end the message.
         meter.lock().count_received(&frame(0x89, 5)).unwrap();
         assert!(meter.deadline().is_some() && meter.has_arrived() && !meter.has_arrived());
         meter.lock().count_received(&frame(0x80, 0)).unwrap();

@@ -37,8 +37,8 @@ const WRITE: usize = 4 * 1024;
 /// from the peer, because each further ping would add a pong.
 const UNSENT_PONGS: usize = 256;
 
-/// Longest time, and most bytes, for which the rest of a message that was refused is read and
-/// discarded, so that its sender reads why.
+/// Longest time for which the rest of a refused message is read and discarded, and most bytes of
+/// it. Without this, the connection would be reset before its sender reads the reason.
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
@@ -93,7 +93,8 @@ pub struct Incoming {
     /// Fires when the unfinished message may be overdue.
     overdue: Option<Pin<Box<Sleep>>>,
     silence: Idle,
-    /// A ping was sent, and nothing has arrived since. By the instant, an answer must have come.
+    /// When the answer to the last ping must have come. `Some`: nothing has arrived since that
+    /// ping.
     pinged: Option<Instant>,
     /// Pongs that could not be sent at once.
     unsent_pongs: usize,
@@ -105,8 +106,8 @@ impl Incoming {
         Self { frames, meter, last: 0, overdue: None, silence, pinged, unsent_pongs: 0 }
     }
 
-    /// Returns the next message to forward. The message before has been forwarded. Pings a silent
-    /// peer through `sink`.
+    /// Returns the next message to forward. The call means that the message before has been
+    /// forwarded. Pings a silent peer through `sink`.
     pub async fn next(&mut self, sink: &Mutex<Sink>) -> Result<Message, Lost> {
         if self.last > 0 {
             self.meter.note_forwarded(std::mem::take(&mut self.last));
@@ -118,7 +119,8 @@ impl Incoming {
                 Received::Item(None) => return Err(Lost::Gone),
                 Received::Overdue => return Err(Lost::Slow),
                 Received::Silence => {
-                    // Taken first: the next silence must not end before the answer is due.
+                    // The time before `note_arrival`: the next silence must not end before the
+                    // ping's answer is due.
                     let now = Instant::now();
                     self.silence.note_arrival();
                     if self.meter.has_arrived() {
@@ -127,7 +129,7 @@ impl Incoming {
                         return Err(Lost::Gone);
                     }
                     if self.pinged.is_none() && ping(sink) {
-                        // A slow peer finds the ping behind everything that was sent before.
+                        // A slow peer reads the ping only after everything that was sent before it.
                         let sent = self.meter.received();
                         self.pinged = Some(sent.max(now) + self.silence.timeout());
                     }
@@ -141,8 +143,8 @@ impl Incoming {
                 Message::Close(frame) => return Err(Lost::Closed(frame)),
                 Message::Ping(_) => self.answer(sink).await,
                 Message::Pong(_) => {}
-                // OpenAI's messages are text. A message that no rule can read does not pass (RFC
-                // 6455, section 7.4.1).
+                // OpenAI's messages are text. A binary message, which no rule can read, does not
+                // pass (RFC 6455, section 7.4.1).
                 Message::Binary(_) => return Err(Lost::Broke(CloseCode::Unsupported)),
                 message => return Ok(message),
             }
@@ -159,7 +161,7 @@ impl Incoming {
         self.silence.poll_over(context).map(|()| Received::Silence)
     }
 
-    /// Ready when the rest of an unfinished message should have come by now.
+    /// Ready when an unfinished message is overdue.
     fn poll_overdue(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.meter.deadline() else {
             self.overdue = None;
@@ -175,8 +177,8 @@ impl Incoming {
         Poll::Pending
     }
 
-    /// Flushes the pong that the frames have prepared. The gateway waits only for a peer with many
-    /// unsent pongs, because a peer that is sending may briefly not read.
+    /// Flushes the pong that the frames have prepared. The gateway waits for a peer only if many
+    /// pongs are unsent: a peer that is sending may briefly not read.
     async fn answer(&mut self, sink: &Mutex<Sink>) {
         let is_out = sink
             .try_lock()
@@ -209,7 +211,7 @@ fn ping(sink: &Mutex<Sink>) -> bool {
 /// The last message to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Farewell {
-    /// The peer is gone.
+    /// None, because the peer is gone.
     None,
     /// The peer closed the connection itself; the library answers its close frame.
     Echo,
@@ -217,7 +219,7 @@ pub enum Farewell {
 }
 
 /// Closes a peer's connection within `timeout`, after the messages `last`. A peer that is still
-/// sending what was refused has longer.
+/// sending a refused message has longer.
 pub async fn leave(
     sink: Mutex<Sink>,
     from: Incoming,
@@ -239,9 +241,9 @@ pub async fn leave(
         }
         frames.flush().await?;
         if is_broken {
-            // The peer's bytes cannot be understood any more. But if they stayed unread, the
-            // connection would be reset and the close frame lost. The received part of the message
-            // is not kept meanwhile.
+            // The gateway cannot read the peer's bytes any more. If they stayed unread, the
+            // connection would be reset and the close frame lost. `discard` frees the memory of the
+            // part that has come.
             let (mut stream, mut unread, mut all) = (frames.into_inner(), vec![0; READ], 0);
             stream.discard();
             stream.shutdown().await?;
@@ -260,7 +262,7 @@ pub async fn leave(
     let _ = tokio::time::timeout(longest, leaving).await;
 }
 
-/// Whether the message says that the peer's bytes are not read as frames any more.
+/// Whether the message is a close frame after which the peer's bytes are no longer read as frames.
 fn is_protocol_error(message: &Message) -> bool {
     let Message::Close(Some(frame)) = message else { return false };
     matches!(

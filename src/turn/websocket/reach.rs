@@ -44,7 +44,7 @@ pub async fn may_reach(
     }
     let is_unknown = previous.is_some() && origin.is_none() || message.conversation.is_some();
     let refers = message.references.need_project || !message.items.is_empty();
-    // The owner of items says where they are.
+    // If the owner of the items is known, their project is known, too.
     let needs_project = is_unknown || refers && (maker.is_none() || message.references.need_more);
     let model = message.model.as_deref().unwrap_or_default();
     match needs_project && !bindings.is_in_own_project(on.binding, on.has_served) {

@@ -25,7 +25,7 @@ pub enum Replacement {
     Edited(String),
     Error(Error),
     /// The error on which every client reconnects and sends its full input. By then, the key is out
-    /// of use or the session is bound to another key.
+    /// of use, or the session is bound to another key.
     Reconnect,
 }
 
@@ -37,16 +37,17 @@ pub struct Refused<'r> {
     pub headers: &'r HeaderMap,
     /// When the turn was sent. `None`: the error belongs to no turn.
     pub sent: Option<Instant>,
-    /// The client has received part of the response.
+    /// Whether the client has received part of the response.
     pub has_begun: bool,
-    /// The session's organization is provisional and has not answered yet.
+    /// Whether the session's organization is provisional and has not answered yet.
     pub is_provisional: bool,
-    /// The connection's handshake named the model, so the next handshake will name it, too.
+    /// Whether the connection's handshake named the model, so that the next handshake will name it,
+    /// too.
     pub is_announced: bool,
 }
 
 impl Refused<'_> {
-    /// Returns why the client receives no answer, unless its own request is the reason.
+    /// Returns why the client receives no answer. `None`: its own request is the reason.
     fn reason(&self) -> Option<Reason> {
         match self.judgement {
             Judgement::Key | Judgement::Organization(Trouble::Refused) => Some(Reason::Rejected),
@@ -139,8 +140,8 @@ impl Replacement {
                     None => (true, None),
                     Some(Settled::Refused(_) | Settled::Suspected) => {
                         tried.refused.push(key.tag);
-                        // If a probe has found since that the key is accepted, the same key serves
-                        // the next connection.
+                        // If a probe has meanwhile found the key accepted, the same key serves the
+                        // next connection.
                         let is_cured = gateway.registry.is_ready(key, demand.model_use())
                             || bindings.would_leave(demand.with_tried(&tried, within), binding);
                         (
@@ -158,7 +159,7 @@ impl Replacement {
                 let is_cured = bindings.would_leave(demand.with_tried(&tried, within), binding);
                 (is_cured, Some(bindings.shortage(demand.with_tried(&tried, within), binding)))
             }
-            // Says nothing about the key's use of a model: nothing is remembered, so that the next
+            // This says nothing about the key's use of a model. Nothing is remembered, so the next
             // connection would meet the same key.
             Judgement::Transport(wait) => {
                 let error = Error::limited(

@@ -133,8 +133,8 @@ impl Socket {
                 Err(refusal) => self.to_client.lock().await.send(Message::text(refusal)).await,
             };
             if sent.is_err() {
-                // The peer may have sent a close frame before it left. The task that reads from the
-                // peer reports the end.
+                // The peer may have sent a close frame before it left, so the task that reads from
+                // the peer reports the end.
                 return std::future::pending().await;
             }
         }
@@ -153,7 +153,7 @@ impl Socket {
             let message = match message {
                 Ok(message) => message,
                 Err(lost) => {
-                    // Messages that arrived before the end still go out.
+                    // Messages that arrived before the end still go to the client.
                     let _ = self.flush().await;
                     return End::Upstream(lost);
                 }
@@ -234,8 +234,8 @@ impl Socket {
         state.lanes.is_idle() && !state.is_passing
     }
 
-    /// Closes both ends. Each turn in flight is recorded as cut, and the client receives an error
-    /// for it if the upstream was lost.
+    /// Closes both ends. Each turn in flight is recorded as cut. If the upstream was lost, the
+    /// client receives an error for each of these turns.
     async fn finish(self, end: End, from_client: Incoming, from_upstream: Incoming) {
         let turns = self.state().lanes.take_all();
         let (to_client, to_upstream) = farewells(&end, !turns.is_empty());
@@ -248,7 +248,7 @@ impl Socket {
             }
         }
         if let (End::Client(Lost::Full | Lost::Slow), Some(error), []) = (&end, &told, &last[..]) {
-            // The client waits for the answer to the message that it could not finish.
+            // The client waits for an answer to the message that was refused before its end.
             last.push(Message::text(error.to_frame(None)));
         }
         tokio::join!(
@@ -272,7 +272,7 @@ impl Socket {
     }
 
     fn state(&self) -> MutexGuard<'_, SocketState> {
-        // Every change completes before code can panic.
+        // No code panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -49,7 +49,7 @@ impl SocketTiming {
     }
 }
 
-/// Counts a WebSocket as open until dropped.
+/// Counts a WebSocket as open until this is dropped.
 pub struct Open(Arc<Metrics>);
 
 impl Open {

@@ -13,9 +13,9 @@ pub struct SocketState {
     pub lanes: Lanes<Account>,
     /// The origin of the next turn's binding.
     pub result: BindingResult,
-    /// The first turn uses another cache than the session's earlier turns.
+    /// Whether the first turn uses another cache than the session's earlier turns.
     pub domain_moved: bool,
-    /// A message whose turn has already ended here is still on its way to the client.
+    /// Whether a message is still on its way to the client although its turn has ended here.
     pub is_passing: bool,
     pub is_confirmed: bool,
     /// The model that the client asked for last.
@@ -25,10 +25,10 @@ pub struct SocketState {
 /// The writes that must complete before the client may receive the first event of a response.
 #[derive(Default)]
 pub struct DueWrites {
-    /// The binding must be confirmed, because only this organization can open the answer.
+    /// Whether the binding must be confirmed, because only this organization can open the answer.
     pub must_confirm: bool,
-    /// The response's owner must be recorded, because other connections may continue from it. The
-    /// event itself may say otherwise.
+    /// Whether the response's owner must be recorded, because other connections may continue from
+    /// the response. The event itself may say that the response is not stored.
     pub is_stored: bool,
 }
 
@@ -36,15 +36,15 @@ pub struct DueWrites {
 pub struct Failed {
     /// When the turn was sent. `None`: the error belongs to no turn.
     pub sent: Option<Instant>,
-    /// The client has received part of an answer.
+    /// Whether the client has received part of an answer.
     pub has_begun: bool,
     /// The model that the turn asked for.
     pub model: String,
     /// The service tier that the turn asked for.
     pub tier: Option<String>,
-    /// The turn, or an earlier one, carried content that only its organization can open.
+    /// Whether the turn or an earlier one carried content that only its organization can open.
     pub is_sealed: bool,
-    /// The turn refers to content that only this project can find.
+    /// Whether the turn refers to content that only this project can find.
     pub needs_project: bool,
 }
 

@@ -19,7 +19,7 @@ async fn encoded_error_is_understood() {
     }
 }
 
-/// A coding, and bytes that claim it.
+/// Returns bytes in this coding, and the headers that state it.
 fn encoded(coding: &'static str, bytes: &[u8]) -> (HeaderMap, Vec<u8>) {
     let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -57,8 +57,8 @@ fn coded_response(status: u16, coding: &str, body: impl Into<reqwest::Body>) -> 
     answer.body(body.into()).unwrap().into()
 }
 
-/// Whatever its status, an answer that cannot be decoded is a 502 in its place, and judged as none
-/// of its own errors.
+/// An answer that cannot be decoded becomes a 502, whatever its status. It is not judged as the
+/// error that the status suggests.
 #[tokio::test]
 async fn answer_that_cannot_be_decoded_is_broken() {
     let error = br#"{"error":{"code":"insufficient_quota","type":"insufficient_quota"}}"#;
@@ -83,8 +83,7 @@ async fn answer_that_cannot_be_decoded_is_broken() {
     }
 }
 
-/// The bytes of an encoded answer come in pieces that are small enough to be decoded, and all of
-/// them.
+/// All bytes of an encoded answer pass unchanged, in pieces that are small enough to be decoded.
 #[tokio::test(start_paused = true)]
 async fn encoded_document_is_begun_and_not_changed() {
     let noise: Vec<u8> =
@@ -125,7 +124,7 @@ fn handshake_is_accepted_by_its_own_key_alone() {
             .map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)));
         is_accepted(&HeaderMap::from_iter(lines), nonce)
     };
-    // RFC 6455, section 1.3.
+    // The example in RFC 6455, section 1.3.
     let (upgrade, accept) =
         (("upgrade", "WebSocket"), ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
     assert!(answer(&[upgrade, accept]));
@@ -203,8 +202,8 @@ fn pieces(pieces: Vec<(Duration, Bytes)>) -> reqwest::Body {
     reqwest::Body::wrap(http_body_util::StreamBody::new(frames))
 }
 
-/// The beginning of an error tells its meaning. No byte of the rest is lost, and the turn does
-/// not wait for it.
+/// The beginning of an error shows its meaning. No byte of the rest is lost, and the turn does not
+/// wait for the rest.
 #[tokio::test(start_paused = true)]
 async fn error_that_is_long_or_slow_is_passed_on_whole() {
     let error = Bytes::from_static(br#"{"error":{"code":"some_code"}}"#);

@@ -79,7 +79,7 @@ fn encoding_that_cannot_be_read_is_not_asked_for() {
         ("br;q=1.0, GZIP;q=0.8, *;q=0.1", "GZIP;q=0.8"),
         ("br, deflate", "identity"),
         ("*", "identity"),
-        // The client's own bytes, if nothing has to go.
+        // If no coding has to go, the client's own bytes stay.
         ("gzip,identity;q=0", "gzip,identity;q=0"),
         ("", ""),
     ] {
@@ -131,7 +131,7 @@ fn headers_return_if_they_are_listed() {
     );
 }
 
-/// One header at a time: a test of all headers together could miss a name.
+/// Each header is tested alone, because a test of all together could miss one.
 #[test]
 fn header_of_the_hop_stays_here() {
     for name in [
@@ -181,7 +181,7 @@ fn header_of_the_hop_stays_here() {
     }
 }
 
-/// Headers that Codex sends, that others send, and that are not known yet.
+/// Headers that Codex sends, that other clients send, and that no client sends yet.
 #[test]
 fn header_that_is_not_the_hops_passes() {
     for name in [
@@ -212,7 +212,7 @@ fn header_that_is_not_the_hops_passes() {
         "x-openai-subagent",
         "x-stainless-lang",
         "x-never-heard-of",
-        // Names that only begin like those that stay here.
+        // These names only begin like names that stay here.
         "x-forwarded",
         "x-warmkey",
         "sec-fetch-mode",
@@ -241,7 +241,7 @@ fn header_is_nominated_by_any_line_in_any_case() {
     client.append("connection", HeaderValue::from_bytes(b"x-four \xff").unwrap());
     let sent = outgoing(&client, false);
     assert_eq!(names(&sent), ["x-four"], "a value that is no text nominates nothing");
-    // A nominated name does not take its neighbors along.
+    // A name in `Connection` removes its own header, and no similar one.
     let client = map(&[("connection", "x"), ("x-one", "1")]);
     assert_eq!(names(&outgoing(&client, false)), ["x-one"]);
 }
@@ -250,7 +250,7 @@ fn header_is_nominated_by_any_line_in_any_case() {
 fn credential_is_the_secret_and_nothing_else() {
     let value = secret_value("Bearer ", &Secret::new("sk-1")).expect("a header can carry it");
     assert!(value == "Bearer sk-1" && value.is_sensitive());
-    // No credential is better than the client's.
+    // The client's credential is never sent, even if the gateway has none to send.
     assert_eq!(secret_value("", &Secret::new("sk\n1")), None);
     assert!(outgoing(&map(&[("authorization", "Bearer wk-client")]), false).is_empty());
 }

@@ -73,8 +73,8 @@ async fn exhausted_organization_is_tried_by_one_turn_every_ten_minutes() {
 /// The requests that an upstream received, in their order.
 type Received = Arc<Mutex<Vec<String>>>;
 
-/// An upstream that answers each request with a status and a code, chosen by the secret that it is
-/// shown. Status 0: no answer.
+/// An upstream that answers each request with a status and a code, chosen by the secret in the
+/// request. Status 0: no answer.
 async fn upstream(
     script: impl Fn(&str) -> (u16, &'static str) + Send + 'static,
 ) -> (String, Received) {
@@ -91,7 +91,7 @@ async fn upstream(
             let secret = head.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
             let (status, code) = script(secret.expect("a credential"));
             receiving.lock().unwrap().push(head);
-            // A code that begins a page, or a body, is one.
+            // A code that begins like a page or a body is sent as the body.
             let body = match code.starts_with(['<', '{']) {
                 true => code.to_owned(),
                 false => format!(r#"{{"error":{{"code":"{code}"}}}}"#),
@@ -137,11 +137,11 @@ async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
     use Condition::{Recovering, Rejected, Suspected};
     for (status, code, expected) in [
         (200, LIST, Some(Recovering)),
-        // The upstream answers a key that it accepts.
+        // On these answers, the upstream has accepted the key.
         (403, "unsupported_country_region_territory", Some(Recovering)),
         (429, "insufficient_quota", Some(Recovering)),
         (401, "invalid_api_key", Some(Rejected)),
-        // An answer that needs no look at a credential says nothing: the condition before stays.
+        // If an answer needs no check of a credential, it says nothing: the condition stays.
         (200, "<html>Sign in to this network</html>", None),
         (200, "{}", None),
         (204, "", None),
@@ -189,7 +189,7 @@ async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
     }
 }
 
-/// An edge refuses without a look at the credential.
+/// An edge in front of the upstream refuses without checking the credential.
 #[tokio::test]
 async fn key_is_accepted_by_its_upstream_and_by_no_edge() {
     const SCOPE: &str = r#"{"error":{"message":"Missing scopes: api.model.read","code":null,"type":"invalid_request_error"}}"#;
@@ -216,7 +216,8 @@ async fn key_is_accepted_by_its_upstream_and_by_no_edge() {
     }
 }
 
-/// A probe asks for no coding, and an answer in one that nobody can read decides nothing.
+/// A probe asks for no coding. If its answer comes in a coding that the gateway cannot read, the
+/// answer decides nothing.
 #[tokio::test]
 async fn probe_in_an_unreadable_coding_decides_nothing() {
     let list = LIST.as_bytes();
@@ -254,7 +255,7 @@ async fn probe_in_an_unreadable_coding_decides_nothing() {
     }
 }
 
-/// The keys of a refused organization are asked one by one: each may be refused for itself.
+/// The keys of a refused organization are asked one by one, because each may be refused for itself.
 #[tokio::test]
 async fn verdict_on_an_organization_is_not_that_on_its_keys() {
     const KEYS: [(&str, &str); 5] = [("a", "o"), ("b", "o"), ("c", "o"), ("d", "o"), ("e", "p")];
@@ -266,7 +267,7 @@ async fn verdict_on_an_organization_is_not_that_on_its_keys() {
         ([(200, LIST); 4], 1, false, 0),
         ([(500, ""); 4], 1, true, 0),
         ([(403, PAGE); 4], 1, true, 0),
-        // Three keys are enough.
+        // Asking three keys is enough.
         ([own; 4], 3, false, 3),
     ] {
         let (url, received) =
@@ -301,8 +302,8 @@ async fn verdict_on_an_organization_is_not_that_on_its_keys() {
     }
 }
 
-/// Every replica clears its own suspicion. One replica asks for all about a key that is known to be
-/// refused.
+/// Every replica ends its own suspicion. About a key that is known to be refused, one replica asks
+/// for all.
 #[tokio::test]
 async fn question_about_a_refused_key_is_asked_by_one_replica() {
     let memory = Arc::new(Memory::new(9));

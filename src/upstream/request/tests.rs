@@ -7,7 +7,7 @@ use crate::key::table::Table;
 use crate::setting::Secret;
 use crate::wire::endpoint::StoredCall;
 
-/// The one key of an upstream of these options.
+/// Returns the one key of an upstream with these options.
 fn key(options: &str) -> std::sync::Arc<Key> {
     let upstream =
         serde_json::from_str(&format!(r#"{{"name":"u","base_url":"http://h/v1"{options}}}"#));
@@ -16,7 +16,7 @@ fn key(options: &str) -> std::sync::Arc<Key> {
     std::sync::Arc::clone(&table.keys()[0])
 }
 
-/// The request as the key of an upstream of these options sends it.
+/// Returns the request as it is sent with the key of an upstream with these options.
 fn rendered(request: &Request<'_>, options: &str) -> reqwest::Request {
     request.for_key(&key(options), false, None).expect("every upstream can be asked this")
 }
@@ -26,7 +26,7 @@ fn head(method: &str, target: &str) -> Parts {
     request.header("authorization", "Bearer wk").body(()).unwrap().into_parts().0
 }
 
-/// Reasoning may take minutes, and a handshake no longer than its client waits for it.
+/// Reasoning may take minutes, but a client waits for a handshake only for seconds.
 #[test]
 fn handshake_is_waited_for_less_than_a_turn() {
     let head = head("POST", "/responses");

@@ -30,7 +30,7 @@ fn turn(session: &str, input: u64, cached: u64) -> Record {
     Record { session: Some(id(session)), ..Record::sketch(&table.keys()[0], Some(usage)) }
 }
 
-/// The warmth of each record, in the given order of one session.
+/// Assesses records of one session, in this order. Returns the warmth of each.
 async fn warmths(
     assessor: &Assessor,
     records: Vec<Record>,
@@ -45,7 +45,7 @@ const FIRST: (Option<u64>, Option<ColdReason>) = (None, Some(ColdReason::FirstTu
 async fn turn_is_compared_with_the_last_one_of_its_session() {
     let (assessor, _, metrics) = assessor();
     assert_eq!(warmths(&assessor, vec![turn("s", 10_240, 0)]).await, [FIRST]);
-    // Together or one by one.
+    // The records are assessed together, or one by one.
     let more = vec![turn("s", 12_800, 10_240), turn("s", 14_080, 128)];
     let expected = [(Some(10_240), None), (Some(12_800), Some(ColdReason::Upstream))];
     assert_eq!(warmths(&assessor, more).await, expected);
@@ -100,7 +100,7 @@ async fn fork_begins_with_what_its_parent_left() {
     assert_eq!(warmths(&assessor, vec![fork("f", "root", "t")]).await, [moved(102_400)]);
     assert_eq!(warmths(&assessor, vec![fork("g", "none", "agent")]).await, [moved(51_200)]);
     assert_eq!(warmths(&assessor, vec![fork("h", "none", "t")]).await, [FIRST]);
-    // From its second turn on it has a past of its own.
+    // From its second turn on, the fork is compared with its own turns.
     let (expected, cold) = warmths(&assessor, vec![fork("f", "root", "t")]).await[0];
     assert_eq!((expected, cold), (Some(102_400), Some(ColdReason::Upstream)));
 }
@@ -110,12 +110,12 @@ async fn turn_of_another_kind_leaves_what_it_should() {
     let (assessor, memory, _) = assessor();
     let kind = |kind, input| Record { kind, ..turn("s", input, 0) };
     let warm = |tokens| (Some(tokens), None);
-    // A prewarm is the first turn's promise, and no later turn's.
+    // A prewarm makes a promise only to the first turn of a session.
     assert_eq!(warmths(&assessor, vec![kind(TurnKind::Prewarm, 5_120)]).await, [(None, None)]);
     assert_eq!(warmths(&assessor, vec![turn("s", 10_240, 5_120)]).await, [warm(5_120)]);
     assessor.assess(vec![kind(TurnKind::Prewarm, 5_120)]).await;
     assert_eq!(warmths(&assessor, vec![turn("s", 20_480, 10_240)]).await, [warm(10_240)]);
-    // After a compaction the history is another one.
+    // After a compaction, the history is another one.
     assessor.assess(vec![kind(TurnKind::Compaction, 20_480)]).await;
     assert_eq!(warmths(&assessor, vec![turn("s", 7_680, 0)]).await, [(None, None)]);
     assert_eq!(warmths(&assessor, vec![turn("s", 8_960, 7_680)]).await, [warm(7_680)]);
@@ -124,7 +124,7 @@ async fn turn_of_another_kind_leaves_what_it_should() {
     assert_eq!(memory.get(Name::Promise(id("title").as_str())), None, "it has one turn");
 }
 
-/// The turns of a socket that began beside its session's key: only the first of them has moved.
+/// Of the turns on a socket that began beside its session's key, only the first counts as moved.
 #[tokio::test]
 async fn turn_on_a_spilled_socket_has_moved_once() {
     let keys = Table::sketch("a-1 org-a 1 sk-1, a-2 org-a 1 sk-2");
@@ -182,7 +182,7 @@ async fn promise_lives_as_long_as_a_binding() {
     assert_eq!(warmths(&assessor, vec![turn("s", 10_240, 0)]).await, [FIRST]);
 }
 
-/// Nothing is claimed of a session whose past is not known.
+/// If a session's past is not known, the gateway claims nothing about it.
 #[tokio::test(start_paused = true)]
 async fn turn_is_not_called_cold_while_the_store_is_away() {
     let shared = Arc::new(std::sync::Mutex::new(Shared::new(Flaw::None)));

@@ -34,14 +34,14 @@ fn text(bytes: usize) -> String {
     format!("\"{}\"", words.join(" "))
 }
 
-/// The turn of a long session that reads `cached` of 210,000 tokens.
+/// A turn of a long session, which reads `cached` of 210,000 tokens.
 fn turn(cached: u64) -> Record {
     let usage = Usage { input: 210_000, cached, ..Usage::default() };
     let imprint = Some(imprint("[1]", &text(840_000), false));
     Record { imprint, ..Record::sketch(&keys()[0], Some(usage)) }
 }
 
-/// What the turn before left.
+/// The promise of the turn before.
 fn promise() -> Promise {
     let usage = Usage { input: 200_000, ..Usage::default() };
     let imprint = Some(imprint("[1]", &text(800_000), false));
@@ -49,7 +49,7 @@ fn promise() -> Promise {
     Promise::of(&last, LAST).expect("known")
 }
 
-/// The reason of a turn that begins a minute after the last one, and what it missed.
+/// Returns why a turn is cold that begins a minute after the last one.
 fn reason(turn: &Record, promise: &Promise) -> Option<ColdReason> {
     assess(turn, Last::Own(promise), LAST + 60).cold
 }
@@ -75,7 +75,7 @@ fn new_input_is_no_loss() {
     let grown = turn(20_000);
     let warmth = assess(&grown, Last::Own(&Promise { tokens: 20_000, ..promise() }), LAST + 60);
     assert_eq!(warmth, Warmth { expected: Some(20_000), cold: None });
-    // A history that its client made shorter is expected to be read, and no more.
+    // A turn whose client shortened the history is expected to read that history, and no more.
     let usage = |cached| Some(Usage { input: 50_000, cached, ..Usage::default() });
     let shorter = |cached| Record {
         usage: usage(cached),
@@ -85,15 +85,14 @@ fn new_input_is_no_loss() {
     let warmth = assess(&shorter(50_000), Last::Own(&promise()), LAST + 60);
     assert_eq!(warmth, Warmth { expected: Some(50_000), cold: None });
     assert_eq!(reason(&shorter(9_000), &promise()), Some(ColdReason::PrefixChanged));
-    // Where nothing was left, nothing is expected.
+    // If the last turn left nothing, nothing is expected of the next one.
     let nothing = Promise { tokens: 1_023, ..promise() };
     assert_eq!(assess(&turn(0), Last::Own(&nothing), LAST), Warmth::default());
 }
 
 type Changed = Box<dyn Fn(&mut Record, &mut Promise)>;
 
-/// Each cause, with what makes it happen, from the one that is named first to the one that is named
-/// last.
+/// Each cause, with a change that brings it about, in the order in which causes are named.
 fn causes() -> Vec<(ColdReason, Changed)> {
     let cause =
         |reason, change: fn(&mut Record, &mut Promise)| (reason, Box::new(change) as Changed);
@@ -120,7 +119,7 @@ fn cold_turn_has_one_reason() {
         assert_eq!(reason(&turn, &last), Some(*expected));
         turn.warmth = assess(&turn, Last::Own(&last), LAST + 60);
         assert_eq!(turn.missed_tokens(), last.tokens - 128, "{expected:?}");
-        // Of two causes, the earlier one is named.
+        // If there are two causes, the earlier one in this order is named.
         for (_, other) in causes.iter().skip(number).take(1 + usize::from(number != 0) * 9) {
             if *expected == ColdReason::DomainMoved {
                 break;
@@ -152,7 +151,7 @@ fn parts_of_the_prefix_all_count() {
         let turn = with(Box::new(changed));
         assert_eq!(reason(&turn, &promise()), Some(ColdReason::PrefixChanged));
     }
-    // What a continued input begins with is not here.
+    // A continued input does not show its own beginning.
     let continued = with(imprint("[1]", "\"more\"", true));
     assert_eq!(reason(&continued, &promise()), Some(ColdReason::Upstream));
     let unread = Record { imprint: None, ..turn(0) };
@@ -161,7 +160,7 @@ fn parts_of_the_prefix_all_count() {
     assert_eq!(reason(&with(same), &unmarked), Some(ColdReason::Upstream));
 }
 
-/// All reasons that the service knows.
+/// All reasons that OpenAI states.
 #[test]
 fn upstreams_own_diagnosis_is_taken() {
     let diagnosed = |miss: &str, cached| {
@@ -223,8 +222,8 @@ fn turn_alone_is_cold() {
     assert_eq!(assess(&unknown, Last::Own(&promise), LAST), Warmth::default());
 }
 
-/// A fork reads its parent's cache. Where only its own cache key kept it from that, this is its
-/// first turn.
+/// A fork reads its parent's cache. If only its own cache key kept the fork from that, the reason
+/// is that this is its first turn.
 #[test]
 fn fork_is_compared_with_its_parent() {
     for (expected, change) in causes() {
@@ -272,7 +271,7 @@ fn prefix_expires_by_its_model() {
     assert_eq!(cold("gpt-5.4", promise(), LAST + 1_800), not);
     assert_eq!(cold("gpt-5.4", promise(), LAST + 1_801), expired);
     assert_eq!(cold("gpt-5.4", promise(), LAST - 10), not, "clocks differ");
-    // Active for a day, and forgotten all the same.
+    // The session was active all day, and its prefix was still dropped.
     let old = Promise { since: LAST - DAY, ..promise() };
     assert_eq!(cold("gpt-5.4", old.clone(), LAST), not);
     assert_eq!(cold("gpt-5.4", old.clone(), LAST + 1), expired);

@@ -1,4 +1,4 @@
-//! `[[price]]`: how a price is written in the configuration, in USD for a million tokens. Pure.
+//! The option `[[price]]`: how the configuration states a price, in USD for a million tokens. Pure.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use serde::de::{self, Deserializer, Visitor};
 
 use super::{Own, Rates, STANDARD};
 
-/// One `[[price]]`, over the built-in price of its model.
+/// One `[[price]]`, which replaces the built-in price of its model.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PriceSettings {
     pub model: String,
-    /// The tier that a response states; without it the standard price, which other tiers follow.
+    /// The tier that a response states. Absent: the standard price, which other tiers follow.
     pub tier: Option<String>,
-    /// The first day, in UTC; without it the price has always held.
+    /// The first day of the price, in UTC. Absent: the price has always held.
     pub from: Option<Day>,
-    /// The first day on which the price holds no more.
+    /// The first day on which the price no longer holds.
     pub until: Option<Day>,
     pub input: Dollars,
-    /// Without it, tokens that are read from the cache cost as much as others.
+    /// Absent: tokens that are read from the cache cost as much as others.
     pub cached: Option<Dollars>,
-    /// Without it, tokens that are written to the cache cost as much as others.
+    /// Absent: tokens that are written to the cache cost as much as others.
     pub written: Option<Dollars>,
     pub output: Dollars,
 }
@@ -58,20 +58,20 @@ impl PriceSettings {
     }
 }
 
-/// A day: `"2026-03-01"`.
+/// A day, such as `"2026-03-01"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Day(pub Date);
 
 impl<'de> Deserialize<'de> for Day {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        // A date with a time behind it would be taken, too.
+        // The parser would also take a date that a time follows.
         let day = text.parse().ok().filter(|_| text.len() == 10).map(Self);
         day.ok_or_else(|| de::Error::custom(format!(r#""{text}" is no day: write "2026-03-01""#)))
     }
 }
 
-/// USD for a million tokens, as micro-USD. At most six decimals, and no rounding.
+/// USD for a million tokens, kept as micro-USD. Has at most six decimals, so nothing is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dollars(pub u64);
 
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for Dollars {
                 Dollars::parse(text).ok_or_else(|| E::custom(format!("must be {DOLLARS}")))
             }
 
-            // The shortest decimal that is this number, which is how the number was written.
+            // The shortest decimal form of this number is the one that the operator wrote.
             fn visit_f64<E: de::Error>(self, number: f64) -> Result<Dollars, E> {
                 self.visit_str(&number.to_string())
             }

@@ -1,14 +1,14 @@
 //! The built-in prices: OpenAI's price of each model and tier, with its first day. Pure.
 //!
 //! Source: developers.openai.com/api/docs/pricing and the pages of the models, checked from
-//! 2026-10-12 to 2026-11-29. History stays in the table: a row of the ledger names its price by
-//! model, tier and day.
+//! 2026-10-12 to 2026-11-29. Past prices stay in the table, because a row of the ledger names its
+//! price by model, tier and day.
 
 use jiff::civil::{Date, date};
 
 use super::{Rates, STANDARD, is_in_force};
 
-/// The price of some models in one tier, as long as it holds.
+/// The price of some models in one tier, for the time that it holds.
 pub struct Listing {
     models: &'static [&'static str],
     tier: &'static str,
@@ -18,7 +18,8 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// The price in force on `day`; a tier without a row of its own follows the standard price.
+    /// Returns the price in force on `day`. A tier without a row of its own follows the standard
+    /// price.
     pub fn find(model: &str, tier: &str, day: Date) -> Option<Self> {
         let own = |tier: &str| {
             let is_selected = |one: &&Self| {
@@ -26,7 +27,7 @@ impl Listing {
                     && one.models.contains(&model)
                     && is_in_force(one.from, one.until, day)
             };
-            // The newest stands first.
+            // The newest row of a model and tier stands first.
             TABLE.iter().find(is_selected)
         };
         let followed = |percent| own(STANDARD).map(|one| (one, scaled(one.rates, percent)));
@@ -38,8 +39,8 @@ impl Listing {
     }
 }
 
-/// Whether a model has the rules of those released since 2026-03-05: a higher price for long
-/// requests, and in regions.
+/// Whether a model has the rules of those released since 2026-03-05: higher prices for long
+/// requests and in regions.
 pub fn is_recent(model: &str) -> bool {
     RECENT.iter().any(|family| {
         model
@@ -50,8 +51,8 @@ pub fn is_recent(model: &str) -> bool {
 
 const RECENT: [&str; 4] = ["gpt-5.4", "gpt-5.5", "gpt-5.6", "gpt-6"];
 
-/// The price of a tier in percent of the standard price. `None`: the tier has a price of its own,
-/// or none.
+/// Returns the price of a tier in percent of the standard price. `None`: the tier has a price of
+/// its own, or none.
 pub fn percent_of_standard(model: &str, tier: &str) -> Option<u64> {
     match (tier, model) {
         ("flex" | "batch", _) => Some(50),
@@ -61,8 +62,8 @@ pub fn percent_of_standard(model: &str, tier: &str) -> Option<u64> {
     }
 }
 
-/// Every rate in `percent`. Prices are written with at most three decimals, so that nothing is
-/// lost.
+/// Returns `percent` of every rate. Prices are written with at most three decimals, so nothing is
+/// rounded.
 pub fn scaled(rates: Rates, percent: u64) -> Rates {
     let scaled = |rate: u64| rate.saturating_mul(percent) / 100;
     Rates {
@@ -87,13 +88,14 @@ impl Listing {
         Self { from: Some(from), ..self }
     }
 
-    /// The first day on which the price holds no more.
+    /// Ends the price: `until` is the first day on which it no longer holds.
     const fn until(self, until: Date) -> Self {
         Self { until: Some(until), ..self }
     }
 }
 
-/// Writing has a price: half a day of it costs 2.5 times the input.
+/// Rates of a model that charges for cache writes. Half a day in the cache costs 2.5 times the
+/// input.
 const fn cached_and_written(input: u64, cached: u64, written: u64, output: u64) -> Rates {
     let half_day = Some(input / 2 * 5);
     Rates {
@@ -105,7 +107,7 @@ const fn cached_and_written(input: u64, cached: u64, written: u64, output: u64) 
     }
 }
 
-/// Writing costs nothing beside the input.
+/// Rates of a model whose cache writes cost no more than the input.
 const fn cached(input: u64, cached: u64, output: u64) -> Rates {
     Rates {
         input,
@@ -116,24 +118,26 @@ const fn cached(input: u64, cached: u64, output: u64) -> Rates {
     }
 }
 
-/// Reading from the cache saves nothing.
+/// Rates of a model whose cache reads cost as much as the input.
 const fn plain(input: u64, output: u64) -> Rates {
     cached(input, input, output)
 }
 
-/// The page shows input and output alone.
+/// Rates of a price of which OpenAI's page shows only input and output.
 const fn partly_seen(input: u64, output: u64) -> Rates {
     Rates { input, cached: None, written: None, written_half_day: None, output }
 }
 
-/// Micro-USD for a million tokens. Of two prices of one model and tier, the newer one stands first.
+/// Prices in micro-USD for a million tokens. Of two prices of the same model and tier, the newer
+/// one stands first.
 static TABLE: &[Listing] = &[
     listing(&["gpt-6.2-astra"], partly_seen(8_000_000, 40_000_000)),
     listing(
         &["gpt-6.2-sol", "gpt-6.1-sol"],
         cached_and_written(2_000_000, 100_000, 2_500_000, 10_000_000),
     ),
-    // Three times the standard price until 2027-02-28, then six times.
+    // This is three times the standard price until 2027-02-28, and six times the standard price
+    // from then on.
     listing(&["gpt-6.2-sol"], cached_and_written(12_000_000, 600_000, 15_000_000, 60_000_000))
         .of("ultrafast")
         .from(date(2027, 3, 1)),
@@ -144,7 +148,7 @@ static TABLE: &[Listing] = &[
     listing(&["gpt-6-astra"], cached_and_written(10_000_000, 1_000_000, 12_500_000, 50_000_000)),
     listing(&["gpt-6-sol"], cached_and_written(2_000_000, 200_000, 2_500_000, 10_000_000)),
     listing(&["gpt-6-luna"], cached_and_written(100_000, 10_000, 125_000, 500_000)),
-    // A promotion "at least through 2026-11-21". Behind its stated end stands the list price.
+    // A promotion holds "at least through 2026-11-21". After its stated end, the list price holds.
     listing(
         &["gpt-5.6", "gpt-5.6-sol"],
         cached_and_written(4_000_000, 400_000, 5_000_000, 20_000_000),
@@ -155,7 +159,7 @@ static TABLE: &[Listing] = &[
         &["gpt-5.6", "gpt-5.6-sol"],
         cached_and_written(5_000_000, 500_000, 6_250_000, 30_000_000),
     ),
-    // The fast price follows the list price through the promotion.
+    // The fast price follows the list price, also during the promotion.
     listing(
         &["gpt-5.6", "gpt-5.6-sol"],
         cached_and_written(10_000_000, 1_000_000, 12_500_000, 60_000_000),
@@ -197,7 +201,7 @@ static TABLE: &[Listing] = &[
 mod tests {
     use super::*;
 
-    /// A price that no day or no tier would find is a mistake in the table.
+    /// A row that no day and no tier finds is a mistake in the table.
     #[test]
     fn price_of_the_table_is_found_on_its_days() {
         for one in TABLE {

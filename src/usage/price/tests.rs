@@ -1,4 +1,4 @@
-//! The golden table of costs, each computed by hand from the published prices.
+//! The reference table of costs. Each cost was computed by hand from the published prices.
 
 use super::*;
 use jiff::civil::date;
@@ -9,7 +9,7 @@ fn usage(input: u64, cached: u64, written: u64, output: u64) -> Usage {
     Usage { input, cached, written, output, ..Usage::default() }
 }
 
-/// What this costs, and by which price.
+/// Returns what this turn costs, and by which price.
 fn costs(
     model: &str,
     tier: Option<&str>,
@@ -35,8 +35,8 @@ fn own(sections: &str) -> Prices {
 #[test]
 fn cost_is_that_of_the_golden_table() {
     let day = TODAY;
-    // 1,000 tokens of one kind each, so that nano-USD are the published USD for a million tokens,
-    // times 1,000,000.
+    // Each turn has 1,000 tokens of one kind. Its cost in nano-USD is then the published USD for a
+    // million tokens, times 1,000,000.
     for (model, input, cached, written, output) in [
         ("gpt-6.2-sol", 2_000_000, 100_000, Some(2_500_000), 10_000_000),
         ("gpt-6.1-sol", 2_000_000, 100_000, Some(2_500_000), 10_000_000),
@@ -78,7 +78,7 @@ fn cost_is_that_of_the_golden_table() {
         let cost = |usage: Usage| costs(model, None, "", day, &usage).map(|(nano, _)| nano);
         assert_eq!(cost(usage(1_000, 0, 0, 0)), Some(input), "{model}: input");
         assert_eq!(cost(usage(1_000, 1_000, 0, 0)), Some(cached), "{model}: cached");
-        // Where writing has no price, what is written is input.
+        // If writes have no price of their own, written tokens cost as much as input.
         assert_eq!(
             cost(usage(1_000, 0, 1_000, 0)),
             Some(written.unwrap_or(input)),
@@ -92,8 +92,8 @@ fn cost_is_that_of_the_golden_table() {
     }
 }
 
-/// One turn, which costs $0.0331 at the standard price: 2,000 in, 7,000 cached, 1,000 written,
-/// 2,000 out.
+/// A turn of 2,000 input, 7,000 cached, 1,000 written and 2,000 output tokens. At the standard
+/// price, it costs $0.0331.
 #[test]
 fn tier_of_the_response_decides() {
     let turn = usage(10_000, 7_000, 1_000, 2_000);
@@ -108,7 +108,7 @@ fn tier_of_the_response_decides() {
         ("batch", Some(standard / 2)),
         ("priority", Some(standard * 2)),
         ("fast", Some(standard * 2)),
-        // No rate at all.
+        // A tier without any rate.
         ("auto", None),
         ("scale", None),
         ("ultrafast", None),
@@ -141,7 +141,7 @@ fn promotion_ends_with_its_last_day() {
         ("gpt-5.6-sol", "default", date(2026, 11, 21), 24_000_000),
         ("gpt-5.6-sol", "default", date(2026, 11, 22), 35_000_000),
         ("gpt-5.6", "flex", date(2026, 10, 1), 12_000_000),
-        // Twice the list price, whatever the promotion says.
+        // This is twice the list price, even during the promotion.
         ("gpt-5.6", "priority", date(2026, 10, 1), 70_000_000),
         ("gpt-5.6-terra", "default", date(2026, 7, 29), 17_500_000),
         ("gpt-5.6-terra", "default", date(2026, 7, 30), 14_000_000),
@@ -191,11 +191,11 @@ fn region_costs_a_tenth_more_and_is_rounded_once() {
         );
     }
     assert_eq!(cost("gpt-5.2", "eu", usage(1_000, 0, 0, 0)), Some(1_750_000), "an older one");
-    // Seven tokens at 10 nano-USD each and a tenth more are 77; one of gpt-5-nano's cached ones is
+    // Seven tokens at 10 nano-USD each, plus a tenth, cost 77. One cached token of gpt-5-nano costs
     // 5.
     assert_eq!(cost("gpt-6-luna", "us", usage(7, 7, 0, 0)), Some(77));
     assert_eq!(cost("gpt-5-nano", "", usage(1, 1, 0, 0)), Some(5));
-    // A long request: 22 nano-USD for each cached token, and 825 for one of output.
+    // In a long request, each cached token costs 22 nano-USD, and one of output costs 825.
     assert_eq!(cost("gpt-6-luna", "us", usage(272_001, 272_001, 0, 1)), Some(5_984_022 + 825));
 }
 
@@ -220,7 +220,7 @@ fn writing_for_half_a_day_has_its_price() {
         costs("gpt-6.1-sol", None, "", TODAY, &turn).map(|(nano, _)| nano),
         Some(2 * 2_500_000 + 5_000_000)
     );
-    // More than was written cannot have been written for so long.
+    // At most the written tokens can have been written for half a day.
     let odd = Usage { written_half_day: 9_000, ..usage(3_000, 0, 3_000, 0) };
     assert_eq!(
         costs("gpt-6.1-sol", None, "", TODAY, &odd).map(|(nano, _)| nano),
@@ -253,7 +253,7 @@ fn model_is_found_by_its_whole_name_or_without_its_date() {
     }
 }
 
-/// Missing is not zero: a turn that needs an unknown rate has no cost.
+/// An unknown rate is not zero: a turn that needs one has no cost.
 #[test]
 fn unseen_rate_is_no_price() {
     let cost = |usage: Usage| costs("gpt-6.2-astra", None, "", TODAY, &usage).map(|(nano, _)| nano);
@@ -310,7 +310,7 @@ fn configured_price_goes_before_the_built_in_one() {
     );
     assert_eq!(cost("ours", "default", TODAY), is(9_000_000, "own/ours/default"));
     assert_eq!(cost("gpt-5.5", "default", TODAY), is(5_000_000, "gpt-5.5/default"));
-    // What is written costs nothing where the configuration says so.
+    // Writes cost nothing if the configuration says so.
     let written = usage(1_000, 0, 1_000, 0);
     let free = Sale { model: "gpt-5.4", tier: None, region: "", day: TODAY, usage: &written };
     assert_eq!(prices.cost(&free).map(|cost| cost.nano_usd), Some(0));

@@ -73,7 +73,7 @@ fn named<'s>(spans: &'s [SpanData], name: &str) -> &'s SpanData {
     spans.iter().find(|span| span.name == name).expect(name)
 }
 
-/// An attribute as text; "" if the span lacks it.
+/// Returns an attribute as text, or "" if the span lacks it.
 fn said(span: &SpanData, name: &str) -> String {
     let found: Vec<_> =
         span.attributes.iter().filter(|attribute| attribute.key.as_str() == name).collect();
@@ -81,7 +81,7 @@ fn said(span: &SpanData, name: &str) -> String {
     found.first().map(|attribute| attribute.value.to_string()).unwrap_or_default()
 }
 
-/// Milliseconds from the turn's begin to the span's begin and end.
+/// Returns the milliseconds from the turn's begin to the span's begin and end.
 fn times(record: &Record, span: &SpanData) -> (u128, u128) {
     let since = |at: SystemTime| at.duration_since(record.at).expect("later").as_millis();
     (since(span.start_time), since(span.end_time))
@@ -201,7 +201,7 @@ fn attempt_says_how_it_ended_and_why_the_next_came() {
     assert_eq!(attempts[0].status, Status::error("silent"));
     assert_eq!(attempts[2].status, Status::Unset);
     assert_eq!(said(named(&spans, "turn"), "warmkey.attempts"), "3");
-    // An upstream is told of the same span that the collector gets.
+    // The upstream was told the same span that the collector receives.
     let parent = turn.id.traceparent(2, true).expect("a header");
     let id = attempts[2].span_context.span_id().to_string();
     assert!(parent.to_str().expect("text").contains(&id));
@@ -273,7 +273,7 @@ fn attributes() -> std::collections::BTreeSet<&'static str> {
     source.split('"').skip(1).step_by(2).filter(|name| name.contains('.')).collect()
 }
 
-/// docs/traces.md lists exactly the attributes that there are.
+/// docs/traces.md lists exactly these attributes.
 #[test]
 fn attribute_is_documented() {
     const FAMILIES: [&str; 6] = ["warmkey.", "gen_ai.", "openai.", "server.", "http.", "error."];
@@ -284,7 +284,7 @@ fn attribute_is_documented() {
     assert_eq!(told, attributes());
 }
 
-/// Each attribute is on some span, of a turn that waited, failed over and was served.
+/// Each attribute is on some span of a turn that waited, failed over and was served.
 #[test]
 fn attribute_is_told() {
     let mut record = Record {

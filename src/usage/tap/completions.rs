@@ -1,9 +1,9 @@
 //! Reads chat completions: a stream of chunks, or a document.
 //!
-//! Each line of a stream is kept until it ends, and looked at once. An event with several lines of
-//! data is looked at once more as a whole. Of a long line, event or document, only what states its
-//! end and its cost is kept. Only a client that asks for
-//! `stream_options.include_usage` gets a chunk with the usage, and so does the gateway.
+//! Each line of a stream is kept until it ends, and then read once. An event with several lines of
+//! data is read once more as a whole. Of a long line, event or document, only the parts that state
+//! its end and its cost are kept. A stream states its usage only if the client asks for
+//! `stream_options.include_usage`, so the gateway learns it only then.
 
 use std::io::Write;
 
@@ -22,12 +22,12 @@ pub struct Completions {
     is_stream: bool,
     /// The line that has not ended yet, or the document so far.
     kept: Kept,
-    /// The data of the current event, and how many lines of it have come.
+    /// The data of the current event, and the number of its lines so far.
     event: Kept,
     lines: usize,
-    /// The last byte was `\r`: a `\n` that follows belongs to it.
+    /// Whether the last byte was `\r`, so that a `\n` after it belongs to the same line end.
     after_return: bool,
-    /// `[DONE]` or an error has come.
+    /// Whether `[DONE]` or an error has come.
     is_over: bool,
     reading: Reading,
 }
@@ -58,7 +58,7 @@ impl Completions {
         }
         self.end_event();
         let reading = std::mem::take(&mut self.reading);
-        // Some services end a stream without `[DONE]`.
+        // Some upstreams end a stream without `[DONE]`.
         let is_whole = self.is_over || ended;
         Reading { terminal: reading.terminal.filter(|_| is_whole), ..reading }
     }
@@ -88,7 +88,8 @@ impl Completions {
         }
         let Some(data) = field(line, b"data:") else { return };
         if self.lines == 0 {
-            // Nearly all events have one line of data, and a client may leave right after it.
+            // Nearly all events have one line of data, and a client may leave right after that
+            // line, so it is read at once.
             self.read_data(data);
         } else {
             self.event.keep(b"\n");
@@ -97,7 +98,7 @@ impl Completions {
         self.lines += 1;
     }
 
-    /// Reads the data of an event that has several lines of it.
+    /// Reads the data of an event that has several lines of data.
     fn end_event(&mut self) {
         if std::mem::take(&mut self.lines) > 1 {
             let data = self.event.take();
@@ -121,8 +122,7 @@ impl Completions {
             let end = ChatEnd::of(data);
             self.reading.terminal = end.terminal.or(self.reading.terminal);
             if end.states_usage {
-                // The last one counts. If it cannot be read, what was stated before is not known to
-                // hold.
+                // The last usage counts. If it cannot be read, an earlier one may no longer hold.
                 self.reading.usage = end.usage;
             }
         }

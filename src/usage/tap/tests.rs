@@ -141,7 +141,7 @@ fn answer_that_cannot_be_read_passes_unread() {
     assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[b"no gzip"]).usage, None);
 }
 
-/// A stream that ends with the terminal event `name` and this `data`.
+/// Reads a stream that ends with the terminal event `name` and this `data`.
 fn ended(name: &str, data: &str) -> Reading {
     read(
         &headers("text/event-stream", None),
@@ -149,7 +149,7 @@ fn ended(name: &str, data: &str) -> Reading {
     )
 }
 
-/// A name holds for its own event alone.
+/// A name counts only for its own event.
 #[test]
 fn name_of_an_event_ends_with_it() {
     let kind = headers("text/event-stream", None);
@@ -167,7 +167,7 @@ fn name_of_an_event_ends_with_it() {
     for text in [
         "event:response.completed\ndata:{}\n\n",
         "event: response.completed\nid: 7\ndata: {}\n\n",
-        // The empty line may be missing: Codex leaves as soon as it has the data.
+        // The empty line may be missing, because Codex leaves as soon as it has the data.
         "event: response.completed\ndata: {}\n",
     ] {
         assert_eq!(read(&kind, &[text.as_bytes()]).terminal, Some(Terminal::Completed), "{text:?}");
@@ -186,7 +186,7 @@ fn line_is_what_its_first_bytes_say_however_it_arrives() {
     for (text, terminal) in [
         (format!("{}}}\n\n", spaced(START)), Some(Terminal::Completed)),
         (format!("{}}}\n\n", spaced(START + 1)), None),
-        // A later name replaces an earlier one, even if it is too long for any end.
+        // A later name replaces an earlier one, even if it is longer than the name of any end.
         (format!("event: response.completed\n{long}\ndata: {{}}\n\n"), None),
         (format!("event: response.completed\n{long}x\ndata: {{}}\n\n"), None),
         (format!("event: response.failed\n{long}\n{completed}\n\n"), Some(Terminal::Completed)),
@@ -217,12 +217,12 @@ fn failed_answer_yields_its_error() {
     );
     let reading = ended("error", r#"{"type":"error","code":"server_error","message":"m"}"#);
     assert_eq!(reading.failure.and_then(|failure| failure.code).as_deref(), Some("server_error"));
-    // Only a failed answer has a failure.
+    // Only an answer that failed has a failure.
     assert_eq!(ended("response.incomplete", error).failure, None);
     assert_eq!(ended("response.completed", error).failure, None);
 }
 
-/// The cost of an event or a document is read whatever its length.
+/// The cost of an event or a document is read, however long it is.
 #[test]
 fn event_of_any_length_is_read() {
     let start = format!(r#"{{"response":{{"usage":{USAGE}}},"x":""#);
@@ -243,7 +243,7 @@ fn event_of_any_length_is_read() {
             "{length}"
         );
     }
-    // The type may stand last, and in no `event:` line.
+    // The type may be the last field, without an `event:` line.
     let hidden = format!(
         "data: {{\"sequence_number\":1,\"response\":{{\"usage\":{USAGE}}},\"type\":\"response\\u002ecompleted\"}}\n\n"
     );
@@ -255,7 +255,7 @@ fn event_of_any_length_is_read() {
     assert_eq!(read(&headers("text/event-stream", None), &[both.as_bytes()]).usage, usage());
 }
 
-/// The tap knows that an answer is over with its terminal event, not with its last byte: a client
+/// The tap knows that an answer is over at its terminal event, not only at its last byte: a client
 /// may leave then.
 #[test]
 fn answer_is_over_with_its_terminal_event() {
@@ -285,8 +285,8 @@ fn answer_is_over_with_its_terminal_event() {
     }
 }
 
-/// A document is whole only at its end. An unreadable answer is judged by its status, if it came to
-/// an end.
+/// A document is complete only at its end. If an unreadable answer came to its end, its status
+/// judges it.
 #[test]
 fn answer_that_did_not_end_yields_nothing() {
     let document = format!(r#"{{"status":"completed","usage":{USAGE}}}"#);
@@ -299,7 +299,7 @@ fn answer_that_did_not_end_yields_nothing() {
         tap.observe(bytes);
         assert!(!tap.is_over(), "{kind} {encoding:?}");
         assert_eq!(tap.finish(false), Reading::default(), "{kind} {encoding:?}");
-        // What cannot be read has no end either.
+        // An answer that cannot be decoded has no known end.
         let expected = encoding.is_none().then_some(Terminal::Completed);
         let whole = read(&headers(kind, encoding), &[bytes]);
         assert_eq!(whole.terminal, expected, "{kind} {encoding:?}");
@@ -315,7 +315,7 @@ fn answer_that_did_not_end_yields_nothing() {
     assert_eq!(read(&headers("text/event-stream", Some("zstd")), &[&twice]).usage, usage());
 }
 
-/// A stream's event joins its `data:` lines with line ends.
+/// The `data:` lines of an event are joined with line ends.
 #[test]
 fn event_of_several_data_lines_is_read_as_one() {
     let response = format!(r#"{{"usage":{USAGE}}}"#);

@@ -44,7 +44,7 @@ fn answer_that_unfolds_too_far_is_not_read() {
         for size in [1, 100, bomb.len()] {
             assert_eq!(decoded(coding, &bomb, size), None, "{coding} {size}");
         }
-        // Within the ratio, in chunks of any size.
+        // This text decodes to less than the ratio allows, in chunks of any size.
         let noise: Vec<u8> = (0..1_u32 << 21).flat_map(|n| (n / 8).to_be_bytes()).collect();
         let folded = encoded(coding, &noise);
         assert!(noise.len() / folded.len() < RATIO);
@@ -91,7 +91,7 @@ fn answer_is_whole_only_if_its_coding_is() {
         let twice = [&whole[..], &whole].concat();
         assert_eq!(ended(coding, &twice), Some(46), "{coding}: several members or frames");
         assert_eq!(ended(coding, b""), Some(0), "{coding}: nothing has no coding");
-        // The last piece fills the buffer.
+        // The last piece fills the buffer exactly.
         let filled = encoded(coding, &vec![b'x'; PIECE]);
         assert_eq!(ended(coding, &filled), Some(PIECE), "{coding}");
         for length in 1..whole.len() {

@@ -32,7 +32,7 @@ fn last_duplicate_field_wins() {
     );
 }
 
-/// Upstreams differ in which duplicate they read.
+/// Upstreams differ in which duplicate of a field they read.
 #[test]
 fn duplicates_that_say_whose_content_is_reached_must_agree() {
     for (body, expected) in [
@@ -209,7 +209,7 @@ fn stable_prefix_has_every_part_that_distinguishes_conversations() {
         ("developer text", body("m", "i", "1", &[items[0], ("developer", "x"), items[2]])),
         ("one system text fewer", body("m", "i", "1", &items[1..])),
         ("user text", body("m", "i", "1", &[items[0], items[1], ("user", "x")])),
-        // The same text in another field.
+        // The same text, in another field.
         ("model for instructions", body("i", "m", "1", &items)),
     ] {
         assert!(prefix(&other).is_some_and(|other| other != whole), "{what}: {other}");

@@ -1,4 +1,4 @@
-//! Everything that Warmkey writes or says, and how a canary would look in it.
+//! Collects everything that Warmkey writes or answers, and knows how a canary would look in it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -11,8 +11,8 @@ use crate::world::cluster::Running;
 use crate::world::codex::Codex;
 use crate::world::collector::Collector;
 
-/// The forms in which a canary would be noticed: plain, its first 8 characters, in a URL, in JSON,
-/// in base64. The base64 may begin at any place of a longer text.
+/// Returns the forms in which a canary would be noticed: plain, its first 8 characters, in a URL,
+/// in JSON, in base64. The base64 may begin anywhere in a longer text.
 pub fn forms(canary: &str) -> Vec<String> {
     let first: String = canary.chars().take(8).collect();
     let in_url: String = canary
@@ -35,7 +35,7 @@ pub fn forms(canary: &str) -> Vec<String> {
     forms
 }
 
-/// What was read of each sink, with the sink's name. A new sink belongs here.
+/// The text of each sink, with the sink's name. Each new sink must be added here.
 #[derive(Default)]
 pub struct Sinks(Vec<(String, String)>);
 
@@ -44,8 +44,8 @@ impl Sinks {
         self.0.push((name.to_owned(), text));
     }
 
-    /// Reads what a replica tells on its admin listener, and what the commands say meanwhile. Call
-    /// this before each end of a replica, whose pages go with it.
+    /// Reads the pages of a replica's admin listener, and the output of the commands. Call this
+    /// before each end of a replica, because its pages end with it.
     pub async fn read(&mut self, cluster: &Running, codex: &Codex, when: &str) {
         let admin = cluster.replica().admin();
         let own = format!("/sessions?client=alice&id={}", codex.session);
@@ -70,7 +70,7 @@ impl Sinks {
         }
     }
 
-    /// Reads what is left when all is over.
+    /// Reads the files that remain when all processes have ended.
     pub fn read_files(&mut self, cluster: &Running, collector: &Collector) {
         for name in ["ledger.db", "ledger.db-wal"] {
             let bytes = std::fs::read(cluster.replica().file().with_file_name(name));
@@ -85,7 +85,7 @@ impl Sinks {
     /// Fails the test if a canary is in any of the sinks.
     pub fn hold_none(&self, canaries: &[(String, String)]) {
         for (sink, text) in &self.0 {
-            // A ledger that was closed in good order has no journal.
+            // A ledger that was closed in good order has an empty journal, or none.
             assert!(sink.ends_with("-wal") || !text.is_empty(), "{sink} says something");
             for (name, canary) in canaries {
                 for form in forms(canary) {

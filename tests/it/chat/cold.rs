@@ -1,5 +1,5 @@
-//! Why a chat turn was cold: native and translated turns state the reason of their cause. The
-//! ledger has the model and the response that answered.
+//! Tests why a chat turn was cold. Native and translated turns state the same reason for each
+//! cause. The ledger has the model that answered, and the response's id.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::world::collector::Collector;
 use crate::world::simulator::siblings;
 use crate::world::waiting::{SOON, eventually};
 
-/// A change of a conversation between two turns, and what the second one is then called.
+/// A change of a conversation between two turns, and the reason that the second turn then states.
 type Cause = (&'static str, Option<&'static str>, fn(Chat) -> Chat);
 
 const CAUSES: [Cause; 8] = [
@@ -49,7 +49,7 @@ async fn reasons(cluster: &Running, session: &str, turns: usize) -> Vec<Value> {
     .await
 }
 
-/// A conversation of its own for each cause: it begins, is found again, and then changes.
+/// Plays a conversation for each cause: it begins, continues warm, and then changes.
 async fn told(upstream: &str, api: &str) {
     let collector = Collector::start().await;
     let cluster = written_at("sqlite:ledger.db").telemetry(&collector.options());
@@ -60,7 +60,7 @@ async fn told(upstream: &str, api: &str) {
             chat.field("prompt_cache_key", json!(name)).field("service_tier", json!("flex"));
         for text in ["one", "two"] {
             chat.turn(text).await.served();
-            // The turn before has left its promise.
+            // The promise of the turn before is stored by now.
             reasons(&cluster, name, chat.messages.len() / 2).await;
         }
         chat = change(chat);

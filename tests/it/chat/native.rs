@@ -27,7 +27,7 @@ async fn missing_cache_key_alone_is_added_to_a_chat_body() {
         ("cache_key = false", bare, false),
         ("", own, false),
         ("", null, false),
-        // Nothing tells this conversation from another one.
+        // Nothing distinguishes this conversation from another one, so it gets no key.
         ("", nobody, false),
     ] {
         let upstream = Recorder::answering(completion()).await;
@@ -51,7 +51,8 @@ async fn missing_cache_key_alone_is_added_to_a_chat_body() {
     }
 }
 
-/// Bodies of a client that names its session in a header. `{KEY}`: where the field is added.
+/// Bodies of a client that names its session in a header. `{KEY}`: the place where the gateway adds
+/// the field.
 const ODD: [&str; 20] = [
     "\r\n\t {{KEY},\"model\":\"m\",\"messages\":[]}\n\n \t",
     "{{KEY}}",
@@ -103,7 +104,8 @@ async fn odd_chat_body_gets_one_cache_key_and_keeps_every_other_byte() {
         keys.insert(name.to_owned());
     }
     assert_eq!(keys.len(), 1, "one session: {keys:?}");
-    // With a byte order mark, the body is not JSON (RFC 8259, section 8.1), and could not be read.
+    // With a byte order mark, the body is not JSON (RFC 8259, section 8.1), and no rule could read
+    // it.
     let sent = upstream.seen().len();
     for body in
         ["\u{feff}{\"model\":\"m\"}", "\u{a0}{\"model\":\"m\"}", "{\"model\":\"m\"}\u{feff}", ""]

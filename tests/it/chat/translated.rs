@@ -62,7 +62,7 @@ async fn error_before_a_translated_answer_is_the_upstreams() {
         assert_eq!(said.answer.status, status);
         assert!(said.answer.json()["error"]["message"].is_string());
     }
-    // A limit that lasts: the gateway's own error.
+    // For a limit that lasts, the client receives the gateway's own error.
     cluster.upstream().fails_with(Fault::limited(3_600)).await;
     let said = Chat::new(cluster.address(), ALICE).turn("hello").await;
     assert_eq!((said.answer.status, said.answer.code().as_str()), (429, "rate_limit_exceeded"));

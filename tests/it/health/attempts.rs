@@ -1,4 +1,5 @@
-//! 5xx and broken connections: how often a turn is sent, and which answer its client gets.
+//! Tests 5xx answers and broken connections: how often a turn is sent, and which answer its client
+//! receives.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::world::sessions::{attempts, begin_on, decided, go_on, last_turn, path
 use crate::world::simulator::{Fault, siblings};
 use crate::world::waiting::{Budget, SOON, eventually};
 
-/// C11: the same key once more, then a sibling; the binding stays.
+/// C11: the turn is sent once more with the same key, and then with a sibling. The binding stays.
 #[tokio::test]
 async fn failure_is_tried_again_here_and_then_at_a_sibling() {
     for (status, times) in [(500, 1), (502, 2), (503, 2), (504, 1)] {
@@ -39,7 +40,8 @@ async fn failure_is_tried_again_here_and_then_at_a_sibling() {
     }
 }
 
-/// C12: at most three attempts for a turn, and a fifth more than all turns, whatever fails.
+/// C12: whatever fails, a turn has at most three attempts, and all turns together have at most a
+/// fifth more attempts than turns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn constant_failure_is_not_sent_much_more_often() {
     let cluster = three().keys(pool()).start().await;
@@ -69,8 +71,8 @@ async fn constant_failure_is_not_sent_much_more_often() {
     }
 }
 
-/// Another key would not help: the client is told when to come again, with a code that does not end
-/// its turn.
+/// If another key would not help, the client learns when to retry, by a code that does not end its
+/// turn.
 #[tokio::test]
 async fn overloaded_model_is_not_shopped_around() {
     let cluster = three().keys(pool()).start().await;
@@ -129,7 +131,7 @@ async fn b15_at_most_once() {
     }
 }
 
-/// C10: a fault of the request says nothing about the key, whichever client meets it and however
+/// C10: a fault of the request says nothing about the key, whichever client causes it, and however
 /// often.
 #[tokio::test]
 async fn refusal_of_the_request_is_sent_once_and_changes_no_key() {
@@ -193,14 +195,14 @@ async fn refusal_of_the_request_is_sent_once_and_changes_no_key() {
     }
 }
 
-/// C1: no server at the upstream's address is the host's fault, and no key's.
+/// C1: if no server is at the upstream's address, that is the host's fault, and no key's.
 #[tokio::test]
 async fn upstream_that_is_not_there_condemns_no_key() {
     let cluster = three().keys(siblings("org-a", 3)).cabled().start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
     cluster.cable().set(Weather::Refused);
-    // An open connection is lost once; then there is none.
+    // An open connection is lost first. Later attempts find no connection at all.
     let unreachable =
         async || (codex.turn("nobody").await.answer.code() == "upstream_unreachable").then_some(());
     eventually(SOON, "the upstream is called unreachable", unreachable).await;
@@ -216,7 +218,8 @@ async fn upstream_that_is_not_there_condemns_no_key() {
     assert_eq!(path(&cluster, &codex).await.len(), 1);
 }
 
-/// C19: a failure inside an answer passes to the client, and its limit counts.
+/// C19: a failure inside an answer passes to the client, and a limit that it states counts for the
+/// key.
 #[tokio::test]
 async fn failure_inside_an_answer_counts_for_the_key() {
     let cluster = three().keys(pool()).start().await;

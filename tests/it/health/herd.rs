@@ -1,4 +1,4 @@
-//! Many sessions of one key that dies at once.
+//! Tests many sessions of one key that dies.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,8 @@ use crate::world::sessions::begin;
 use crate::world::simulator::{path_of, siblings};
 use crate::world::waiting::Budget;
 
-/// B13: the sessions reach their new keys gradually: at twice the rate of five a second over all
-/// replicas, and three seconds' worth at once.
+/// B13: the sessions reach their new keys gradually. At first three seconds' worth of them move at
+/// once. Then they move at twice the rate of five a second, over all replicas.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b13_herd() {
     let cluster = three().keys(siblings("org-a", 2)).start().await;
@@ -37,7 +37,7 @@ async fn b13_herd() {
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
         }
         let record = cluster.turns().await;
-        // Measured after reading the record, which then holds nothing later.
+        // The time is taken after the record was read, so the record holds no later move.
         let seconds = began.elapsed().as_secs_f64();
         let moved = record[before..]
             .iter()
@@ -47,7 +47,7 @@ async fn b13_herd() {
         came = moved;
     }
     assert_eq!(came, herd, "each of them once");
-    // Nor does the herd wait much longer than the rate needs, with some allowance for a slow
+    // The herd does not wait much longer than the rate requires, with an allowance for a slow
     // machine.
     budget.holds(&format!("{herd} sessions that move"));
 }

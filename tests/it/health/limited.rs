@@ -1,4 +1,4 @@
-//! 429: for a moment, for long, for good.
+//! Tests 429 answers: limits for a moment, for a long time, and for good.
 
 use std::time::{Duration, Instant};
 
@@ -39,8 +39,8 @@ async fn key_that_is_limited_for_a_moment_is_waited_for() {
     );
 }
 
-/// A limit that always ends "in a moment": another project serves, and without one the key is asked
-/// less often.
+/// A limit keeps coming, each time "for a moment". Another project serves the turns. Without one,
+/// the key is asked less often.
 #[tokio::test]
 async fn moment_that_does_not_end_is_a_limit() {
     let moment = || Fault::limited_in_silence().header("retry-after-ms", "100");
@@ -68,8 +68,8 @@ async fn moment_that_does_not_end_is_a_limit() {
     assert!(began.elapsed() >= Duration::from_millis(1_100), "{:?}", began.elapsed());
 }
 
-/// C5: during a longer limit another project of the organization serves, always the same one, and
-/// the binding stays.
+/// C5: during a longer limit, another project of the organization serves. It is always the same
+/// one, and the binding stays.
 #[tokio::test]
 async fn longer_limit_is_spilled_and_comes_to_its_end() {
     let cluster = three().keys(pool()).start().await;
@@ -86,9 +86,9 @@ async fn longer_limit_is_spilled_and_comes_to_its_end() {
     let is_main = |key: &str| ["org-a-1", "org-a-2"].contains(&key);
     assert_ne!(is_main(&sibling.key), is_main(&turn.key), "of the other project");
     budget.holds("turns that do not wait");
-    // All replicas know what one replica met.
+    // All replicas know the limit that one replica has met.
     assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1);
-    // The limit is over: the session's own key serves again.
+    // When the limit is over, the session's own key serves again.
     tokio::time::sleep_until((began + Duration::from_millis(7_300)).into()).await;
     go_on(&cluster, &mut codex, 3).await;
     assert_eq!(
@@ -98,8 +98,8 @@ async fn longer_limit_is_spilled_and_comes_to_its_end() {
     );
 }
 
-/// C5: without another project, an unsealed session moves to another organization, and a sealed one
-/// is told when to come again.
+/// C5: without another project, an unsealed session moves to another organization. The client of a
+/// sealed one learns when to retry.
 #[tokio::test]
 async fn sealed_session_that_cannot_leave_is_told_when_to_come_again() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 2)].concat()).start().await;
@@ -149,8 +149,8 @@ async fn limit_is_of_one_model() {
     }
 }
 
-/// A limit with no time or a meaningless one lasts a usual time, and clients get a whole number of
-/// seconds.
+/// A limit without a time, or with a meaningless one, lasts for a usual time. The client receives a
+/// whole number of seconds.
 #[tokio::test]
 async fn nonsense_is_clamped() {
     for fault in [
@@ -178,7 +178,8 @@ async fn nonsense_is_clamped() {
     }
 }
 
-/// If the ramp is too steep, or the request too large, no key cools and no other key is asked.
+/// If traffic grows too fast, or the request is too large, the key is not limited, and no other key
+/// is asked.
 #[tokio::test]
 async fn fault_of_the_request_cools_no_key() {
     let cluster = three().keys(pool()).start().await;
@@ -213,7 +214,7 @@ async fn fault_of_the_request_cools_no_key() {
     assert_eq!(path(&cluster, &codex).await, [turn.key]);
 }
 
-/// C6: while a project has spent its budget, another project serves its sealed sessions, and they
+/// C6: while a project has spent its budget, another project serves its sealed sessions. Later they
 /// come back.
 #[tokio::test]
 async fn exhausted_project_is_served_by_its_sibling() {
@@ -250,7 +251,7 @@ async fn new_sessions_prefer_keys_with_headroom() {
     };
     assert!((4..=26).contains(&count(&first_keys)), "both take sessions at first: {first_keys:?}");
     let there: Vec<_> = (0..all.len()).filter(|number| first_keys[*number] == "org-a-1").collect();
-    // Until hardly more than needed is left: less than a tenth, and a turn for each session.
+    // Turns are played until little more than needed is left: a tenth, and a turn for each session.
     let need = there.len() + 3;
     for number in there.into_iter().cycle() {
         let ended = all[number].turn("uses it up").await.served();

@@ -1,4 +1,4 @@
-//! 401, 403, 404: a key that has lost a right, or never had it.
+//! Tests 401, 403 and 404 answers: a key that has lost a right, or never had it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -135,8 +135,8 @@ async fn b12_spread() {
     );
 }
 
-/// Other keys could serve. Sessions that met the refusal before the incident was known may have
-/// moved, and no session after.
+/// During an incident, other keys could serve. Sessions that met the refusal before the incident
+/// was known may have moved, but no session moves later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn incident_moves_no_session_that_could_move() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
@@ -180,7 +180,7 @@ async fn incident_moves_no_session_that_could_move() {
     assert!(concerned > 2 * refused.len(), "too few to show anything: {concerned}");
 }
 
-/// Most keys are refused at once, which is the upstream's fault.
+/// If most keys are refused at once, the fault is the upstream's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn incident_moves_no_session() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
@@ -216,12 +216,12 @@ async fn incident_moves_no_session() {
         .iter()
         .filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session))
         .count();
-    // The first sessions to be refused could not know of the incident.
+    // The first sessions that were refused moved before the incident was known.
     assert!(moved <= 6, "{moved} of 12 have moved");
 }
 
-/// C9: the client gets the refusal; only the corroboration of a second client makes it the
-/// project's.
+/// C9: the client receives the refusal. Only when a second client reports it, too, does it count
+/// for the project.
 #[tokio::test]
 async fn missing_right_of_a_project_is_believed_of_two_clients() {
     let cluster = three().keys(pool()).start().await;
@@ -252,7 +252,8 @@ async fn missing_right_of_a_project_is_believed_of_two_clients() {
         }
     }
     assert_eq!(refused.len(), 2);
-    // A session bound there that asks for the model is served by a sibling, and keeps its binding.
+    // If a session that is bound there asks for the model, a sibling serves the turn, and the
+    // session keeps its binding.
     codex.moves_to(cluster.address());
     let mut other = codex.clone().model("gpt-6");
     other.turn("the other model").await.served();
@@ -261,8 +262,8 @@ async fn missing_right_of_a_project_is_believed_of_two_clients() {
     assert_eq!(last_turn(&cluster, &codex).await.key, turn.key);
 }
 
-/// Exhausted for good, and known to all replicas: a sealed session stops at once, with advice for
-/// its user.
+/// The organization is exhausted for good, and all replicas know it. A sealed session stops at
+/// once, with advice for its user.
 #[tokio::test]
 async fn exhausted_organization_is_asked_once() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
@@ -286,7 +287,8 @@ async fn exhausted_organization_is_asked_once() {
     assert_eq!(attempts(&cluster, &codex, before).await.len(), 1);
 }
 
-/// A session that is bound in this organization without an answer of it, so that nothing seals it.
+/// Returns a session that is bound in this organization, but has no answer from it, so that nothing
+/// seals it.
 async fn one_that_is_not_sealed(cluster: &Running, organization: &str) -> Codex {
     for _ in 0..40 {
         let mut codex = Codex::new(cluster.address(), ALICE);
@@ -299,8 +301,8 @@ async fn one_that_is_not_sealed(cluster: &Running, organization: &str) -> Codex 
     panic!("some session begins in {organization}");
 }
 
-/// A 401 about an organization covers all its keys on all replicas. Unsealed sessions leave; sealed
-/// ones are told when to come again.
+/// A 401 about an organization counts for all its keys on all replicas. Unsealed sessions leave.
+/// Clients of sealed ones learn when to retry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
@@ -352,8 +354,8 @@ async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
     assert_eq!(path(&cluster, &unsealed).await, moved_to, "and sessions that have left stay away");
 }
 
-/// A key that is in doubt stays out of use until its upstream accepts it: a page that stands before
-/// the upstream looks at no credential.
+/// A key that is in doubt stays out of use until its upstream accepts it. A page in front of the
+/// upstream checks no credential.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_in_doubt_is_not_accepted_by_a_page() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
@@ -361,7 +363,7 @@ async fn key_in_doubt_is_not_accepted_by_a_page() {
     let upstream = cluster.upstream();
     upstream.revoke(&turn.key).await;
     upstream.fails_with(Fault::page(403).key(&turn.key).at_probes()).await;
-    // Two clients meet a 401 of which no probe decides.
+    // Two clients receive a 401 that no probe decides.
     let mut alice = codex;
     alice.turn("in doubt").await;
     let bob = Request::turn(BOB, r#"{"model":"gpt-5.4","input":"x"}"#);

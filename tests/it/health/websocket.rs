@@ -1,4 +1,5 @@
-//! Health over WebSocket: a fault that a connection cannot cure is cured by the next connection.
+//! Tests health over WebSocket: if a connection cannot leave a fault behind, the client's next
+//! connection does.
 
 use super::{pool, three};
 use crate::world::cluster::{ALICE, Running};
@@ -42,7 +43,7 @@ async fn refused_turn_lands_on_a_sibling() {
     }
 }
 
-/// A handshake waits, spills, or says when to come again.
+/// A handshake waits for a limited key, uses a sibling, or tells the client when to retry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshake_knows_which_key_is_limited() {
     let cluster = three().keys(siblings("org-a", 2)).start().await;

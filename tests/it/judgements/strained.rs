@@ -61,7 +61,7 @@ async fn strained_key_is_waited_for_once() {
             assert_eq!(path, ["a-1", "a-2"], "one way, and no way back while it is short");
         }
         assert!(decided(&cluster, "move", "limited").await.abs() < f64::EPSILON, "bindings stay");
-        // The key is well for a while: its sessions are served by it again.
+        // The key is not limited for a while, so it serves its sessions again.
         cluster.upstream().heal().await;
         eventually(Duration::from_secs(60), "the key is well for a while", async || {
             let known = cluster.replicas[0].key("a-1").await.to_string();
@@ -76,8 +76,8 @@ async fn strained_key_is_waited_for_once() {
     }
 }
 
-/// A limit that ends a stream counts as a 429 does: the turn's client tries again, the gateway
-/// waits once, and then a sibling serves.
+/// A limit that ends a stream counts like a 429: the client tries again, the gateway waits once,
+/// and then a sibling serves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_whose_streams_end_in_a_limit_is_waited_for_once() {
     let cluster = two().keys(keys().to_vec()).start().await;
@@ -98,8 +98,8 @@ async fn key_whose_streams_end_in_a_limit_is_waited_for_once() {
     assert!(decided(&cluster, "move", "limited").await.abs() < f64::EPSILON, "bindings stay");
 }
 
-/// Without a project in the configuration, a limit is the key's until a second key of the
-/// organization meets it at the same time.
+/// If the configuration names no project, a limit counts for the key alone, until a second key of
+/// the organization meets it, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limit_without_a_project_is_the_keys_until_a_second_key_meets_it() {
     let third = Key::new("a-3", "org-a").of_project("three");

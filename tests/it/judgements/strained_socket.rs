@@ -1,4 +1,4 @@
-//! Number 5 on a WebSocket: a key that limits again the turn of a client that has waited.
+//! Number 5 on a WebSocket: a key that limits a turn again after its client has waited.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ fn keys() -> Vec<Key> {
     vec![key("a-1", "one"), key("a-2", "two")]
 }
 
-/// One wait in vain, then the client connects anew, and a sibling of the same cache serves. The
+/// After one wait in vain, the client reconnects, and a sibling of the same cache serves. The
 /// binding stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strained_key_is_waited_for_once_on_a_socket() {
@@ -49,7 +49,7 @@ async fn strained_key_is_waited_for_once_on_a_socket() {
                     assert_eq!(waits, 1, "one wait in vain at most");
                     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
                     if !keeps_socket {
-                        // As Codex does after each error.
+                        // Codex reconnects after each error.
                         socket = connect().await;
                     }
                 }
@@ -64,8 +64,8 @@ async fn strained_key_is_waited_for_once_on_a_socket() {
     }
 }
 
-/// A limit that ends a begun answer passes as it came. Once a wait for it was in vain, the socket
-/// closes behind it, and a sibling serves the next connection.
+/// If a limit ends an answer that has begun, the answer's end passes as it came. After one wait in
+/// vain, the socket then closes, and a sibling serves the next connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_whose_answers_end_in_a_limit_is_waited_for_once_on_a_socket() {
     for keeps_socket in [true, false] {
@@ -96,8 +96,8 @@ async fn key_whose_answers_end_in_a_limit_is_waited_for_once_on_a_socket() {
     }
 }
 
-/// Number 12, on a WebSocket: a date in a frame is measured by the upstream's clock, which its
-/// handshake has told.
+/// Number 12, on a WebSocket: a date in a frame is compared with the upstream's clock, which the
+/// handshake's answer has stated.
 #[tokio::test]
 async fn date_in_a_frame_is_measured_by_the_handshakes_date() {
     const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -105,7 +105,7 @@ async fn date_in_a_frame_is_measured_by_the_handshakes_date() {
     for (of_handshake, of_frame, expected) in [
         (format!("date: {NOW}\r\n"), json!({ "retry-after": LATER }), 590..=600),
         (String::new(), json!({ "retry-after": LATER, "date": NOW }), 600..=600),
-        // By the gateway's own clock the time has passed.
+        // By the gateway's own clock, this date is in the past.
         (String::new(), json!({ "retry-after": LATER }), 1..=1),
     ] {
         let upstream = Upstream::start().await;

@@ -1,4 +1,5 @@
-//! A response in the background: its usage comes with no answer of its turn, so it is unknown.
+//! A response in the background: its usage does not come with the answer of its turn, so it is
+//! unknown.
 
 use serde_json::{Value, json};
 

@@ -25,7 +25,7 @@ fn body(session: &str) -> Value {
     })
 }
 
-/// The upstream's reason, Warmkey's, and the change that makes a turn cold for it.
+/// The upstream's reason, Warmkey's reason, and the change that makes a turn cold for it.
 type Cause<'c> = (&'c str, &'c str, &'c dyn Fn(&mut Value));
 
 /// Plays one turn, and returns the response.
@@ -42,13 +42,13 @@ async fn turn(cluster: &Running, session: &str, kind: &str, body: &Value) -> Val
     serde_json::from_str::<Value>(line).expect("JSON")["response"].clone()
 }
 
-/// The session in which the upstream does not name the reason.
+/// Returns the session in which the upstream does not name the reason.
 fn alone(diagnosis: &str) -> String {
     format!("untold-{diagnosis}")
 }
 
-/// Every reason that the service knows. A turn whose input was compacted is no loss. Warmkey finds
-/// the same reason by itself where the upstream names none.
+/// Every reason that OpenAI states. A turn whose input was compacted is no loss. If the upstream
+/// names no reason, Warmkey finds the same one by itself.
 #[tokio::test]
 async fn upstreams_diagnosis_agrees_with_the_reason() {
     let cluster = written_at("sqlite:ledger.db").start().await;
@@ -141,8 +141,8 @@ async fn upstreams_diagnosis_agrees_with_the_reason() {
     }
 }
 
-/// What is kept beside a binding, in Redis: its life is the binding's, and its size is stated in
-/// docs/ledger.md.
+/// Reads in Redis what is stored beside a binding: its life is the binding's, and its size is
+/// stated in docs/ledger.md.
 #[tokio::test]
 async fn promise_costs_few_bytes() {
     let mut cluster = written_at("none:").binding("ttl = \"1h\"").redis().start().await;
@@ -161,7 +161,7 @@ async fn promise_costs_few_bytes() {
     assert!(bytes <= 240 && text.len() <= 90, "{bytes} bytes: {text}");
 }
 
-/// What one replica's turn leaves, another's finds, in every kind of Redis.
+/// A replica's turn leaves a promise, and another replica finds it, in every kind of Redis.
 #[tokio::test]
 async fn promise_is_shared_by_replicas() {
     for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
@@ -180,7 +180,7 @@ async fn promise_is_shared_by_replicas() {
     }
 }
 
-/// The price is that of the model that answered, and tools that the upstream ran are flagged.
+/// A turn has the price of the model that answered, and its row says if the upstream ran tools.
 #[tokio::test]
 async fn row_is_priced_by_what_answered() {
     let usage = r#""usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;

@@ -98,7 +98,7 @@ async fn batch_that_is_written_twice_counts_once() {
             "{address}"
         );
         assert_eq!(total(&database).await, [500, 50_000, 1_500], "{address}");
-        // Half of a batch may have been there, and in another order.
+        // Half of a batch may be stored before, in another order.
         let rows: Vec<_> = (250..750).rev().map(turn).collect();
         assert_eq!(
             connection.write(&rows, &zone, &mut WriterMemory::default()).await.expect("written"),
@@ -122,7 +122,7 @@ async fn batch_that_is_written_twice_counts_once() {
     }
 }
 
-/// What is unknown is read back as unknown.
+/// Unknown values are read back as unknown.
 #[tokio::test]
 async fn row_is_read_back_as_it_was_written() {
     let both = Both::start().await;
@@ -176,7 +176,7 @@ async fn writers_at_once_lose_nothing() {
                 };
                 let mut memory = WriterMemory::default();
                 for batch in 0..20 {
-                    // Each in an order of its own.
+                    // Each writer writes the rows in an order of its own.
                     let mut rows: Vec<_> =
                         (0..25).map(|row| turn(writer + 4 * (batch * 25 + row))).collect();
                     rows.rotate_left(usize::try_from(writer * 7).expect("small"));
@@ -233,11 +233,12 @@ async fn old_rows_go_and_their_sums_stay_longer() {
             "{address}: two days are gone"
         );
         if matches!(address, DatabaseAddress::Postgres(_)) {
-            // Whole partitions are gone, and three days are ready that no turn has begun.
+            // Whole partitions are gone. Three days have partitions before any turn of these days
+            // has come.
             let days = [6, 7, 8, 9, 10, 11].map(|day| format!("turns_202612{day:02}"));
             assert_eq!(both.partitions().await, days);
         }
-        // What comes late is still written down.
+        // A row that comes late is still written.
         let late = TurnRow { id: 1, ..rows[130].clone() };
         assert_eq!(
             connection
@@ -249,7 +250,7 @@ async fn old_rows_go_and_their_sums_stay_longer() {
     }
 }
 
-/// A newer version has added to the tables; this one goes on.
+/// A newer version has added to the tables, and this version still works with them.
 #[tokio::test]
 async fn newer_database_is_used_as_it_is() {
     let both = Both::start().await;

@@ -22,7 +22,7 @@ use telling::{age, compared, hash, judge};
 
 /// Sessions that play at once.
 const AT_ONCE: usize = 16;
-/// Sessions, in short and in long. Each story has as many as any other.
+/// Number of sessions, in the short and in the long version. Each story has as many as any other.
 const SESSIONS: [usize; 2] = [112, 2_000];
 
 /// What happens to a session in its third turn.
@@ -71,7 +71,7 @@ const STORIES: [Story; 16] = [
 ];
 
 impl Story {
-    /// Whose organizations its sessions live in.
+    /// The client whose organizations the story's sessions use.
     const fn client(self) -> &'static str {
         match self {
             Self::Region => "regional",
@@ -104,7 +104,7 @@ impl Player {
         let token = format!("token-of-{}", story.client());
         let codex = Codex::new(replica.address(), &token);
         let codex = match story {
-            // A cache key of its own separates a fork from its parent for good.
+            // A cache key of its own always separates a fork from its parent.
             Story::Effort | Story::Fork => codex.model("gpt-6-sol"),
             Story::Title => codex.titles(),
             Story::Short => codex.says_little(),
@@ -128,7 +128,7 @@ impl Player {
         self.expect("turn", reason);
     }
 
-    /// The first two turns: a beginning, and one that finds it.
+    /// Plays the first two turns: a beginning, and a turn that finds it in the cache.
     async fn begins(mut self) -> Self {
         if self.story == Story::Title {
             self.codex.turn("make a title").await.served();
@@ -143,7 +143,7 @@ impl Player {
         }
         if self.talk.is_some() {
             self.expect("prewarm", None);
-            // The prewarm has left the beginning.
+            // The prewarm has left the beginning in the cache.
             self.turn(None).await;
         } else {
             self.turn(Some("first_turn")).await;
@@ -152,7 +152,7 @@ impl Player {
         self
     }
 
-    /// The turns to which something happens.
+    /// Plays the turns to which something happens.
     async fn goes_on(mut self, other: std::net::SocketAddr) -> Self {
         // Each turn may meet another replica.
         self.codex.moves_to(other);
@@ -174,14 +174,14 @@ impl Player {
                 self.turn(Some("prefix_changed")).await;
             }
             Story::Fork => {
-                // A cache key of its own keeps it from its parent's cache.
+                // A cache key of its own separates the fork from its parent's cache.
                 self.codex = self.codex.fork();
                 self.turn(Some("first_turn")).await;
             }
             Story::Agent => {
                 let mut agent = self.codex.spawn();
                 agent.turn("look into it").await.served();
-                // Its beginning is its session's.
+                // The fork begins with its parent's history.
                 self.expect("turn", None);
                 agent.turn("look again").await.served();
                 self.expect("turn", None);
@@ -254,7 +254,7 @@ async fn disable(cluster: &Running, key: &str) {
     }
 }
 
-/// Plays the whole day. Returns what must be told of every session of each client.
+/// Plays the whole day. Returns what the ledger must state of every session of each client.
 async fn play(
     cluster: &Running,
     mut halfway: impl AsyncFnMut(usize),
@@ -269,7 +269,7 @@ async fn play(
     halfway(1).await;
     let other = cluster.replicas.last().expect("one").address();
     let before = keys(cluster).await;
-    // Each move happens to half of these sessions at least.
+    // Each move happens to at least half of these sessions.
     let [region, sibling] = [Story::Region, Story::Sibling].map(|story| {
         let sessions = players.iter().filter(|player| player.story == story);
         most_used(sessions.map(|player| &before[&player.codex.session]))

@@ -15,8 +15,8 @@ use crate::world::admin::asked;
 use crate::world::lateness::Lateness;
 use crate::world::waiting::{Budget, SOON, eventually, is_long};
 
-/// A month of a busy gateway. With `WARMKEY_LONG` it is a million turns, and the limit is that of
-/// the contract.
+/// A month of a busy gateway. With `WARMKEY_LONG`, it has a million turns, and the contract's limit
+/// applies.
 #[tokio::test]
 async fn usage_of_many_rows_is_quick() {
     let (count, limit) = if is_long() { (1_000_000, 100) } else { (20_000, 1_000) };
@@ -65,7 +65,7 @@ async fn usage_of_many_rows_is_quick() {
     }
 }
 
-/// A replica that uses this ledger answers in time, and so does the command.
+/// Checks that a replica with this ledger answers in time, and that the command does, too.
 async fn answers(url: &str, count: i64, limit: Duration) {
     let lines = format!("url = {url:?}\nretention = \"3650d\"\nrollup_retention = \"3650d\"");
     let cluster = written_at(url).ledger(&lines).start().await;
@@ -88,7 +88,7 @@ async fn answers(url: &str, count: i64, limit: Duration) {
     }
 }
 
-/// A replica deletes turns after one time, and sums after another, each in its own unit.
+/// A replica deletes turns after one span of time and sums after another, each with its own unit.
 #[tokio::test]
 async fn replica_deletes_what_its_retention_says() {
     const DAY_LONG: i64 = 24 * HOUR;

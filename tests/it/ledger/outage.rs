@@ -39,7 +39,7 @@ async fn turns_of_an_outage_are_written_when_it_is_over() {
     assert_eq!(cluster.logs().matches("the ledger is away").count(), 1, "once");
 }
 
-/// The tables are made when the database is there; until then configured tokens work.
+/// The tables are made once the database is there. Until then configured tokens work.
 #[tokio::test]
 async fn database_may_come_after_the_replica() {
     let folder = Folder::new();
@@ -59,7 +59,7 @@ async fn database_may_come_after_the_replica() {
     agrees(&cluster, admin).await;
 }
 
-/// What is written twice counts once.
+/// A turn that is written twice counts once.
 #[tokio::test]
 async fn commit_without_an_answer_is_written_once() {
     let folder = Folder::new();

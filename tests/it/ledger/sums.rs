@@ -17,8 +17,8 @@ use crate::world::simulator::{Fault, Turn, siblings, statuses};
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, ask};
 
-/// Sessions of two clients over both transports and of two models. Returns how many turns that are,
-/// and the client of each session.
+/// Plays sessions of two clients, over both transports and with two models. Returns the number of
+/// turns, and the client of each session.
 async fn play(cluster: &Running) -> (usize, BTreeMap<String, &'static str>) {
     let (address, other) =
         (cluster.replicas[0].address(), cluster.replicas.last().expect("one").address());
@@ -38,7 +38,8 @@ async fn play(cluster: &Running) -> (usize, BTreeMap<String, &'static str>) {
     (cluster.turns().await.iter().filter(is_counted).count(), clients)
 }
 
-/// The ledger's sums are the judge's, by every dimension; a client's are those of its sessions.
+/// Checks that the ledger's sums are the judge's by every dimension, and a client's sums those of
+/// its sessions.
 async fn agrees_by_client(cluster: &Running, admin: SocketAddr, played: &BTreeMap<String, &str>) {
     let client_of = |turn: &Value| played[turn["session"].as_str().expect("a session")].to_owned();
     assert_eq!(told(admin, "client").await, judged(cluster, client_of).await, "by client");
@@ -57,7 +58,7 @@ async fn sums_are_what_the_judge_counted_in_a_file() {
     assert_eq!(sums["alice"]["turns"], 3);
     agrees(&cluster, admin).await;
     agrees_by_client(&cluster, admin, &clients).await;
-    // The command says the same, while the replica runs and when it does not.
+    // The command prints the same sums, while the replica runs and when it does not.
     let (code, said, errors) =
         command(&cluster, &["usage", "--json", "--by", "client", "--from", "2026-01-01"]).await;
     assert_eq!(code, 0, "{errors}");
@@ -83,7 +84,7 @@ async fn sums_of_two_replicas_are_what_the_judge_counted() {
     }
 }
 
-/// Days begin where the configuration says. Half past five hours lie between these zones and UTC.
+/// Days begin as the configured zone says. These zones lie five and a half hours from UTC.
 #[tokio::test]
 async fn days_are_those_of_the_configured_zone() {
     let folder = Folder::new();
@@ -103,7 +104,7 @@ async fn days_are_those_of_the_configured_zone() {
     }
 }
 
-/// A turn that was sent twice is one row, and costs what the attempt cost that served it.
+/// A turn that was sent twice is one row. Its cost is that of the attempt that served it.
 #[tokio::test]
 async fn retried_turn_is_one_row() {
     let cluster = written_at("sqlite:ledger.db").start().await;
@@ -184,7 +185,7 @@ async fn session_is_found_by_its_hash_and_by_what_its_client_sent() {
     }
 }
 
-/// A turn without a known price is a row without a cost, and is counted as such.
+/// A turn without a known price is a row without a cost, and counts as unpriced.
 #[tokio::test]
 async fn unknown_cost_is_no_cost() {
     let usage_of = r#""usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;
@@ -259,7 +260,7 @@ async fn shared_store_without_a_ledger_says_so() {
     assert!(said.contains("Keeps no ledger of turns"), "{said}");
 }
 
-/// A leaving replica writes down what it has.
+/// A leaving replica writes all its turns.
 #[tokio::test]
 async fn last_turn_is_written_before_the_replica_ends() {
     let mut cluster = written_at("sqlite:ledger.db").start().await;
@@ -272,8 +273,8 @@ async fn last_turn_is_written_before_the_replica_ends() {
     assert_eq!(report["total"]["turns"], 1, "{report}");
 }
 
-/// A folder that cannot be written: `check` refuses it in one line, and a replica serves and says
-/// it.
+/// If the ledger's folder cannot be written, `check` refuses it in one line, and a replica serves
+/// turns and logs the fault.
 #[tokio::test]
 async fn ledger_that_cannot_be_made_is_told() {
     let cluster = written_at("sqlite:nowhere/ledger.db").start().await;

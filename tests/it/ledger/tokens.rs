@@ -9,7 +9,7 @@ use crate::world::postgres::Postgres;
 use crate::world::process::Folder;
 use crate::world::waiting::eventually;
 
-/// What the contract promises.
+/// Time within which every replica must know a token, as the contract promises.
 const KNOWN: Duration = Duration::from_secs(5);
 
 async fn status(cluster: &Running, replica: usize, token: &str) -> u16 {
@@ -40,8 +40,8 @@ async fn token_is_known_and_revoked_everywhere() {
     let (_, list, _) = command(&cluster, &["token", "list"]).await;
     assert!(list.contains(&id) && list.contains("carol") && !list.contains(token), "{list}");
 
-    // No request asks the database for a token: known tokens work without it, and others are
-    // refused.
+    // No request asks the database for a token. Known tokens therefore work without the database,
+    // and others are refused.
     postgres.kill().await;
     assert_eq!(
         (status(&cluster, 0, token).await, status(&cluster, 1, "wk-unknown").await),
@@ -62,7 +62,7 @@ async fn token_is_known_and_revoked_everywhere() {
     let (code, _, errors) = command(&cluster, &["token", "revoke", &id]).await;
     assert!(code == 1 && errors.contains(&id), "once: {errors}");
 
-    // A restarted replica knows what is in the database before its first turn.
+    // A restarted replica knows the tokens of the database before its first turn.
     let (_, said, _) = command(&cluster, &["token", "add", "--client", "dave"]).await;
     cluster.replace(0).await;
     assert_eq!(status(&cluster, 0, said.trim_end()).await, 200);

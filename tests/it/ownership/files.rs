@@ -1,6 +1,7 @@
-//! Files and other things that a project stores besides responses: only that project finds them.
+//! Tests references to files and other objects that a project stores besides responses. Only that
+//! project finds them.
 //!
-//! The simulator finds such a thing only in the project that its id names.
+//! The simulator finds such an object only in the project that the object's id names.
 
 use super::*;
 use crate::world::simulator::Fault;
@@ -39,7 +40,7 @@ async fn bound_to(cluster: &Running, key: &str) -> Chain {
     Chain::new(cluster.address()).of_session(&name)
 }
 
-/// The keys asked behind the first `before` turns of the record, and their statuses.
+/// Returns the keys asked after the first `before` turns of the record, and their statuses.
 async fn asked_since(cluster: &Running, before: usize) -> Vec<(String, u16)> {
     cluster.turns().await.into_iter().skip(before).map(|turn| (turn.key, turn.status)).collect()
 }
@@ -68,7 +69,7 @@ async fn turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere() 
     let before = cluster.turns().await.len();
     for mut fields in referring("org-a-one") {
         let held = chain.asks(fields.clone()).await;
-        // A fork has the same history, and is refused, too.
+        // A fork has the same history, so it is refused, too.
         fields["model"] = json!("gpt-5.4");
         let metadata = json!({ "forked_from_thread_id": name }).to_string();
         let fork = Request::turn(ALICE, fields.to_string()).header("session-id", &uuid());
@@ -171,7 +172,7 @@ async fn turn_is_told_to_wait_while_the_owner_cannot_be_known() {
     let mut cluster = passing().replicas(2).store("timeout = \"300ms\"").start().await;
     let chain = bound_to(&cluster, "a-1").await;
     cluster.redis().kill().await;
-    // The new process has lost what the old one knew of the session, and the store is away.
+    // The new process does not know what the old one knew of the session, and the store is away.
     cluster.replace(1).await;
     let there = Chain { address: cluster.replicas[1].address(), ..chain.clone() };
     for fields in referring("org-a-one") {
@@ -210,7 +211,7 @@ async fn files_that_never_passed_through_here_are_not_found() {
         assert_eq!(asks(&mut socket, fields).await, Err((404, "file_not_found".into())));
     }
     assert!(cluster.turns().await.is_empty(), "no request went upstream");
-    // A container comes into being in an answer; an id in a text refers to nothing.
+    // A container is made within an answer. An id within a text refers to nothing.
     assert_ne!(chain.asks(container).await.code(), "file_not_found");
     assert_eq!(chain.asks(json!({ "input": file.to_string() })).await.status, 200);
     assert_eq!(cluster.turns().await.len(), 2);

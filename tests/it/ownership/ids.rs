@@ -1,4 +1,4 @@
-//! Which ids are stored, what that costs, and what happens with unstored ids.
+//! Tests which ids are stored, what that costs, and what happens with ids that are not stored.
 
 use super::*;
 use crate::world::codex::Codex;
@@ -29,7 +29,7 @@ async fn unstored_response_costs_nothing_and_is_found_by_no_client() {
     let request = Request::turn(&keys(0)[0].secret(), fields.to_string()).target("/v1/responses");
     let real = ask(cluster.upstream().address(), &request).await;
     assert_eq!((refused.status, refused.json()), (real.status, real.json()));
-    // Storing an id costs one operation, and continuing from an id one more. An answer has three
+    // Storing an id costs one operation. Continuing from an id costs one more. An answer has three
     // ids: its own, and those of two items.
     let before = asked_of_the_store(&cluster).await;
     let id = session.clone().turn().await;
@@ -49,7 +49,7 @@ async fn ids_that_never_passed_through_here_pass_where_the_operator_says_so() {
             .server("foreign_ids", &format!("{foreign_ids:?}"))
             .start()
             .await;
-        // A response from before there was a gateway.
+        // The response was made before there was a gateway.
         let request =
             Request::turn(&secret, r#"{"model":"gpt-5.4","input":"x"}"#).target("/v1/responses");
         let old = id_of(&ask(cluster.upstream().address(), &request).await);
@@ -71,8 +71,8 @@ async fn ids_that_never_passed_through_here_pass_where_the_operator_says_so() {
     }
 }
 
-/// No request through the gateway makes a conversation: the client has the id from elsewhere, or
-/// from another client.
+/// No request through the gateway makes a conversation. The client therefore has the id from
+/// elsewhere, or from another client.
 #[tokio::test]
 async fn conversation_is_unknown_unless_the_operator_says_so() {
     for foreign_ids in ["refuse", "pass"] {

@@ -1,5 +1,5 @@
-//! Ownership of the items of stored responses: only the client that was given an item may name it
-//! in a later turn instead of sending it.
+//! Tests ownership of the items of stored responses. Only the client that received an item may name
+//! it in a later turn instead of sending it.
 //!
 //! The simulator stores an item for one project and finds it nowhere else.
 
@@ -7,7 +7,7 @@ use super::*;
 use crate::world::socket::{Socket, session};
 use crate::world::wire::Answer;
 
-/// The ids of the items that an answer adds, whether it is a document, a list or a stream.
+/// Returns the ids of the items that an answer adds, whether it is a document, a list or a stream.
 fn items_of(answer: &Answer) -> Vec<String> {
     let text = answer.text();
     let events = text.lines().filter_map(|line| line.strip_prefix("data: "));
@@ -36,7 +36,7 @@ fn naming<'i>(ids: impl IntoIterator<Item = &'i String>) -> Value {
     json!({ "input": items })
 }
 
-/// What a client is told of an item that was never made.
+/// Returns the error for an item that was never made.
 fn not_found(id: &str) -> String {
     format!(
         r#"{{"error":{{"message":"Item with id '{id}' not found.","type":"invalid_request_error","param":"input","code":"item_not_found"}}}}"#
@@ -56,7 +56,7 @@ async fn b19_item_is_found_on_every_replica_and_by_its_own_client_alone() {
     let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
     let mut projects = std::collections::BTreeSet::new();
     for number in 0..8 {
-        // With a session, or without any signal but what the turn says.
+        // The turns name a session, or have no other signal than the items that they name.
         let named = (number % 4 < 2).then(uuid);
         // Each replica's weights send nearly all its new sessions to a project of its own.
         let made_at = if number < 4 { here } else { there };
@@ -95,7 +95,8 @@ async fn b19_item_is_found_on_every_replica_and_by_its_own_client_alone() {
     assert!(left > 29 * 24 * 3_600_000, "{left} ms");
 }
 
-/// However a reference is written, and wherever a turn may have it.
+/// The item is refused in every spelling of a reference, and in every place where a turn may have
+/// one.
 #[tokio::test]
 async fn item_of_another_client_is_refused_in_every_form() {
     let cluster = Cluster::new().keys(vec![Key::new("a-1", "org-a")]).start().await;
@@ -155,7 +156,8 @@ async fn told(socket: &mut Socket, fields: Value, store: bool) -> Value {
     socket.event(&["response.completed", "error"]).await
 }
 
-/// Items reach their client by a WebSocket, too, or only by a request about their response.
+/// A client may receive an item over HTTP, on a WebSocket, or only by a request about the item's
+/// response.
 #[tokio::test]
 async fn item_is_its_clients_however_the_client_was_given_it() {
     let cluster = two().await;
@@ -171,7 +173,7 @@ async fn item_is_its_clients_however_the_client_was_given_it() {
     assert_eq!(next["type"], "response.completed", "{next}");
     let mut again = session(there, ALICE, &name).await;
     assert_eq!(told(&mut again, naming(&items), true).await["type"], "response.completed");
-    // An unstored response's items are nowhere.
+    // The items of an unstored response cannot be found.
     let unstored = told(&mut socket, json!({}), false).await;
     let gone = unstored["response"]["output"][0]["id"].as_str().expect("an id").to_owned();
     let refused = told(&mut socket, naming([&gone]), false).await;
@@ -201,7 +203,8 @@ async fn item_is_its_clients_however_the_client_was_given_it() {
     assert_eq!(Chain::new(there).asks(naming(&items_of(&stream))).await.status, 200);
 }
 
-/// B19: on every replica, and however slow the store is for the replica that issued the id.
+/// B19: the item's id works on every replica, even if the store is slow for the replica that issued
+/// it.
 #[tokio::test]
 async fn item_is_good_on_every_replica_the_moment_it_can_be_read() {
     let folder = Folder::new();
@@ -252,7 +255,7 @@ async fn item_is_not_denied_while_the_store_is_away() {
     cluster.redis().signal("CONT").await;
 }
 
-/// For clients that have used the keys before: the upstream itself says what it does not find.
+/// For clients that have used the keys before, the upstream itself decides which items exist.
 #[tokio::test]
 async fn unknown_item_passes_where_foreign_ids_do() {
     let cluster = Cluster::new()

@@ -1,5 +1,5 @@
-//! Ownership on a WebSocket, which has one key for life: a turn continues from the socket's own
-//! ids, and from ids that its key finds.
+//! Tests ownership on a WebSocket, which has one key for life. A turn continues from the socket's
+//! own ids, and from ids that its key finds.
 
 use super::*;
 use crate::world::simulator::Turn;
@@ -37,16 +37,17 @@ async fn d10_ids_of_other_connections() {
     for (own, elsewhere, key) in [(&one, &two, "a-1"), (&two, &one, "a-3")] {
         for replica in &cluster.replicas {
             let mut socket = session(replica.address(), ALICE, &name(own)).await;
-            // An id of the same client that this key finds: made over HTTP, on another replica.
+            // This id was made over HTTP on another replica, for the same client, and this key
+            // finds it.
             let next = id(&turn(&mut socket, Some(own), true).await);
-            // An id of the same client that is stored elsewhere, and an unknown one. The socket
-            // goes on all the same.
+            // One id of the same client is stored elsewhere, and another is unknown. The socket
+            // still goes on.
             assert_eq!(turn(&mut socket, Some(elsewhere), true).await, not_found(elsewhere));
             assert_eq!(turn(&mut socket, Some("resp_never"), true).await, not_found("resp_never"));
             let next = id(&turn(&mut socket, Some(&next), true).await);
             assert_eq!(made(&cluster.turns().await, &next).key, key);
         }
-        // An id of another client, in the name of the same session.
+        // The id is another client's, whose session has the same name.
         let mut socket = session(cluster.replicas[1].address(), BOB, &name(own)).await;
         for id in [own, elsewhere] {
             assert_eq!(turn(&mut socket, Some(id), true).await, not_found(id));
@@ -116,7 +117,7 @@ async fn socket_without_the_store_continues_from_its_own_ids() {
     for _ in 0..3 {
         last = id(&turn(&mut socket, Some(&last), true).await);
     }
-    // A foreign id may belong to the same client, but the store that knows is away.
+    // The id may belong to the same client, but the store, which knows the owner, is away.
     let refused = turn(&mut socket, Some("resp_never"), true).await;
     assert_eq!(
         (&refused["status"], &refused["error"]["code"]),

@@ -1,5 +1,5 @@
-//! Long answers and long messages of upstreams do not hold up the turns of others, and what the
-//! gateway holds of them is counted.
+//! Long answers and long messages of upstreams do not delay the turns of others, and the memory
+//! counts what the gateway holds of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ const MIB: usize = 1 << 20;
 const MEMORY: &str = "warmkey_body_memory_bytes";
 const CHAT: &str = r#"{"model":"gpt-5.4","messages":[{"role":"user","content":"hello"}]}"#;
 
-/// A response of about this size, of which a client learns little. It takes long to read.
+/// A response of about this size that takes long to read, and whose client receives little of it.
 pub fn dense(size: usize) -> String {
     let part = r#"{"type":"summary_text","text":"a"},"#;
     let parts = part.repeat(size / part.len());
@@ -90,7 +90,8 @@ async fn heavy_message_of_an_upstream_holds_up_nobody() {
         let is_over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&is_over);
         let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
-        // In a task of its own: the test's own work on the long message must not delay it.
+        // The others run in a task of their own, so that the test's own work on the long message
+        // does not delay them.
         let others = tokio::spawn(async move {
             let (mut last, mut late) = (Instant::now(), Vec::new());
             while !ended.load(Ordering::Relaxed) {
@@ -124,7 +125,8 @@ async fn heavy_message_of_an_upstream_holds_up_nobody() {
     cluster.replica().shows(MEMORY, 0.0).await;
 }
 
-/// A list of short elements takes many times the memory of its text if it is kept as a list.
+/// If it were kept as a list, a list of short elements would take many times the memory of its
+/// text.
 #[tokio::test]
 async fn answer_of_many_short_elements_takes_no_more_than_is_counted() {
     let zeros = "0,".repeat(12 * MIB);
@@ -139,12 +141,12 @@ async fn answer_of_many_short_elements_takes_no_more_than_is_counted() {
     let told = ask(cluster.address(), &chat("")).await;
     assert_eq!(told.json()["choices"][0]["message"]["content"], "hi", "{}", told.text());
     let grown = cluster.replica().process().peak().saturating_sub(before) >> 20;
-    // Three times the text is counted.
+    // Three times the length of the text is counted.
     assert!(grown < 24 * 4, "{grown} MiB more");
     cluster.replica().shows(MEMORY, 0.0).await;
 }
 
-/// An answer that is translated as a whole counts while it comes, and waits for its place.
+/// An answer that is translated as a whole counts while it arrives, and waits for memory.
 #[tokio::test]
 async fn collected_answer_counts_in_the_memory_for_bodies() {
     let document = dense(6 * MIB);
@@ -166,7 +168,8 @@ async fn collected_answer_counts_in_the_memory_for_bodies() {
     cluster.replica().shows_at_least(MEMORY, (3 * MIB) as f64).await;
     let two = tokio::spawn(async move { ask(address, &chat("")).await });
     cluster.replica().shows_at_least(MEMORY, (6 * MIB) as f64).await;
-    // Together with what is made of it, the first one has room. The second one has it then.
+    // The first answer has memory for its text and its translation. After it, the second one has
+    // the same memory.
     upstream.release(2);
     for told in [one, two] {
         let told = within(ANSWER, "an answer", told).await.expect("the client runs");
@@ -177,7 +180,8 @@ async fn collected_answer_counts_in_the_memory_for_bodies() {
     assert!(peak < 120, "{peak} MiB");
 }
 
-/// An answer without a place is refused in time, with what its client has to do.
+/// An answer that finds no memory is refused in time, with an error that says what its client can
+/// do.
 #[tokio::test]
 async fn collected_answer_without_memory_is_refused() {
     let document = dense(6 * MIB);
@@ -200,7 +204,7 @@ async fn collected_answer_without_memory_is_refused() {
     assert_eq!(upstream.seen().len(), 1, "it is billed once");
 }
 
-/// A frame of a server with this first byte, of which only `payload` comes.
+/// Returns a frame of a server with this first byte and length, of which only `payload` comes.
 fn begun(first: u8, length: usize, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first, 127];
     frame.extend((length as u64).to_be_bytes());
@@ -208,7 +212,7 @@ fn begun(first: u8, length: usize, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Pings keep the connection of an upstream, and not a message that never ends.
+/// Pings keep an upstream's connection alive, but not a message that never ends.
 #[tokio::test]
 async fn message_of_an_upstream_that_never_ends_has_a_deadline() {
     let upstream = Upstream::start().await;
@@ -222,7 +226,7 @@ async fn message_of_an_upstream_that_never_ends_has_a_deadline() {
     let began = Instant::now();
     there.0.get_mut().write_all(&begun(0x01, 8, b"{\"type\":")).await.expect("it is taken");
     let (error, _) = tokio::join!(client.json(), async {
-        // Pings are answered meanwhile, behind the first frame of the message.
+        // Meanwhile pings are answered, after the first frame of the message.
         let pong = [0x8a, 0];
         while began.elapsed() < Duration::from_secs(45) {
             tokio::time::sleep(ms(500)).await;
@@ -241,7 +245,8 @@ async fn message_of_an_upstream_that_never_ends_has_a_deadline() {
     cluster.replica().shows(MEMORY, 0.0).await;
 }
 
-/// An unfinished message of an upstream counts. Beyond what answers may take, its turn ends.
+/// An unfinished message of an upstream counts in the memory. If it needs more than answers may
+/// take, its turn ends.
 #[tokio::test]
 async fn unfinished_message_of_an_upstream_counts_in_the_memory_for_bodies() {
     let upstream = Upstream::start().await;
@@ -260,7 +265,7 @@ async fn unfinished_message_of_an_upstream_counts_in_the_memory_for_bodies() {
     let part = begun(0x01, 64 * MIB, &vec![b'x'; 15 * MIB]);
     there.0.get_mut().write_all(&part).await.expect("it is taken");
     cluster.replica().shows(MEMORY, (15 * MIB) as f64).await;
-    // Beyond the limit, a body finds no memory, and the running answer still does.
+    // Beyond the limit, a body finds no memory, but the running answer does.
     there.0.get_mut().write_all(&vec![b'x'; 3 * MIB]).await.expect("it is taken");
     cluster.replica().shows(MEMORY, (18 * MIB) as f64).await;
     assert_eq!(ask(cluster.address(), &Request::turn(ALICE, "{}")).await.status, 503);

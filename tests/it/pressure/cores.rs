@@ -1,5 +1,5 @@
-//! No core dump holds a secret: a process that aborts while core dumps are allowed leaves none
-//! behind.
+//! No core dump holds a secret: a process that aborts leaves no dump, even if the system allows
+//! core dumps.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
@@ -36,7 +36,8 @@ const CACHE_KEY: &str = "cache-key-canary";
 const TOOL: &str = "tool-canary-in-an-output";
 const OPERATED: &str = "operated-canary-of-a-stranger";
 
-/// What no core may hold, each by its name: 18, with the key of a certificate and a session's id.
+/// The 18 values that no core dump may hold, each with its name. One is a certificate's key, and
+/// one a session's id.
 fn canaries(session: &str, key: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let texts = [
         ("a client's token", ALICE),
@@ -63,7 +64,7 @@ fn canaries(session: &str, key: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     texts.chain([("a certificate's key", key.to_vec())]).collect()
 }
 
-/// Whether the bytes hold it, plain or in base64.
+/// Whether the bytes hold the canary, plain or in base64.
 fn holds(bytes: &[u8], canary: &[u8]) -> bool {
     let encoded = STANDARD.encode(canary);
     let middle = &encoded.as_bytes()[..encoded.len() - 4];
@@ -102,7 +103,7 @@ async fn replica(folder: &Folder, redis: &Redis, certificates: Option<&Certifica
     cluster.start().await
 }
 
-/// The folder of the configuration, and the folder where the system puts cores.
+/// Returns the folder of the configuration, and the folder where the system writes core dumps.
 fn places(cluster: &Running) -> Vec<PathBuf> {
     let own = cluster.replica().file().parent().expect("it is in a folder").to_owned();
     let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
@@ -110,7 +111,7 @@ fn places(cluster: &Running) -> Vec<PathBuf> {
     [Some(own), system].into_iter().flatten().collect()
 }
 
-/// Files that came after `since`, but for those that the test itself has written.
+/// Returns the files that appeared after `since`, except those that the test itself has written.
 fn new_files(cluster: &Running, since: SystemTime) -> Vec<(PathBuf, Vec<u8>)> {
     let files = places(cluster)
         .into_iter()
@@ -123,8 +124,8 @@ fn new_files(cluster: &Running, since: SystemTime) -> Vec<(PathBuf, Vec<u8>)> {
     new.map(|file| (file.path(), std::fs::read(file.path()).unwrap_or_default())).collect()
 }
 
-/// The names of the canaries that the process has in its memory now. `None`: the system does not
-/// let this user read the memory, which is as good.
+/// Returns the names of the canaries that are in the process's memory now. `None`: the system does
+/// not let this user read the memory, which protects it as well.
 fn in_memory(pid: u32, canaries: &[(&'static str, Vec<u8>)]) -> Option<Vec<&'static str>> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
     let mut memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
@@ -145,7 +146,7 @@ fn in_memory(pid: u32, canaries: &[(&'static str, Vec<u8>)]) -> Option<Vec<&'sta
     Some(found)
 }
 
-/// Aborts the replica, and looks at everything that is left.
+/// Aborts the replica, and searches all files that are left.
 async fn aborts(mut cluster: Running, canaries: &[(&'static str, Vec<u8>)]) -> usize {
     let pid = cluster.replica().process().pid();
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("the process runs");
@@ -153,7 +154,7 @@ async fn aborts(mut cluster: Running, canaries: &[(&'static str, Vec<u8>)]) -> u
     let line = line.expect("the system limits cores");
     let numbers: Vec<_> = line.split_whitespace().skip(4).take(2).collect();
     assert_eq!(numbers, ["0", "0"], "{line}");
-    // A core of this moment would hold secrets.
+    // A core dump at this moment would hold secrets.
     let found = in_memory(pid, canaries).map_or(canaries.len(), |found| found.len());
     let since = SystemTime::now();
     cluster.replica().process().signal("ABRT").await;
@@ -210,12 +211,12 @@ async fn core_of_a_replica_holds_no_secret() {
     }
     let found = aborts(cluster, &canaries).await;
     assert!(found >= 4, "a core would hold secrets: {found} of {}", canaries.len());
-    // The same with TLS.
+    // The same holds with TLS.
     let found = aborts(replica(&folder, &redis, Some(&certificates)).await, &canaries).await;
     assert!(found >= 4, "a core would hold secrets: {found} of {}", canaries.len());
 }
 
-/// The look at files finds a core, where the system writes one: what proves the test above.
+/// The search finds a core dump if the system writes one. This shows that the test above can fail.
 #[tokio::test]
 async fn core_of_an_unprotected_process_is_found() {
     let cluster = Cluster::new().start().await;

@@ -1,5 +1,5 @@
-//! File descriptors: the limit is raised, strangers do not take all of them, and errors name a lack
-//! of them.
+//! Tests file descriptors: the limit is raised, strangers do not take all of them, and errors name
+//! a lack of them.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ async fn check_tells_the_limit_of_descriptors() {
     assert!(said.contains("raised from 256"), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Strangers who say nothing take every place, and give way one after the other.
+/// Silent strangers take every place, and are ended one after the other.
 #[tokio::test]
 async fn silent_stranger_gives_way_to_a_client() {
     let upstream = holding().await;
@@ -76,7 +76,7 @@ async fn silent_stranger_gives_way_to_a_client() {
         .server("header_timeout", "\"60s\"")
         .shell("ulimit -n 256");
     let cluster = cluster.start().await;
-    // A stream that runs, before the strangers come.
+    // A stream runs before the strangers come.
     let mut running = Connection::open(cluster.address()).await;
     let mut answer = running.ask(&Request::turn(ALICE, BODY)).await.expect("an answer");
     let mut strangers = Vec::new();
@@ -111,7 +111,7 @@ async fn silent_stranger_gives_way_to_a_client() {
 /// The first part of a ClientHello, whose rest never comes: a record of 512 bytes is announced.
 const HELLO: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
 
-/// The same with TLS: strangers who never begin the handshake, or never end it.
+/// With TLS, strangers never begin the handshake, or never end it.
 #[tokio::test]
 async fn silent_stranger_before_tls_gives_way_to_a_client() {
     let upstream = holding().await;
@@ -143,7 +143,7 @@ async fn silent_stranger_before_tls_gives_way_to_a_client() {
     let authority = std::fs::read(made.authority()).expect("the authority is there");
     let authority = reqwest::Certificate::from_pem(&authority).expect("the authority is PEM");
     let url = format!("https://{}/v1/responses", cluster.address());
-    // Streams that run on are not silent.
+    // Streams that still run are not silent.
     let mut running = Vec::new();
     for (turn, stranger) in strangers.iter_mut().take(2).enumerate() {
         let budget = Budget::begin(Duration::from_secs(20));
@@ -153,7 +153,8 @@ async fn silent_stranger_before_tls_gives_way_to_a_client() {
         let answer = within(SOON, "an answer", request.send()).await.expect("it is served");
         assert_eq!(answer.status(), 200);
         budget.holds("a new client is served");
-        // The longest silent one is gone: first one that had begun, then one that had not.
+        // The strangers that were silent for longest are gone: one that had begun a request, and
+        // then one that had not.
         let _ = within(SOON, "a stranger's end", stranger.read_to_end(&mut Vec::new())).await;
         let metrics = cluster.replica().metrics().await;
         assert_eq!(metrics.get(&format!("{REFUSED}{{reason=\"silent\"}}")), (turn + 1) as f64);
@@ -205,7 +206,7 @@ async fn stream_read(stream: &mut TcpStream, come: &mut Vec<u8>) -> usize {
     stream.read_buf(come).await.expect("the connection is open")
 }
 
-/// Where every connection is busy, the next one is told so.
+/// If every connection is busy, the next client receives a refusal.
 #[tokio::test]
 async fn connection_beyond_the_limit_is_told() {
     let upstream = holding().await;
@@ -240,7 +241,7 @@ async fn lack_of_descriptors_is_called_what_it_is() {
         Cluster::new().recorded_by(&upstream).server("header_timeout", "\"60s\"").start().await;
     let (mut streams, mut lacks) = (Vec::new(), 0);
     let process = cluster.replica().process();
-    // Where even the client's connection finds no descriptor, a silent one gives way.
+    // If there is no descriptor even for the client's connection, a silent one is ended.
     let mut silent = Vec::new();
     for _ in 0..6 {
         silent.push(Connection::open(cluster.address()).await);

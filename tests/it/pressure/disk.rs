@@ -1,5 +1,5 @@
-//! A disk that fills: a small file system of its own where the system allows it, and else a limit
-//! of the size of files. The replica's log and its ledger are on it.
+//! Fills a disk: a small file system of its own if the system allows it, and otherwise a limit of
+//! the size of files. The replica's log and ledger are on that disk.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,7 +20,7 @@ const MOUNTED: &str = r#"if [ -z "$INSIDE" ]; then
 export INSIDE=1
 exec unshare -m sh -c 'mkdir full; mount -t tmpfs -o size=64m none full; exec 2>>full/log; exec "$0" "$@"' "$0" "$@"
 fi"#;
-/// Blocks of 512 bytes: the log is full after 512 KiB.
+/// The limit is in blocks of 512 bytes, so the log is full after 512 KiB.
 const LIMITED: &str = "mkdir full; ulimit -f 1024; trap '' XFSZ; exec 2>>full/log";
 
 /// How a disk fills here.
@@ -30,7 +30,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A file system of its own takes the right to mount one, and to look into it from outside.
+    /// A file system of its own needs the right to mount one, and to look into it from outside.
     pub async fn choose() -> Self {
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", "mount -t tmpfs -o size=1m none /mnt"]);
@@ -66,13 +66,13 @@ impl Disk {
         }
     }
 
-    /// Fills the disk, and says how.
+    /// Fills the disk, and returns how.
     pub fn fill(&self, cluster: &Running) -> &'static str {
         if !self.is_mounted {
             return "the size of files is limited";
         }
         let filler = self.inside(cluster).join("filler");
-        // What does not fit is not written.
+        // The part that does not fit is not written, which is the purpose.
         let _ = std::fs::write(&filler, vec![0; 80 << 20]);
         "a file system of 64 MiB is full"
     }
@@ -84,19 +84,19 @@ impl Disk {
         std::fs::write(file, "").expect("the file is there");
     }
 
-    /// The log and the ledger go on.
+    /// Checks that the log and the ledger are written again.
     pub async fn works(&self, cluster: &Running) {
         let log = self.inside(cluster).join("log");
         let (lines, rows) = (length(&log), turns(cluster).await);
         eventually(SOON, "the log and the ledger go on", async || {
             let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
             assert_eq!(answer.status, 200, "{}", answer.text());
-            // Where only the size of files is limited, the ledger may have reached it for good.
+            // If only the size of files is limited, the ledger may have reached the limit for good.
             let has_rows = !self.is_mounted || turns(cluster).await > rows;
             (length(&log) > lines && has_rows).then_some(())
         })
         .await;
-        // Lines are lost on a full disk. Rows wait for room, and none is.
+        // On a full disk, log lines are lost. Rows wait for space, and none is lost.
         let metrics = cluster.replica().metrics().await;
         assert!(metrics.has(LINES_DROPPED) && metrics.has(ROWS_DROPPED));
         assert!(!self.is_mounted || metrics.get(LINES_DROPPED) > 0.0, "the disk was not full");

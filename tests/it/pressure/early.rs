@@ -1,5 +1,5 @@
-//! Refusals before the body has come, in every way in which a body comes: each reaches a client
-//! that writes everything first, and reads then.
+//! Tests refusals before the body has come, for every way in which a body comes. Each refusal
+//! reaches a client that writes its whole request before it reads.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,7 @@ use crate::world::wire::Connection;
 enum Framed {
     Sized,
     Chunked,
-    /// With `Expect: 100-continue`, and a client that does not wait for it.
+    /// The client sends `Expect: 100-continue`, and does not wait for the answer.
     Expecting,
 }
 
@@ -54,7 +54,7 @@ fn parts(size: usize, framed: Framed) -> impl Iterator<Item = Vec<u8>> {
     std::iter::repeat_n(part, size / PART).chain([last])
 }
 
-/// Writes a whole request, and reads then.
+/// Writes a whole request, and only then reads.
 async fn refusal(
     address: SocketAddr,
     (line, token, size): (&str, &str, usize),
@@ -73,8 +73,9 @@ async fn refusal(
     answer.whole.then(|| (answer.status, answer.code()))
 }
 
-/// A body that does not state its length fills the memory before it is known to be too large. A
-/// server before the gateway may have gathered the body, and state its length.
+/// Returns the expected refusal. A body without a stated length fills the memory before the gateway
+/// knows that it is too large. A server in front of the gateway may gather such a body, and state
+/// its length.
 fn expected(answer: (u16, &'static str), framed: Framed, is_gathered: bool) -> (u16, &'static str) {
     match answer {
         (413, _) if framed == Framed::Chunked && !is_gathered => (503, "no_key_available"),
@@ -154,7 +155,7 @@ async fn refusal_reaches_a_client_behind_tls_that_writes_first() {
     assert!(upstream.seen().is_empty());
 }
 
-/// Writes for as long as the gateway takes it.
+/// Writes for as long as the gateway reads.
 async fn refusal_over_http2(
     cluster: &Running,
     (line, token, size): (&str, &str, usize),
@@ -194,7 +195,7 @@ async fn refusal_over_http2_reaches_a_client_that_writes_first() {
         let (told, text) = refusal_over_http2(&cluster, (line, token, size)).await;
         assert!(told == status && text.contains(code), "{line}: {told} {text}");
     }
-    // Nobody else on the connection is disturbed: the next turn is served.
+    // The connection's other turns are not disturbed: the next one is served.
     let answer = streams::turn(&streams::client(&cluster).await).await.expect("an answer");
     assert_eq!(answer.status(), 200);
 }

@@ -1,4 +1,4 @@
-//! Long bodies, compressed ones among them, do not hold up the turns of others.
+//! Long bodies, also compressed ones, do not delay the turns of others.
 
 use std::io::Write;
 
@@ -47,7 +47,7 @@ async fn body_that_unfolds_too_far_is_refused() {
     assert!(grown < 64 << 20, "{grown} bytes more");
 }
 
-/// An answer that decodes to gigabytes does not pass, and costs next to nothing.
+/// An answer that decodes to gigabytes does not pass, and takes hardly any time or memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answer_that_unfolds_too_far_holds_up_nobody() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
@@ -78,7 +78,7 @@ async fn heavy_body_holds_up_nobody() {
     hold_up_nobody(foldable(60 << 20), |body| Request::turn(ALICE, body), "").await;
 }
 
-/// The same for a chat body, which an upstream without chat gets translated.
+/// The same holds for a chat body that is translated for its upstream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heavy_chat_body_holds_up_nobody() {
     let text = String::from_utf8(foldable(60 << 20)).expect("JSON is UTF-8");
@@ -88,7 +88,7 @@ async fn heavy_chat_body_holds_up_nobody() {
     hold_up_nobody(text.into_bytes(), chat, "speaks = [\"responses\"]").await;
 }
 
-/// Checks that the events of another client come meanwhile, while folded bodies of this `text` are
+/// Checks that another client's events come in time while compressed bodies of this `text` are
 /// served.
 async fn hold_up_nobody(text: Vec<u8>, request: impl Fn(Vec<u8>) -> Request, options: &str) {
     let (upstream, cluster) = on_one_thread(completed(), options).await;

@@ -1,5 +1,5 @@
-//! The end of a drain: clients on kept-alive connections are told in advance, and requests that
-//! still come are served.
+//! Tests the end of a drain: clients on kept-alive connections learn of it in advance, and requests
+//! that still come are served.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -37,7 +37,7 @@ async fn kept_connection_is_told_before_the_end_of_a_drain() {
     within(SOON, "the connection ends", early.closed()).await;
     let mut new = Connection::open(cluster.address()).await;
     assert_eq!(turn(&mut new).await.expect("served").header("connection"), Some("close"));
-    // This client has received nothing, and its request is on its way when the delay ends.
+    // This client has not learned of the drain. Its request is on its way when the delay ends.
     cluster.replica().says("waiting for turns in flight").await;
     let answer = turn(&mut late).await.expect("what still comes is served");
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
@@ -100,7 +100,7 @@ async fn client_of_http2_is_told_to_go_away_at_once() {
     client.awaits(GOAWAY).await;
 }
 
-/// Which protocol a new connection speaks is known only with its first request.
+/// Only a new connection's first request shows which protocol its client speaks.
 #[tokio::test]
 async fn client_of_http2_that_comes_late_is_told_to_go_away_at_once() {
     let cluster = Cluster::new().server("drain_delay", "\"60s\"").start().await;
@@ -118,7 +118,7 @@ async fn client_of_http2_that_comes_late_is_told_to_go_away_at_once() {
     }
 }
 
-/// Turns over HTTP/2 that are on their way when the delay ends are served, and so is one that runs.
+/// Turns over HTTP/2 are served if they run, or are on their way, when the delay ends.
 #[tokio::test]
 async fn turn_over_http2_at_the_end_of_a_drain_is_served() {
     let upstream = Recorder::start(|_| {

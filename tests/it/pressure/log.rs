@@ -1,5 +1,5 @@
 //! No turn waits for the log. Standard error is on a full disk, or on a pipe whose reader has gone
-//! or stopped, or a stranger floods the log.
+//! or stopped. In another test, strangers flood the log.
 
 use serde_json::Value;
 
@@ -33,7 +33,7 @@ async fn log_that_cannot_be_written_costs_no_turn() {
         // A pipe holds 64 KiB: nearly two hundred turns.
         turns(&cluster, 400).await;
         assert_eq!(cluster.replica().probe("/livez").await.status, 200, "{shell}");
-        // A task that ends meanwhile must begin again.
+        // A task that ends meanwhile is begun again.
         cluster.redis().kill().await;
         cluster.replica().shows("warmkey_store_up", 0.0).await;
         turns(&cluster, 5).await;
@@ -92,7 +92,7 @@ async fn stranger_refused_costs_no_line() {
         Request::new("POST", "/responses").body(BODY),
         Request::new("GET", "/models"),
     ];
-    // Few wrong tokens: more would be slowed down.
+    // Only a few tokens are wrong, because more wrong ones would be slowed down.
     for number in 0..100 {
         let request = if number < 9 { &strangers[number % 4] } else { &strangers[1] };
         assert!(ask(cluster.address(), request).await.status >= 401);

@@ -1,4 +1,4 @@
-//! The memory that clients can make a replica hold is counted and bounded.
+//! The memory that clients make a replica hold is counted and bounded.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Sends raw bytes for as long as the other side takes them, and returns what it says then.
+/// Sends raw bytes for as long as the other side reads them. Returns the refusal that follows.
 async fn refusal(client: &mut Socket, bytes: &[u8]) -> (serde_json::Value, u16) {
     // The library reads from the same connection only between two writes.
     for part in bytes.chunks(256 << 10) {
@@ -44,7 +44,7 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
         .await;
     let before = cluster.replica().process().resident();
     let (mut sockets, mut refused) = (Vec::new(), 0);
-    // Without the last fragment: 7 MiB each.
+    // The messages lack their last fragment, and have 7 MiB each.
     let part = frame(0x01, &vec![b'x'; 7 * MIB]);
     for number in 0..12 {
         let name = format!("s{number}");
@@ -53,7 +53,8 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
         if number < 2 {
             client.0.get_mut().write_all(&part).await.expect("it is taken");
             sockets.push((client, there));
-            // All of it has come, so that it is the next message that finds no memory.
+            // All bytes of the message have come, so the next message is the one that finds no
+            // memory.
             let held = (number + 1) * 7 * MIB;
             cluster.replica().shows("warmkey_body_memory_bytes", held as f64).await;
             continue;
@@ -69,7 +70,7 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
     assert_eq!(refused, 10);
     let grown = cluster.replica().process().peak().saturating_sub(before);
     assert!(grown < 40 * MIB as u64, "{} MiB more", grown >> 20);
-    // An open connection goes on, and what is left comes back.
+    // An open connection goes on, and the memory of the closed one is free again.
     drop(sockets.pop());
     cluster.replica().shows("warmkey_active_websockets", 1.0).await;
     cluster.replica().shows("warmkey_body_memory_bytes", (7 * MIB) as f64).await;
@@ -81,7 +82,7 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
     turn(&mut client, &mut there, "resp_1").await;
 }
 
-/// Pongs keep a connection, and not a message that never ends.
+/// Pongs keep a connection alive, but not a message that never ends.
 #[tokio::test]
 async fn message_that_never_ends_has_a_deadline() {
     let upstream = Upstream::start().await;

@@ -1,5 +1,5 @@
 //! A client that reads a paced stream, and measures how late each event comes, also while the
-//! replica has heavy work.
+//! replica does heavy work.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ pub const PACE: Duration = ms(20);
 
 const PACED: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"paced","stream":true,"input":"x"}"#;
 
-/// Runs whose median must show that nobody waits.
+/// Most runs. Their median must show that no event waits.
 pub const RUNS: usize = 9;
 
-/// The results of so many runs, of which more than half decide.
+/// The results of some runs. More than half of [`RUNS`] decide the median.
 #[derive(Default)]
 pub struct Median {
     good: usize,
@@ -30,9 +30,9 @@ pub struct Median {
 }
 
 impl Median {
-    /// Notes a run that took so long, while the events of others were so late, and they would have
-    /// been so late without it. Returns whether the median is known to be good. Fails the test if
-    /// the median is known to be bad.
+    /// Notes a run that took `took`. Meanwhile the events of others were `late`, and would have
+    /// been late by `machine` anyway. Returns whether the median is known to be good. Fails the
+    /// test if it is known to be bad.
     pub fn note(&mut self, took: Duration, late: Duration, machine: Duration) -> bool {
         match late.saturating_sub(machine) < took / 8 {
             true => self.good += 1,
@@ -50,8 +50,8 @@ fn paced() -> Vec<Step> {
     vec![Step::Send(stream_head("")), Step::Drip(chunk(event), PACE)]
 }
 
-/// Asks for paced streams, one after the other, until `is_over`. How late each event came after
-/// the one before.
+/// Asks for paced streams, one after the other, until `is_over`. Returns how late each event came
+/// after the one before.
 pub async fn events(address: SocketAddr, request: &Request, is_over: &AtomicBool) -> Vec<Duration> {
     let mut late = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
@@ -84,11 +84,11 @@ pub fn worst(late: &[Duration]) -> Duration {
 }
 
 fn is_paced(seen: &Seen) -> bool {
-    // A long body would hold up the upstream itself.
+    // The upstream does not search a long body, which would delay the upstream itself.
     seen.body.len() < 1_000 && String::from_utf8_lossy(&seen.body).contains("paced")
 }
 
-/// A replica with one thread for turns, before an upstream that paces one stream, and answers
+/// Starts a replica with one thread for turns. Its upstream paces one stream, and answers
 /// everything else with `steps`.
 pub async fn on_one_thread(steps: Vec<Step>, options: &str) -> (Recorder, Running) {
     let script = move |seen: &Seen| if is_paced(seen) { paced() } else { steps.clone() };
@@ -102,9 +102,9 @@ pub async fn on_one_thread(steps: Vec<Step>, options: &str) -> (Recorder, Runnin
     (upstream, cluster)
 }
 
-/// Checks that the events of another client come meanwhile, while `work` is done: in the median of
-/// [`RUNS`], none is later than a part of the time that the work takes. The test's own process and
-/// the upstream may be late by themselves, which shows in events that come straight from there.
+/// Checks that another client's events come in time while `work` is done. In the median of
+/// [`RUNS`], no event may be later than a part of the work's time. The test's own process and the
+/// upstream may be late, too. Events that come straight from the upstream show by how much.
 pub async fn holds_up_nobody(upstream: &Recorder, cluster: &Running, mut work: impl AsyncFnMut()) {
     let mut median = Median::default();
     // A machine that compiles meanwhile has slow moments of its own.

@@ -1,4 +1,4 @@
-//! Pages in a browser, and handshakes that a proxy has taken apart.
+//! Tests requests of pages in a browser, and handshakes from which a proxy has removed parts.
 
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::socket::{Refused, Upstream, head, open, open_with};
@@ -8,7 +8,7 @@ async fn refused(cluster: &Running, head: &str) -> Refused {
     open_with(cluster.address(), head, b"").await.err().expect("it is refused")
 }
 
-/// Codex uses HTTP at once and for good after a 426, and tries again and again after a 404.
+/// After a 426, Codex uses HTTP at once and for good. After a 404, it tries again and again.
 #[tokio::test]
 async fn handshake_that_a_proxy_took_apart_is_told_what_it_lacks() {
     let upstream = Upstream::start().await;

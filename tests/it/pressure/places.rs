@@ -1,4 +1,4 @@
-//! The places for long texts: a message that gets none in time is refused on its lane.
+//! Tests the places for long texts: a message that gets no place in time is refused on its lane.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const MIB: usize = 1 << 20;
 const MEMORY: &str = "warmkey_body_memory_bytes";
 const CHAT: &str = r#"{"model":"gpt-5.4","messages":[{"role":"user","content":"hello"}]}"#;
 
-/// Lets an answer of the client wait for memory in the client's one place: for thirty seconds. A
+/// Lets an answer of the client wait for memory for thirty seconds, in the client's one place. A
 /// message waits as long for the place.
 async fn wait_in_the_place(
     cluster: &crate::world::cluster::Running,
@@ -48,7 +48,7 @@ async fn message_that_gets_no_place_is_refused_on_its_lane() {
         .await;
     let (mut client, mut there) =
         tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
-    // A body that never ends: what is left is too little to translate an answer.
+    // This body never ends. The memory that it leaves is too little to translate an answer.
     let mut other = Connection::open(cluster.address()).await;
     let head = format!(
         "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: {}\r\n\r\n",
@@ -57,7 +57,7 @@ async fn message_that_gets_no_place_is_refused_on_its_lane() {
     other.send_raw(head.as_bytes()).await.expect("it is taken");
     other.send_raw(&vec![b' '; 5 * MIB + 300_000]).await.expect("it is taken");
     cluster.replica().shows_at_least(MEMORY, (5 * MIB) as f64).await;
-    // Two answers, the second of which waits for the place of the first.
+    // There are two answers. The second one waits for the place of the first.
     let first = wait_in_the_place(&cluster, &upstream).await;
     cluster.replica().shows_at_least(MEMORY, (10 * MIB) as f64).await;
     let second = wait_in_the_place(&cluster, &upstream).await;

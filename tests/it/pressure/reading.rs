@@ -1,5 +1,5 @@
-//! What is held only to read an answer counts in the memory for bodies. Without memory for it, the
-//! answer passes unread.
+//! The memory for bodies counts what is held only to read an answer. If there is no memory for
+//! that, the answer passes unread.
 
 use std::io::Write;
 
@@ -22,7 +22,7 @@ fn long_end() -> String {
     COMPLETED.replace("\"output\":[]", &format!("\"output\":[],\"text\":\"{text}\""))
 }
 
-/// Asks for a turn beside the test.
+/// Sends a turn in a task of its own.
 fn asks(cluster: &crate::world::cluster::Running, request: Request) -> JoinHandle<Answer> {
     let address = cluster.address();
     tokio::spawn(async move { ask(address, &request).await })
@@ -89,7 +89,8 @@ async fn window_of_an_encoded_answer_counts_in_the_memory_for_bodies() {
     let cluster =
         Cluster::new().recorded_by(&upstream).server("replay_total", "\"32MiB\"").start().await;
     let request = || Request::turn(ALICE, BODY).header("accept-encoding", "zstd");
-    // The windows of four answers fit, with a quarter more for answers, and no fifth one.
+    // The windows of four answers fit, with a quarter more memory for answers. A fifth one does
+    // not.
     let turns: Vec<_> = (0..6).map(|_| asks(&cluster, request())).collect();
     cluster.replica().shows_at_least(MEMORY, (32 * MIB) as f64).await;
     upstream.reached(6).await;

@@ -54,7 +54,7 @@ async fn refusal_reaches_a_client_that_writes_first() {
     assert!(upstream.seen().is_empty());
 }
 
-/// The rest is read on for 64 MiB, and no further.
+/// After a refusal, 64 MiB of the rest are read, and no more.
 #[tokio::test]
 async fn refused_body_is_read_within_a_bound() {
     let upstream = Recorder::answering(completed()).await;

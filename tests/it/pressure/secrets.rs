@@ -1,4 +1,4 @@
-//! Secrets: tokens cannot be tried quickly.
+//! Tokens cannot be tried quickly.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::world::wire::{Request, ask};
 const BODY: &str =
     r#"{"model":"gpt-5.4","prompt_cache_key":"prompt-canary","stream":true,"input":"body-canary"}"#;
 
-/// Behind a balancer, all clients have one address: only wrong tokens wait.
+/// Behind a load balancer, all clients have one address, so only wrong tokens wait.
 #[tokio::test]
 async fn wrong_token_is_refused_more_and_more_slowly_and_a_valid_one_never() {
     let cluster = Cluster::new().start().await;

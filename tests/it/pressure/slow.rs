@@ -1,5 +1,5 @@
-//! Slow connections: bytes that come are a sign of life, and bytes under way get the time that they
-//! need.
+//! Tests slow connections: each byte that comes shows that the peer is alive, and bytes on their
+//! way have the time that they need.
 
 use futures_util::SinkExt;
 use tokio::io::AsyncWriteExt;
@@ -10,7 +10,7 @@ use crate::world::cluster::{ALICE, Cluster};
 use crate::world::socket::{Upstream, session, turn};
 use crate::world::waiting::{ANSWER, ms, within};
 
-/// Six seconds for one message, and a peer that is silent for two is given up.
+/// The message takes six seconds, and a peer that is silent for two seconds is given up.
 #[tokio::test]
 async fn large_message_on_a_slow_line_arrives() {
     let upstream = Upstream::start().await;
@@ -31,7 +31,7 @@ async fn large_message_on_a_slow_line_arrives() {
     turn(&mut client, &mut there, "resp_1").await;
 }
 
-/// A ping lies behind the megabytes that were sent before, and its answer takes as long.
+/// A ping comes after the megabytes that were sent before, so its answer takes as long as they do.
 #[tokio::test]
 async fn client_on_a_slow_line_has_time_to_read() {
     let upstream = Upstream::start().await;
@@ -41,7 +41,7 @@ async fn client_on_a_slow_line_has_time_to_read() {
         tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
     let event = format!(r#"{{"type":"later","delta":"{}"}}"#, "z".repeat(1 << 20));
     there.0.send(Message::text(event.as_str())).await.expect("it is taken");
-    // The upstream answers its pings, and the client reads nothing.
+    // The upstream answers its pings, but the client reads nothing.
     let reading = async { while there.next().await.is_some() {} };
     tokio::select! {
         () = reading => panic!("the connection is kept"),

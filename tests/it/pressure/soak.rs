@@ -1,6 +1,6 @@
-//! Everything at once: a blocked log, a full disk, a stranger's flood, a heavy body each second, an
-//! endless message, and a newer version. `WARMKEY_LONG=1` (`make test-long`) plays it for longer.
-//! No turn is lost, others are not held up, and everything comes back.
+//! Plays everything at once: a blocked log, a full disk, a flood of strangers, a heavy body each
+//! second, an endless message, a newer version. `WARMKEY_LONG=1` (`make test-long`) plays it for
+//! longer. No turn is lost, no stream is delayed, and everything works again at the end.
 
 #![expect(clippy::print_stdout, reason = "with --nocapture, the soak prints its figures")]
 
@@ -33,7 +33,7 @@ use crate::world::wire::{Request, try_ask};
 /// Sessions that play turns all the time, by HTTP and on WebSockets.
 const PLAYERS: usize = 6;
 const TALKERS: usize = 2;
-/// Callers without a token, whose refusals nothing slows.
+/// Callers without a token, whose refusals are not delayed.
 const STRANGERS: usize = 8;
 
 /// A switch that tasks look at.
@@ -47,7 +47,7 @@ fn turn_on(switch: &Switch) {
     switch.store(true, Ordering::Relaxed);
 }
 
-/// Turns that were not served, and all.
+/// The number of turns that were not served, and of all turns.
 #[derive(Default)]
 struct Counts {
     lost: AtomicUsize,
@@ -78,7 +78,7 @@ async fn play(addresses: Vec<SocketAddr>, is_over: Switch, counts: Arc<Counts>) 
     }
 }
 
-/// Plays turns on one WebSocket. A turn that takes a second connection is lost.
+/// Plays turns on one WebSocket. A turn counts as lost if it needs a second connection.
 async fn talk(address: SocketAddr, is_over: Switch, counts: Arc<Counts>) {
     let mut talk = Codex::new(address, ALICE).by_websocket();
     while !is_on(&is_over) {
@@ -88,7 +88,7 @@ async fn talk(address: SocketAddr, is_over: Switch, counts: Arc<Counts>) {
     }
 }
 
-/// Strangers who ask with wrong tokens, whose refusals are slowed, and without any.
+/// Plays strangers with wrong tokens, whose refusals are delayed, and strangers without a token.
 async fn flood(address: SocketAddr, is_over: Switch) {
     let mut strangers = JoinSet::new();
     for _ in 0..STRANGERS {
@@ -112,7 +112,7 @@ async fn flood(address: SocketAddr, is_over: Switch) {
     strangers.join_all().await;
 }
 
-/// A body each second that takes long to decode and scan.
+/// Sends a body each second that takes long to decode and scan.
 async fn heavy(address: SocketAddr, is_over: Switch, folded: Vec<u8>) {
     while !is_on(&is_over) {
         let request = Request::turn(ALICE, folded.clone()).header("content-encoding", "zstd");
@@ -121,8 +121,8 @@ async fn heavy(address: SocketAddr, is_over: Switch, folded: Vec<u8>) {
     }
 }
 
-/// Messages that never end, each on a connection of its own, which the client keeps until the
-/// gateway ends it. A short soak ends before.
+/// Sends messages that never end, each on a connection of its own. The client keeps the connection
+/// until the gateway ends it. A short soak ends before that.
 async fn unfinished(address: SocketAddr, is_over: Switch) {
     let mut held = JoinSet::new();
     while !is_on(&is_over) {
@@ -137,7 +137,7 @@ async fn unfinished(address: SocketAddr, is_over: Switch) {
 /// Sends a message without its last fragment. Returns whether the gateway refuses it in the end.
 async fn hold_unfinished(address: SocketAddr, is_over: Switch) -> bool {
     let Ok((mut socket, _)) = open(address, ALICE, &[]).await else { return false };
-    // It may take 46 s.
+    // The refusal may take 46 s.
     let sending = socket.0.get_mut().write_all(&frame(0x01, &vec![b'x'; 256 << 10])).await;
     let refusal = async {
         while let Some(Ok(message)) = socket.0.next().await {
@@ -158,7 +158,7 @@ async fn hold_unfinished(address: SocketAddr, is_over: Switch) -> bool {
     }
 }
 
-/// How late each event of paced answers on one WebSocket comes after the one before.
+/// Returns how late each event of paced answers on one WebSocket comes after the one before.
 async fn socket_events(
     address: SocketAddr,
     (target, token): (&str, &str),
@@ -185,7 +185,7 @@ async fn socket_events(
     late
 }
 
-/// A replica of a newer version works beside this one: it renews its heartbeat, and writes more
+/// Plays a replica of a newer version beside this one. It renews its heartbeat, and writes more
 /// than this version knows wherever it may.
 async fn newer_version(store: Arc<Redis>, is_over: Switch) {
     // Writes a value only if nobody has changed it meanwhile.
@@ -202,7 +202,7 @@ async fn newer_version(store: Arc<Redis>, is_over: Switch) {
         ] {
             store.run(&["HSET", &format!("warmkey:{hash}"), field, value]).await;
         }
-        // Its own fields are those of a replica that lives, with more words.
+        // Its own fields are those of a live replica, with additional words.
         for hash in ["board", "generations"] {
             let hash = format!("warmkey:{hash}");
             let fields: BTreeMap<String, String> = store.ask(&["HGETALL", &hash]).await;
@@ -214,7 +214,7 @@ async fn newer_version(store: Arc<Redis>, is_over: Switch) {
                 renewed += 1;
             }
         }
-        // Values with words at their end, and names with an unknown suffix.
+        // It adds words to the end of values, and writes names with an unknown suffix.
         let names: Vec<String> = store.ask(&["KEYS", "warmkey:*"]).await;
         for name in names.iter().filter(|name| is_value(name)) {
             let Some(value) = store.ask::<Option<String>>(&["GET", name]).await else { continue };
@@ -238,7 +238,8 @@ fn is_value(name: &str) -> bool {
     id.len() == 22 && ["", "response", "item", "thread", "last"].contains(&kind)
 }
 
-/// Reads a replica's log while nothing blocks it. Returns how much came after it was blocked.
+/// Reads a replica's log while nothing blocks it. Returns the number of bytes that came after it
+/// was blocked.
 async fn read_log(mut log: pipe::Receiver, is_blocked: Switch, is_over: Switch) -> usize {
     let (mut come, mut bytes) = (0, vec![0; 64 << 10]);
     while !is_on(&is_over) {
@@ -256,9 +257,9 @@ async fn read_log(mut log: pipe::Receiver, is_blocked: Switch, is_over: Switch) 
 const PACED: &str =
     r#"{"model":"gpt-5.4","prompt_cache_key":"paced","stream":true,"input":"SLOW:200x20ms"}"#;
 
-/// How late the events of other clients come through the replica, and straight from the upstream,
-/// first over HTTP and then on a WebSocket, and how late a thread of this machine is meanwhile. Of
-/// each, the median of the worst tenth.
+/// Measures how late events of other clients come: through the replica and straight from the
+/// upstream, first over HTTP and then on a WebSocket. Also measures how late a thread of this
+/// machine is meanwhile. Returns the median of the worst tenth of each.
 async fn measure(cluster: &Running, span: Duration) -> [Duration; 5] {
     let is_over = Switch::default();
     let through = Request::turn(ALICE, PACED);
@@ -348,8 +349,8 @@ async fn soak_under_pressure_costs_others_nothing() {
         assert!(all > 50 && lost == 0, "{lost} of {all} turns");
     }
     if is_long() {
-        // The upstream is late by itself, because it reads the heavy bodies, too: what the replica
-        // adds is the difference.
+        // The upstream reads the heavy bodies, too, and is late by itself. The replica adds only
+        // the difference.
         let added = |[through, straight, socket, straight_socket, _]: [Duration; 5]| {
             [through.saturating_sub(straight), socket.saturating_sub(straight_socket)]
         };

@@ -1,5 +1,5 @@
-//! Long bodies and messages that are edited for their upstream hold up nobody, and change by one
-//! value alone.
+//! Long bodies and messages that are edited for their upstream delay no other turn, and change by
+//! one value alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::world::wire::{Request, ask};
 const MIB: usize = 1 << 20;
 const NAMES: &str = "models = { \"gpt-5.4\" = \"gpt-5.4-mini\" }\n";
 
-/// One value changes, the length is stated, and nothing else is different.
+/// One value changes, and the length is stated. Everything else stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_body_changes_by_its_model_alone() {
     let upstream = Recorder::answering(completed()).await;
@@ -42,7 +42,7 @@ async fn long_body_changes_by_its_model_alone() {
     }
 }
 
-/// A derived key and another name of the model in one body: the one shifts the other's place.
+/// One body gets a derived key and another name of its model. The key shifts the place of the name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_chat_body_gets_a_key_and_its_upstreams_name() {
     for options in ["", "speaks = [\"responses\"]\n"] {
@@ -70,7 +70,7 @@ async fn long_chat_body_gets_a_key_and_its_upstreams_name() {
     }
 }
 
-/// Each socket may have a long message at a time, and a client may have many sockets.
+/// Each socket may have one long message at a time, but a client may have many sockets.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_messages_are_read_a_few_at_a_time() {
     let upstream = Upstream::start().await;
@@ -85,7 +85,7 @@ async fn long_messages_are_read_a_few_at_a_time() {
         turn(&mut client, &mut there, &format!("resp_{number}")).await;
         pairs.push((client, there));
     }
-    // Threads that were needed at the start are among them.
+    // This number includes threads that were needed at the start.
     let before = process.threads();
     let (most, is_over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let text = "A model ".repeat(3 * MIB / 8);

@@ -1,4 +1,5 @@
-//! A client that takes nothing of an answer over HTTP/2: its stream ends, and no other.
+//! If a client takes nothing of an answer over HTTP/2, the stream of that answer ends, and no
+//! other.
 
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ async fn stream_whose_client_takes_nothing_ends_and_no_other() {
     let mut stalled = begin(&mut client, "stalled").await;
     let began = Instant::now();
     let mut slow = begin(&mut client, "slow").await;
-    // It takes four kilobytes in a second.
+    // This client takes four kilobytes a second.
     let reading = tokio::spawn(async move {
         while let Some(data) = slow.data().await {
             let length = data.expect("it is never reset").len();
@@ -67,7 +68,7 @@ async fn stream_whose_client_takes_nothing_ends_and_no_other() {
         }
     });
     let leaving = timeout(90 * SECOND, async {
-        // A write or a read tells the upstream, whichever comes first.
+        // The upstream notices by a write or by a read, whichever comes first.
         while upstream.seen()[0].left.is_none() && !upstream.seen()[0].answered {
             sleep(ms(100)).await;
         }
@@ -84,7 +85,7 @@ async fn stream_whose_client_takes_nothing_ends_and_no_other() {
     assert_eq!(error.reason(), Some(Reason::CANCEL), "{error}");
     assert!(upstream.seen()[1].left.is_none() && !reading.is_finished(), "the other goes on");
     cluster.replica().shows("warmkey_active_turns", 1.0).await;
-    // The connection serves on.
+    // The connection still serves other streams.
     drop(begin(&mut client, "third").await);
     reading.abort();
     drop(client);

@@ -1,4 +1,5 @@
-//! Requests over HTTP/2: many come on one connection, and each takes a descriptor for its upstream.
+//! Tests requests over HTTP/2: many come on one connection, and each needs a descriptor for its
+//! upstream.
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -96,7 +97,7 @@ async fn streams_of_few_connections_leave_descriptors_to_the_admin_listener() {
     .await;
 }
 
-/// Strangers take no place of a turn, however many streams they open.
+/// Strangers take no place from a turn, however many streams they open.
 #[tokio::test]
 async fn streams_of_strangers_take_no_place_of_a_turn() {
     let upstream = Recorder::answering(crate::world::recorder::completed()).await;

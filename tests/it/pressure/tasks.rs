@@ -1,4 +1,5 @@
-//! Tasks on which everything depends: each of them panics once, and the replica works as before.
+//! Tests the tasks on which everything depends: each of them panics once, and the replica works as
+//! before.
 
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::collector::Collector;
@@ -15,7 +16,7 @@ fn body(session: usize) -> String {
     )
 }
 
-/// The tasks that a replica has begun again, by the log.
+/// Returns the tasks that a replica has begun again, as the log names them.
 fn begun_again(log: &str) -> std::collections::BTreeSet<String> {
     let lines = log.lines().filter(|line| line.contains("begins again"));
     lines
@@ -45,7 +46,7 @@ async fn export_of_traces_that_panics_begins_again() {
     assert_eq!(cluster.replicas[0].exit(SOON).await.code(), Some(0));
 }
 
-/// Everything that runs in the background panics in the middle of its work.
+/// Each background task panics in the middle of its work.
 #[tokio::test]
 async fn task_that_panics_begins_again() {
     for (shape, own) in [

@@ -1,4 +1,5 @@
-//! A newer version beside this one: what it writes into the shared state is passed over, and stays.
+//! A newer version runs beside this one. This version skips what it does not know in the shared
+//! state, and leaves it there.
 
 use serde_json::json;
 

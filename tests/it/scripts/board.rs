@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(3_600);
 pub struct Said {
     replica: usize,
     leaves: bool,
-    /// The replica has read the board up to now.
+    /// Whether the replica has read the board up to now.
     is_informed: bool,
     notes: Vec<Noted>,
 }
@@ -27,7 +27,7 @@ struct Noted {
     name: usize,
     value: &'static str,
     minutes: u64,
-    /// The note was on the board before, this much older or newer than the note of now.
+    /// If the note was on the board before: how much older or newer it is than the note now.
     again: Option<i64>,
 }
 
@@ -35,7 +35,7 @@ pub fn said() -> impl Strategy<Value = Said> {
     let noted = (
         0..NAMES.len(),
         prop::sample::select(vec!["", "ill", "ill", "off", "two words"]),
-        // 0: for good.
+        // 0 means that the note does not expire.
         prop::sample::select(vec![0, 10, 10, 30, 90]),
         prop_oneof![3 => Just(None), 1 => (-1..2_i64).prop_map(Some)],
     );
@@ -50,7 +50,7 @@ pub fn said() -> impl Strategy<Value = Said> {
 /// One of the two stores, with the last state of its board. Their clocks differ.
 pub struct Side<'s> {
     store: &'s Store,
-    /// The next exchange goes by the earlier version's script, in this Redis.
+    /// The Redis in which the next exchange runs the earlier version's script.
     pub earlier: Option<&'s Redis>,
     version: u64,
     stamps: BTreeMap<String, u64>,
@@ -71,7 +71,7 @@ impl<'s> Side<'s> {
             .expect("an answer")
     }
 
-    /// Makes the report, and describes what the replica reads and what the board holds then.
+    /// Makes the report. Returns what the replica reads, and what the board then holds.
     pub async fn says(&mut self, said: &Said) -> String {
         let note = |noted: &Noted| Note {
             name: NAMES[noted.name].into(),
@@ -114,7 +114,7 @@ impl<'s> Side<'s> {
         format!("{answer}; {board}")
     }
 
-    /// Each note, and whether it is newer than the last one of its name.
+    /// Returns each note, and whether it is newer than the last one of its name.
     fn shown(&self, notes: &[Note]) -> String {
         let mut shown: Vec<_> = notes
             .iter()
@@ -143,7 +143,7 @@ async fn board_in_redis_is_the_board_of_one_process() {
     let mut runner = TestRunner::default();
     for number in 0..500 {
         let said = said().new_tree(&mut runner).expect("words can be made").current();
-        // Stamps have milliseconds: the clock must go on between two reports.
+        // Stamps are in milliseconds, so the clock must go on between two reports.
         tokio::time::sleep(Duration::from_millis(2)).await;
         let (expected, found) = (one.says(&said).await, other.says(&said).await);
         assert_eq!(found, expected, "report {number}: {said:#?}");
@@ -176,7 +176,7 @@ async fn longer_of_two_lives_holds_whichever_came_first() {
     real.tasks.join(SOON).await;
 }
 
-/// Pins the fields that other versions read.
+/// Other versions read these fields, so they must not change.
 #[tokio::test]
 async fn fields_of_the_board_are_written_as_they_always_were() {
     let real = Real::new().await;

@@ -1,8 +1,8 @@
 //! Replicas of an earlier version and of this one share a store. `earlier/` holds the code of the
 //! scripts as that version (commit b53a3c1) runs them, without its comments.
 //!
-//! The texts that the scripts store are pinned elsewhere: names by `store::name`, bindings by
-//! `binding::record`, the fields of board and membership beside the tests of their scripts.
+//! Other tests check the texts that the scripts store: names in `store::name`, bindings in
+//! `binding::record`, the fields of board and membership beside their scripts' tests.
 
 use warmkey::store::MemberReport;
 use warmkey::store::board::{Board, BoardReport, Note};
@@ -33,7 +33,7 @@ fn millis(life: Duration) -> String {
     life.as_millis().to_string()
 }
 
-/// An exchange of a replica of the earlier version.
+/// An exchange with the board by a replica of the earlier version.
 pub async fn exchange_board(redis: &Redis, report: &BoardReport<'_>) -> Board {
     let BoardReport { replica, life, load, seen, notes } = report;
     let mut args = vec![(*replica).into(), millis(*life), (*load).into(), seen.to_string()];
@@ -88,7 +88,7 @@ async fn board_is_one_for_replicas_of_both_versions() {
     let story = (said(), any::<bool>());
     for number in 0..300 {
         let (said, is_earlier) = story.new_tree(&mut runner).expect("a report").current();
-        // Stamps have milliseconds: the clock must go on between two reports.
+        // Stamps are in milliseconds, so the clock must go on between two reports.
         tokio::time::sleep(Duration::from_millis(2)).await;
         other.earlier = is_earlier.then_some(&real.redis);
         by_earlier += u32::from(is_earlier);
@@ -99,7 +99,7 @@ async fn board_is_one_for_replicas_of_both_versions() {
     real.tasks.join(SOON).await;
 }
 
-/// An exchange about membership by one of the two versions.
+/// An exchange of membership by one of the two versions.
 async fn exchange_membership(
     real: &Real,
     is_earlier: bool,
@@ -145,7 +145,7 @@ async fn membership_is_one_for_replicas_of_both_versions() {
             replica: REPLICAS[replica],
             fingerprint: SETS[set],
             keys: &format!("tags of {}", SETS[set]),
-            // A replica remembers the ordinal of its set now and then.
+            // Only now and then does a replica remember the ordinal of its set.
             ordinal: if number % 3 == 0 { ordinals[replica] } else { 0 },
             life: if leaves { Duration::ZERO } else { TTL },
         };

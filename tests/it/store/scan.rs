@@ -1,4 +1,4 @@
-//! Bindings from before a replica subscribed.
+//! Tests scans, which find bindings from before a replica subscribed.
 
 use std::collections::BTreeMap;
 use warmkey::store::name::Name;
@@ -24,7 +24,7 @@ async fn scan_finds_every_binding() {
                 None
             );
         }
-        // Other names stand beside the bindings.
+        // Other names are stored beside the bindings.
         store
             .extend(Name::Thread(&format!("{:022}", 1)), "x", LONG, &mut store.budget())
             .await

@@ -1,4 +1,4 @@
-//! Stores behind TLS: which certificate is trusted, and how a fault is named.
+//! Tests stores behind TLS: which certificate is trusted, and how a fault is named.
 
 use super::*;
 

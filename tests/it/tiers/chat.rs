@@ -1,5 +1,5 @@
-//! Chat Completions through both tiers: only the edge can find the session of a chat turn, and the
-//! tier that meets an upstream without chat translates.
+//! Tests Chat Completions through both tiers. Only the edge can find the session of a chat turn,
+//! and the tier whose upstream lacks chat translates.
 
 use std::collections::BTreeSet;
 
@@ -43,8 +43,8 @@ async fn talk(tiers: &Tiers) -> usize {
     count
 }
 
-/// Whether the edge translates or the inner gateway, the upstream sees one conversation on one key,
-/// by the name that the edge has derived.
+/// Whether the edge or the inner gateway translates, the upstream sees each conversation on one
+/// key, under the name that the edge has derived.
 #[tokio::test]
 async fn translated_conversation_stays_on_one_key_end_to_end() {
     for (at_edge, at_inner) in [("", RESPONSES), (RESPONSES, RESPONSES), (RESPONSES, "")] {

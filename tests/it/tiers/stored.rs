@@ -1,5 +1,5 @@
-//! Stored responses through both tiers: each request about one reaches the project that stores it,
-//! for its own client alone.
+//! Tests stored responses through both tiers: each request about one reaches the project that
+//! stores it, and only for its own client.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::world::codex::uuid;
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Answer, Request, ask};
 
-/// What a client may ask about a response: method, and what stands behind its id.
+/// The requests about a response: the method, and the path after the response's id.
 const ABOUT: [(&str, &str); 5] = [
     ("GET", ""),
     ("GET", "?stream=true"),
@@ -45,7 +45,7 @@ impl Tiers {
         let key = made(&self.judge().await, id).key.clone();
         let calls = self.inner.upstream().calls().await;
         let own: Vec<_> = calls.iter().filter(|call| call.method_path.contains(id)).collect();
-        // A key that serves no longer is replaced by a sibling of its project; here, all serve.
+        // If a key no longer serves, a sibling of its project does. Here all keys serve.
         assert!(own.iter().all(|call| call.key == key), "{key}: {own:?}");
         assert_eq!(own.len(), count, "{own:?}");
         for call in own {
@@ -87,7 +87,8 @@ async fn background_response_is_polled_and_canceled_through_both_tiers() {
         used.insert(made(&tiers.turns().await, &id).key.clone());
     }
     assert!(used.len() > 1, "more than one key is at work: {used:?}");
-    // One that nobody cancels comes to its end, and the conversation goes on from it on its key.
+    // A response that no client cancels comes to its end. The conversation continues from it, on
+    // its key.
     let first = id_of(&Chain::new(tiers.edge.address()).asks(json!({ "background": true })).await);
     eventually(SOON, "the response is made", async || {
         (tiers.status(0, &first).await == "completed").then_some(())

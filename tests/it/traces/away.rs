@@ -1,4 +1,5 @@
-//! A collector that is down, silent, late or behind TLS: no turn and no end waits for it.
+//! Tests a collector that is down, silent, late or behind TLS. No turn waits for it, and neither
+//! does a replica's end.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::world::wire::Request;
 const DROPPED: &str = "warmkey_traces_dropped_total";
 /// Turns that are played.
 const TURNS: usize = 40;
-/// What a hanging collector would cost, if anything waited for it.
+/// Time that a hanging collector would cost if a turn or an end waited for it.
 const LIMIT: Duration = Duration::from_secs(10);
 
 async fn traced_at(address: SocketAddr) -> Running {
@@ -59,7 +60,7 @@ async fn collector_that_is_down_costs_traces_and_nothing_else() {
     assert!(cluster.replicas[0].exit(SOON).await.success());
 }
 
-/// What waits is exported before the end.
+/// Spans that wait are exported before the replica ends.
 #[tokio::test]
 async fn replica_that_leaves_exports_what_waits() {
     let collector = Collector::start().await;
@@ -72,7 +73,7 @@ async fn replica_that_leaves_exports_what_waits() {
     assert_eq!(collector.turns().len(), 3);
 }
 
-/// It accepts connections, and says nothing.
+/// The collector accepts connections, and never answers.
 #[tokio::test]
 async fn collector_that_hangs_costs_neither_turns_nor_the_end() {
     let mut cluster = traced_at(Trap::start().await.address()).await;
@@ -81,7 +82,7 @@ async fn collector_that_hangs_costs_neither_turns_nor_the_end() {
         (cluster.replica().metrics().await.get(DROPPED) >= TURNS as f64).then_some(())
     })
     .await;
-    // This one waits at the end.
+    // This turn's trace still waits when the replica ends.
     play(&cluster, &Request::turn(ALICE, body("last")), 200).await;
     let budget = Budget::begin(LIMIT);
     cluster.replica().terminate().await;
@@ -89,7 +90,7 @@ async fn collector_that_hangs_costs_neither_turns_nor_the_end() {
     budget.holds("the end of a replica whose collector hangs");
 }
 
-/// The authorities are those of the system, or those that `SSL_CERT_FILE` names.
+/// The trusted authorities are those of the system, or those that `SSL_CERT_FILE` names.
 #[tokio::test]
 async fn collector_behind_tls_is_believed_only_with_its_authority() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! Which turns are traced, and the spans of background work.
+//! Tests which turns are traced, and the spans of background work.
 
 use super::{body, play, traceparent};
 use crate::world::cluster::{ALICE, Cluster, Running};
@@ -14,7 +14,7 @@ async fn sampled(lines: &str) -> (Collector, Running) {
     (collector, cluster.start().await)
 }
 
-/// The client's flag says 01, and decides nothing.
+/// The client's sampled flag is 01, and decides nothing.
 #[tokio::test]
 async fn failed_and_cold_turns_are_traced_whatever_the_share() {
     let (collector, cluster) = sampled("sample = 0.0").await;
@@ -25,7 +25,7 @@ async fn failed_and_cold_turns_are_traced_whatever_the_share() {
     }
     cluster.upstream().fails_with(Fault::failing("server_error").times(1)).await;
     let failed = play(&cluster, &request("a"), 200).await;
-    // Another model reads nothing of what is cached.
+    // Another model reads nothing of the cache that this one has filled.
     let other = body("a").replace("gpt-5.4", "gpt-5.5");
     let cold = play(&cluster, &Request::turn(ALICE, other), 200).await;
     let traces = collector.traced(2).await;
@@ -43,7 +43,7 @@ async fn slow_turn_is_traced_whatever_the_share() {
     assert_eq!(collector.traced(1).await[0].turn.trace, slow);
 }
 
-/// Bindings that were made without the store, and then merged into it.
+/// The merge is about bindings that were made without the store.
 #[tokio::test]
 async fn merge_is_a_span_of_its_own() {
     let collector = Collector::start().await;

@@ -1,4 +1,4 @@
-//! Whose span is above a turn: the client's, and below it the upstream's.
+//! Tests which span is above a turn, and which below: the client's and the upstream's.
 
 use super::{SPAN, TRACE, body, play, traced, traceparent};
 use crate::world::admin::{TOKEN, asked};
@@ -8,7 +8,7 @@ use crate::world::recorder::{Recorder, completed};
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, values};
 
-/// Codex's own tracing: an empty `tracestate`, and one trace for all rounds of a turn.
+/// Codex's own tracing sends an empty `tracestate`, and one trace for all rounds of a turn.
 #[tokio::test]
 async fn turn_is_a_child_of_its_clients_span_and_has_a_name_of_its_own() {
     let (collector, mut cluster) =
@@ -29,7 +29,7 @@ async fn turn_is_a_child_of_its_clients_span_and_has_a_name_of_its_own() {
         assert_eq!(trace.names(), super::SERVED);
     }
     assert_ne!(traces[0].turn.id, traces[1].turn.id);
-    // The ledger knows both by the same names.
+    // The ledger names both turns by the same ids.
     let target = format!("/sessions/{}", traces[0].turn.said("warmkey.session"));
     eventually(SOON, "both turns are written down", async || {
         let page = asked(cluster.replica().admin(), "GET", &target).await.json();

@@ -1,4 +1,4 @@
-//! Turns on a WebSocket: one trace each, below the span that the message names.
+//! Tests turns on a WebSocket: each has one trace, below the span that its message names.
 
 use serde_json::json;
 
@@ -27,7 +27,7 @@ async fn turn(socket: &mut Socket, text: &str) {
     socket.event(&["response.completed"]).await;
 }
 
-/// The handshake's own `traceparent` is the prewarm's, and no turn's.
+/// The handshake's own `traceparent` belongs to the prewarm, and to no turn.
 #[tokio::test]
 async fn turn_on_a_websocket_belongs_to_the_span_in_its_message() {
     let (collector, mut cluster) = traced(Cluster::new().keys(siblings("org-a", 1))).await;
@@ -90,7 +90,7 @@ async fn failed_handshake_is_one_trace() {
     assert_eq!(traces[0].attempts()[0].said("warmkey.reason"), "limited");
 }
 
-/// A handshake that another key takes is no turn, and leaves nothing to the turns behind it.
+/// A handshake that another key accepts is no turn, and adds nothing to the turns after it.
 #[tokio::test]
 async fn handshake_that_another_key_takes_is_no_trace() {
     let (collector, mut cluster) = traced(Cluster::new().keys(siblings("org-a", 2))).await;
@@ -115,8 +115,8 @@ async fn handshake_that_another_key_takes_is_no_trace() {
     assert_eq!(moved.said("warmkey.binding"), "rebound");
 }
 
-/// A handshake is nobody's span: upstream gets the client's own parent or none, and every message
-/// byte by byte.
+/// A handshake belongs to no span. The upstream receives the client's own `traceparent` or none,
+/// and every message byte by byte.
 #[tokio::test]
 async fn upstream_gets_no_span_of_ours_on_a_websocket() {
     let collector = Collector::start().await;

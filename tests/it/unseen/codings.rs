@@ -1,5 +1,5 @@
-//! Number 8: nothing passes that cannot be decoded. A 502 or a cut takes the place of an answer in
-//! a coding that nobody asked for, or that is not in its coding. It says nothing of its key.
+//! Number 8: no answer passes that cannot be decoded. If an answer comes in an unrequested coding,
+//! or is not in its stated coding, a 502 or a cut replaces it. It says nothing about its key.
 
 use std::io::Write;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const UNREADABLE: [&str; 8] = [
     "content-encoding: gzip, gzip\r\n",
     "content-encoding: caf\u{e9}\r\n",
 ];
-/// Answers whose meaning is in their status, in their body, or in both.
+/// Statuses of answers whose meaning is in the status, in the body, or in both.
 const STATUSES: [&str; 11] = [
     "200 OK",
     "201 Created",
@@ -37,7 +37,7 @@ const STATUSES: [&str; 11] = [
     "500 x",
     "503 x",
 ];
-/// The header with which a request of a test names the answer that it gets.
+/// The header in which a request of a test names the answer that it wants.
 const WANTED: &str = "x-wanted";
 
 fn script(seen: &Seen) -> Vec<Step> {
@@ -66,7 +66,7 @@ async fn all_are_ready(cluster: &Running) {
 async fn answer_that_nobody_can_read_is_a_502_in_its_place() {
     let upstream = Recorder::start(script).await;
     let cluster = two().keys(siblings("org-a", 2)).recorded_by(&upstream).start().await;
-    // The response that the requests below are about.
+    // The requests below are about this response.
     assert_eq!(ask(cluster.address(), &turn(BODY)).await.status, 200);
     for (status, lines) in cases() {
         let case = format!("{} {:?}", STATUSES[status], UNREADABLE[lines]);
@@ -97,7 +97,7 @@ async fn answer_that_nobody_can_read_is_a_502_in_its_place() {
     assert_eq!(ask(cluster.address(), &turn(BODY)).await.status, 200, "the key goes on serving");
 }
 
-/// What refuses a handshake is passed on, too.
+/// The answer that refuses a handshake is passed on, so it must be decodable, too.
 #[tokio::test]
 async fn refusal_of_a_handshake_that_nobody_can_read_never_passes() {
     let upstream = Recorder::start(script).await;
@@ -107,7 +107,7 @@ async fn refusal_of_a_handshake_that_nobody_can_read_never_passes() {
         let headers = [(WANTED, wanted.as_str()), ("session-id", "s")];
         let refused = open(cluster.address(), ALICE, &headers).await.err().expect("a refusal");
         let is_of_http = ["200", "201", "302", "404"].iter().any(|code| case.starts_with(code));
-        // An upstream without a WebSocket says so by its status alone.
+        // An upstream without WebSocket shows that by its status alone.
         let expected = if is_of_http { 426 } else { 502 };
         assert_eq!(refused.status, expected, "{case}: {}", refused.body);
         assert!(!refused.code().is_empty(), "{case}: an error of ours");
@@ -115,7 +115,8 @@ async fn refusal_of_a_handshake_that_nobody_can_read_never_passes() {
     all_are_ready(&cluster).await;
 }
 
-/// The gateway asks for no coding of a list of models, and reads one that comes all the same.
+/// The gateway asks for the list of models without a coding, and still reads one that comes
+/// encoded.
 #[tokio::test]
 async fn list_of_models_is_read_in_its_coding_or_not_at_all() {
     let list = br#"{"object":"list","data":[{"id":"gpt-5.4"}]}"#;
@@ -190,7 +191,8 @@ fn script_of_broken(seen: &Seen, forms: &[(&str, &str)]) -> Vec<Step> {
 
 const JSON: &str = "application/json";
 
-/// An error that cannot be decoded is none of a key: a 502 in its place, and the key goes on.
+/// An error that cannot be decoded says nothing about a key. The client receives a 502, and the key
+/// still serves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn error_that_cannot_be_decoded_is_a_502_and_no_keys() {
     let errors = STATUSES.into_iter().filter(|status| !status.starts_with(['2', '3']));
@@ -215,8 +217,8 @@ async fn error_that_cannot_be_decoded_is_a_502_and_no_keys() {
     }
 }
 
-/// An answer that cannot be decoded is never taken for a whole one. If the client has received a
-/// part of it, its usage is missing.
+/// An answer that cannot be decoded never counts as complete. If the client has received a part of
+/// it, its usage is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answer_that_cannot_be_decoded_is_never_whole() {
     let forms = [("200 OK", JSON), ("200 OK", "text/event-stream"), ("200 OK", "chunked")];

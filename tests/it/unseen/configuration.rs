@@ -1,5 +1,5 @@
-//! Number 7: an accepted configuration is one that works. An option that says where traffic goes or
-//! what is trusted is understood entirely. Otherwise the start is refused in a line that names the
+//! Number 7: a configuration that is accepted works. An option that says where traffic goes or what
+//! is trusted is understood entirely. Otherwise the start is refused, with a line that names the
 //! option.
 
 use tokio::process::Command;
@@ -36,7 +36,8 @@ const FOREIGN: [&str; 22] = [
     "invalid type",
 ];
 
-/// Options that are valid together, and where another value of one of them goes.
+/// Returns a configuration whose options are valid together. `options`: values that replace some of
+/// them.
 pub fn written(options: &[(&str, &str, String)]) -> String {
     let value = |section: &str, option: &str, usual: &str| {
         let given =
@@ -254,7 +255,8 @@ async fn option_that_names_where_traffic_goes_is_understood_or_refused() {
         for value in values {
             is_refused(&folder, &[(section, option, text(value))], name).await;
         }
-        // Another type than text. A number and a word are text where any text is valid.
+        // These values have another type than text. Where any text is valid, a number and a word
+        // are text.
         let is_free = matches!(option, "query" | "session_header");
         let odd = ["[\"a\"]", "{ x = \"y\" }", "5", "true"];
         for value in &odd[..if is_free { 2 } else { 4 }] {
@@ -287,7 +289,7 @@ async fn option_that_names_what_is_trusted_is_understood_or_refused() {
             is_refused(&folder, &[("server", "tls", tls)], "server.tls").await;
         }
     }
-    // A file for what needs none, and halves of a pair.
+    // These are a file for an option that needs none, and halves of a pair.
     is_refused(&folder, &[("[upstream]", "ca_file", certificate.clone())], "ca_file").await;
     is_refused(&folder, &[("store", "ca_file", certificate.clone())], "store.ca_file").await;
     let plain = ("store", "url", text("redis://h"));

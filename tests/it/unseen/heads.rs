@@ -1,5 +1,5 @@
-//! Number 11: a head that is too large or unreadable gets the gateway's own error, which even a
-//! client that writes on meanwhile reads.
+//! Number 11: a head that is too large or unreadable is answered with the gateway's own error. Even
+//! a client that is still writing reads it.
 
 use crate::world::cluster::ALICE;
 use crate::world::waiting::{ANSWER, within};
@@ -7,10 +7,10 @@ use crate::world::wire::{Answer, Connection};
 
 use super::{BODY, two};
 
-/// Sends raw bytes in one go, and reads the answer then.
+/// Sends raw bytes at once, and then reads the answer.
 async fn told(address: std::net::SocketAddr, bytes: &[u8]) -> (Answer, Connection) {
     let mut connection = Connection::open(address).await;
-    // The other half may be closed before everything is written.
+    // The gateway may close its half before all bytes are written.
     let _ = within(ANSWER, "the bytes are written", connection.send_raw(bytes)).await;
     let mut answer = within(ANSWER, "a head", connection.head()).await.expect("an answer");
     within(ANSWER, "a body", connection.finish(&mut answer)).await;
@@ -83,7 +83,7 @@ async fn head_that_nobody_can_read_is_told_so() {
     }
 }
 
-/// Over HTTP/2, the gateway reads more than it serves, so that it can say so.
+/// Over HTTP/2, the gateway reads larger heads than it serves, so that it can answer with an error.
 #[tokio::test]
 async fn head_that_is_too_large_over_http2_is_told_so() {
     let cluster = two().start().await;

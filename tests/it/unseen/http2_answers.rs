@@ -1,5 +1,5 @@
-//! Numbers 10 and 12: an answer over HTTP/2 is whole only if its upstream has said so, and passes
-//! as one over HTTP/1.1 does.
+//! Numbers 10 and 12: an answer over HTTP/2 is complete only if its upstream has said so. It passes
+//! like an answer over HTTP/1.1.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ async fn answer_without_its_end_never_looks_whole() {
             (200, STREAM, CREATED, (200, false)),
             (200, STREAM, COMPLETED.as_bytes(), (200, false)),
             (200, JSON, b"", (200, false)),
-            // The gateway must read these before it can deliver them.
+            // The gateway must read these answers before it can deliver them.
             (400, JSON, error, (502, true)),
             (404, JSON, error, (502, true)),
             (500, JSON, error, (502, true)),
@@ -104,7 +104,7 @@ async fn answer_that_has_ended_is_whole_whatever_follows() {
         vec![head(Some(DOCUMENT.len())), last()],
         vec![head(None), Part::Data(DOCUMENT.to_vec()), Part::Last(Vec::new())],
         vec![head(None), Part::Data(DOCUMENT.to_vec()), Part::Trailers],
-        // RFC 9113, section 8.1: the answer is whole, the request needs no more of it.
+        // RFC 9113, section 8.1: the answer is complete, and the request's rest is not needed.
         vec![head(None), last(), Part::Reset(NO_ERROR)],
         vec![head(None), last(), Part::LeaveAfter(NO_ERROR), Part::Close],
     ] {
@@ -119,7 +119,7 @@ async fn answer_that_has_ended_is_whole_whatever_follows() {
     }
 }
 
-/// A head that states another length than that of the data is no answer (RFC 9113, section 8.1.1).
+/// If a head states another length than its data has, it is no answer (RFC 9113, section 8.1.1).
 #[tokio::test]
 async fn answer_of_another_length_never_looks_whole() {
     for length in [DOCUMENT.len() - 1, DOCUMENT.len() + 1] {
@@ -146,7 +146,8 @@ async fn long_body_passes_a_narrow_window_whole() {
     assert!(bodies == [BODY.as_bytes(), long.as_bytes()], "the same bytes");
 }
 
-/// A client that leaves resets its own stream upstream. The connection stays, for others.
+/// If a client leaves, only its own stream upstream is reset. The connection stays, for other
+/// clients.
 #[tokio::test]
 async fn client_that_leaves_ends_its_stream_alone() {
     let begun = vec![Part::Head(200, STREAM, None), Part::Data(CREATED.to_vec()), Part::Hold];
@@ -163,7 +164,7 @@ async fn client_that_leaves_ends_its_stream_alone() {
     let (when, code) = upstream.resets(1).await[0];
     budget.held_at(when, "the end upstream");
     assert_eq!(code, CANCEL);
-    // The first permit goes to the play of the stream that was reset.
+    // The first permit is used up by the stream that was reset.
     upstream.release();
     upstream.release();
     within(ANSWER, "the rest", staying.finish(&mut answer)).await;

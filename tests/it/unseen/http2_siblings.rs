@@ -1,5 +1,5 @@
-//! Number 10: a turn that its upstream refuses over HTTP/2 again and again may go to a sibling, and
-//! its client notices nothing.
+//! Number 10: if an upstream refuses a turn over HTTP/2 again and again, a sibling may serve it,
+//! and its client notices nothing.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -42,7 +42,7 @@ async fn turn_that_is_refused_again_is_served_by_a_sibling_unseen() {
         .map(|key| key.expect("a key of ours").organization)
         .into();
     assert_eq!(keys.len(), 1, "a sibling: {keys:?}");
-    // What was refused says nothing of the key.
+    // A refused stream says nothing about the key.
     for replica in &cluster.replicas {
         for key in replica.keys().await {
             assert_eq!(key["state"], "ready", "{key}");

@@ -12,7 +12,7 @@ use crate::world::waiting::{ANSWER, within};
 
 const MIB: usize = 1 << 20;
 
-/// The same connection, without limits of the test's own.
+/// Returns the same connection, without limits on the test's own side.
 async fn unlimited(socket: Socket) -> Socket {
     let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
     let stream = socket.0.into_inner();
@@ -64,7 +64,8 @@ async fn usage_of_a_large_event_is_found_or_missing() {
     }
 }
 
-/// Beyond 256 MiB, the sender breaks the limit, whatever it announces: 1009, and no memory for it.
+/// A message beyond 256 MiB breaks the limit, whatever length it announces. The gateway closes with
+/// 1009, and reserves no memory for the message.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_message_of_an_upstream_is_refused() {
     let upstream = Upstream::start().await;

@@ -1,4 +1,4 @@
-//! Number 11: an error inside a stream is understood in each of its spellings.
+//! Number 11: an error inside a stream is understood in each form in which upstreams write it.
 
 use super::{BODY, turn, two};
 use crate::world::recorder::{Recorder, stream};

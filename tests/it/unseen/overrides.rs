@@ -1,6 +1,6 @@
-//! Number 6: no upstream can read something else in a request than the rules have read. Some
-//! servers look for the method, the address or a field in a header or in the query, and some read
-//! the first of duplicate fields.
+//! Number 6: an upstream can read nothing in a request but what the rules have read. Some servers
+//! look for the method, the address or a field in a header or in the query. Some read the first of
+//! duplicate fields.
 
 use super::{BODY, turn, two};
 use crate::world::cluster::ALICE;
@@ -76,7 +76,7 @@ async fn query_that_names_a_method_or_a_field_of_the_body_never_passes() {
 }
 
 /// Fields of a turn that name another client's content to a reader of the first duplicate, or of
-/// the last one, and the error that the client gets.
+/// the last one. With each goes the error that the client receives.
 const TWICE: [(&str, u16, &str); 6] = [
     (r#""input":[{"type":"item_reference","id":"msg_1"}],"input":"hello""#, 404, "item_not_found"),
     (r#""inp\u0075t":[{"id":"msg_1"}],"input":[]"#, 404, "item_not_found"),

@@ -1,4 +1,4 @@
-//! Number 7: traffic goes where the configuration says, whatever the environment names, and `check`
+//! Number 7: traffic goes where the configuration says, whatever the environment names. `check`
 //! tries what the store's user may do.
 
 use super::BODY;
@@ -74,7 +74,7 @@ async fn configured_proxy_is_always_used() {
     assert!(cluster.turns().await.is_empty(), "nothing went past the proxy");
 }
 
-/// `check` tries to hear and to tell of moved sessions.
+/// `check` tries to receive and to send announcements of moved sessions.
 #[tokio::test]
 async fn check_names_the_right_to_a_channel_that_is_missing() {
     let folder = Folder::new();
@@ -92,7 +92,7 @@ async fn check_names_the_right_to_a_channel_that_is_missing() {
         assert_eq!(redis.ask::<String>(&words).await, "OK");
         let (code, said) = run("check", &written(&[("store", "url", text(&url))]), &folder).await;
         assert_eq!(code, Some(64), "{more:?}: {said}");
-        // What would run is told first.
+        // What would run is printed first, and the fault last.
         let fault = said.lines().last().unwrap_or_default();
         assert!(fault.contains("store.url") && fault.contains(word), "{more:?}: {said}");
         assert!(!said.contains("canary"), "{said}");

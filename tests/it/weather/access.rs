@@ -1,4 +1,4 @@
-//! A Redis that wants a password, or speaks TLS: the fault is named, and no turn is lost.
+//! Tests a Redis that requires a password or TLS: the log names the fault, and no turn is lost.
 
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ async fn cut(redis: &Redis) {
     redis.run(&["CLIENT", "KILL", "USER", "gateway"]).await;
 }
 
-/// B-13: the old password ends first, and the new one comes later.
+/// B-13: the old password becomes invalid first, and the new one comes later.
 #[tokio::test]
 async fn rotated_password_costs_no_turn() {
     let folder = Folder::new();
@@ -88,7 +88,7 @@ async fn rotated_password_costs_no_turn() {
     assert!(!cluster.logs().contains("canary-"), "no password is ever shown");
 }
 
-/// B-14: the missing right is named, and all turns are served.
+/// B-14: the log names the missing right, and all turns are served.
 #[tokio::test]
 async fn user_with_too_few_rights_is_named() {
     let folder = Folder::new();

@@ -39,7 +39,7 @@ async fn stopped_primary_is_replaced() {
 }
 
 /// B9: only moves just before the failover may be lost with the primary. A replica that has seen
-/// the newer epoch keeps to it, and tells the new primary.
+/// the newer epoch uses it further, and tells the new primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b9_failover() {
     let keys = siblings("org-a", 4);
@@ -52,7 +52,7 @@ async fn b9_failover() {
         (0..40).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect();
     sessions = turn_each(sessions).await;
     let dead = path_of(&cluster.turns().await, &sessions[0].session).remove(0);
-    // The replicas of Redis have everything until now, and nothing from now on.
+    // The replicas of Redis have all writes so far, and receive none from now on.
     cluster.sentinel().primary().await.is_copied().await;
     cluster.sentinel().cut_replicas_off().await;
     cluster.upstream().revoke(&dead).await;
@@ -65,7 +65,7 @@ async fn b9_failover() {
         .collect();
     assert!(!moved.is_empty() && moved.len() < sessions.len(), "some have moved: {}", moved.len());
     cluster.upstream().heal().await;
-    // The other replica only knows the moves by announcement: by its own knowledge, the old key
+    // The other replica knows the moves only by announcement. By its own knowledge, the old key
     // would serve.
     sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[1].address()));
     sessions = turn_each(sessions).await;
@@ -98,8 +98,8 @@ async fn b9_failover() {
 }
 
 /// B8 and B9: every replica knows a binding that differs from its session's own order. This holds
-/// for a replica that has not served the session or was started since, and for a binding that the
-/// store has lost.
+/// for a replica that has not served the session, and for one that was started since. It also holds
+/// for a binding that the store has lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b9_first_bindings() {
     let cluster =

@@ -1,4 +1,4 @@
-//! A Redis that answers wrongly: emptied, full, read-only, loading, without its scripts.
+//! Tests a Redis that answers wrongly: emptied, full, read-only, loading, without its scripts.
 
 use super::*;
 use crate::world::simulator::path_of;
@@ -13,13 +13,14 @@ async fn flushed_redis_moves_no_session() {
         scene.goes_on(ms(1_500)).await;
     }
     scene.goes_on(PERIOD * 2).await;
-    // The store holds the sessions played since, not only the replicas' memory.
+    // The store itself holds the sessions that have played since, and not only the replicas'
+    // memory.
     assert_eq!(scene.cluster.redis().bindings().await.len(), KNOWN + NEW);
     scene.judge().await;
 }
 
-/// B-7: bound sessions are found. New sessions go by their own order, and are stored as soon as
-/// Redis has room.
+/// B-7: the bindings of bound sessions are found. New sessions follow their own order, and are
+/// stored as soon as Redis has room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_redis_costs_no_turn() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
@@ -80,7 +81,7 @@ async fn loading_redis_costs_no_turn() {
     scene.judge().await;
 }
 
-/// B-15: an unknown script is sent along, in the same turn.
+/// B-15: if Redis does not know a script, the same turn sends it along.
 #[tokio::test]
 async fn redis_without_its_scripts_is_given_them_again() {
     let mut cluster = Cluster::new().keys(siblings("org-a", 6)).redis().start().await;

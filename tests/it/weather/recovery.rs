@@ -1,4 +1,5 @@
-//! Recovery: one replica has seen or done something without the others, and all agree again.
+//! Tests recovery: one replica has seen or done something without the others, and then all agree
+//! again.
 
 use super::*;
 use crate::world::cable::{Cable, Weather};
@@ -8,7 +9,7 @@ use crate::world::simulator::path_of;
 
 const UP: &str = "warmkey_store_up";
 
-/// Two replicas, the first of them on a cable that can be silenced.
+/// Two replicas. The first one reaches Redis by a cable that a test can silence.
 async fn divided(folder: &Folder) -> (Redis, Cable, Running) {
     let redis = Redis::start(folder.path()).await;
     let cable = Cable::to(redis.address()).await;
@@ -58,8 +59,8 @@ fn epoch(value: &str) -> u32 {
         .unwrap_or_else(|| panic!("an epoch in {value:?}"))
 }
 
-/// B4: a replica that has seen a session's second key keeps to it, whatever the store says later,
-/// and tells the store.
+/// B4: a replica that has seen a session's second key uses it further, whatever the store says
+/// later, and tells the store.
 #[tokio::test]
 async fn b4_monotone_epoch() {
     let folder = Folder::new();
@@ -71,7 +72,7 @@ async fn b4_monotone_epoch() {
     let second = by(&cluster, 0, &mut codex).await;
     cluster.upstream().heal().await;
     assert_ne!(first, second);
-    // The other replica only knows the move by announcement: by its own knowledge, the first key
+    // The other replica knows the move only by announcement. By its own knowledge, the first key
     // would serve.
     assert_eq!(by(&cluster, 1, &mut codex).await, second);
     let (_, new) = redis.binding().await;
@@ -99,7 +100,7 @@ async fn b11_recovery() {
     let new_session = || Codex::new(cluster.address(), ALICE);
     let mut moved_here = new_session();
     let first_key = by(&cluster, 0, &mut moved_here).await;
-    // A second session of the same key, so that one revocation moves both.
+    // A second session has the same key, so that one revocation moves both.
     let mut moved_there = found("a second session on its key", async || {
         let mut codex = new_session();
         (by(&cluster, 0, &mut codex).await == first_key).then_some(codex)
@@ -131,7 +132,7 @@ async fn b11_recovery() {
     .await;
 
     back(&cluster, &cable).await;
-    // The keys are well again: only the bindings count now.
+    // The keys work again, so only the bindings decide now.
     for key in [&first_key, &once] {
         cluster.replicas[0].command("probe", key).await;
         for replica in &cluster.replicas {
@@ -199,8 +200,9 @@ async fn replica_on_its_own_learns_that_a_key_is_dead() {
     assert_eq!(refused().await, 2);
 }
 
-/// B8: without the store a session stays on the key that the replica remembers, or that its own
-/// order names. A session that moves stays in its organization, and no turn is refused.
+/// B8: without the store a session stays on the key that the replica remembers, or otherwise on the
+/// first key of its own order. A session that moves stays in its organization, and no turn is
+/// refused.
 #[tokio::test]
 async fn b8_store_outage() {
     let mut cluster = Cluster::new().keys(lopsided()).replicas(3).redis().start().await;
@@ -216,7 +218,8 @@ async fn b8_store_outage() {
         cluster.replicas[number].says("what is bound in the store is known").await;
     }
     let mut strangers = sessions.split_off(20);
-    // The first replica serves half of them again, and the others learn that by announcement.
+    // The first replica serves half of the sessions again, and the others learn that by
+    // announcement.
     sessions = introduce(&cluster, 0, sessions).await;
     let placed = |turns: &[crate::world::simulator::Turn]| -> BTreeMap<String, (String, String)> {
         let served = turns.iter().filter(|turn| turn.is_served());
@@ -242,7 +245,8 @@ async fn b8_store_outage() {
             "a remembered session stays"
         );
     }
-    // No replica remembers the strangers: both replicas still agree, and leave no organization.
+    // No replica remembers the strangers. Both replicas still agree on their keys, and leave no
+    // organization.
     let mut placements = Vec::new();
     for number in [1, 2] {
         strangers
@@ -262,8 +266,8 @@ async fn b8_store_outage() {
     }
 }
 
-/// A scan that the store refuses is made once the store allows it. Until then the replica knows the
-/// announced bindings.
+/// If the store refuses a scan, the replica scans once the store allows it. Until then it knows
+/// only the announced bindings.
 #[tokio::test]
 async fn binding_is_read_as_soon_as_it_can_be() {
     let mut cluster =

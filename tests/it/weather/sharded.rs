@@ -1,4 +1,4 @@
-//! A Cluster whose shards die, are taken over, and give their slots away.
+//! Tests a Cluster whose shards die, are taken over, and give their slots away.
 
 use super::*;
 use crate::world::redis::shape::Shape;
@@ -8,7 +8,7 @@ use crate::world::replica::Replica;
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 const DEGRADED: &str = r#"warmkey_bindings_total{result="degraded"}"#;
 
-/// Turns in flight at one replica when a core comes late.
+/// Turns in flight at one replica when it waits for a core.
 const AT_ONCE: f64 = 4.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,7 +34,7 @@ async fn shard_that_comes_back_empty_moves_no_session() {
     scene.judge().await;
 }
 
-/// B-11: only the dead shard's sessions go without the store.
+/// B-11: only the sessions of the dead shard go without the store.
 #[tokio::test]
 async fn dead_shard_concerns_only_its_own_sessions() {
     let mut cluster = Cluster::new()
@@ -111,7 +111,7 @@ async fn slots_that_move_under_load_move_no_session() {
     }
     scene.goes_on(PERIOD).await;
     assert_eq!(scene.failures().await, failures, "a slot that moves is no failure");
-    // Whenever a core comes late, a few turns may be late; not one for each slot.
+    // Whenever a process waits for a core, a few turns may be late, but not one for each slot.
     let (late, excused) = (scene.degraded().await - degraded, scene.lateness(began) * AT_ONCE);
     assert!(
         late < moves.len() as f64 / 5.0 + excused,

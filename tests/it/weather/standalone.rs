@@ -1,4 +1,5 @@
-//! A single Redis goes away: killed, stopped, or behind a cable that is silent, refused or slow.
+//! Tests a single Redis that goes away: killed, stopped, or behind a cable that is silent, refused
+//! or slow.
 
 use super::*;
 use crate::world::cable::{Cable, Weather};
@@ -6,7 +7,7 @@ use crate::world::process::Folder;
 use crate::world::redis::Redis;
 use crate::world::waiting::is_long;
 
-/// From a second on, a longer stop looks the same. `WARMKEY_LONG=1` makes it a minute.
+/// A stop of more than a second looks the same to turns. `WARMKEY_LONG=1` makes it a minute.
 fn a_long_time() -> Duration {
     if is_long() { Duration::from_secs(60) } else { AWAY }
 }
@@ -45,7 +46,7 @@ async fn stopped_redis_that_continues_is_found_again() {
     scene.judge().await;
 }
 
-/// B-3: silence, and then a worse fault: the address refuses connections.
+/// B-3: first silence, and then a worse fault: the address refuses connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_behind_a_silent_cable_costs_no_turn() {
     let folder = Folder::new();
@@ -67,7 +68,7 @@ async fn redis_that_answers_too_late_costs_no_turn() {
     let (_redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;
     for late in [50, 500] {
-        // Half of the delay each way.
+        // Each way has half of the delay.
         cables.iter().for_each(|cable| cable.set(Weather::Slow(ms(late / 2))));
         scene.endures(AWAY).await;
         cables.iter().for_each(|cable| cable.set(Weather::Fair));
@@ -76,7 +77,7 @@ async fn redis_that_answers_too_late_costs_no_turn() {
     scene.judge().await;
 }
 
-/// Slow, but in time: turns wait for the answer, and nothing else changes.
+/// If Redis is slow but in time, turns wait for its answer, and nothing else changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_redis_that_is_in_time_is_used() {
     let folder = Folder::new();
@@ -90,7 +91,8 @@ async fn slow_redis_that_is_in_time_is_used() {
     scene.judge().await;
 }
 
-/// Connections that break or fall silent are remade; memory answers the questions in flight.
+/// Connections that break or fall silent are replaced. Meanwhile the replica's memory answers the
+/// questions in flight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_break_again_and_again_cost_no_turn() {
     let folder = Folder::new();

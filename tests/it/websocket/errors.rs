@@ -1,4 +1,5 @@
-//! Errors that an upstream tells on a WebSocket: which pass, and which make the client reconnect.
+//! Tests errors that an upstream sends on a WebSocket: which pass, and which make the client
+//! reconnect.
 
 use super::*;
 
@@ -34,8 +35,8 @@ async fn refusal_of_the_key_makes_the_client_reconnect() {
     }
 }
 
-/// Only a handshake that names the model finds another key, and only an unsealed session another
-/// organization.
+/// A reconnect finds another key only if the handshake names the model. It finds another
+/// organization only if the session is unsealed.
 #[tokio::test]
 async fn limit_makes_the_client_reconnect_where_that_helps() {
     let anew = "websocket_connection_limit_reached";
@@ -83,7 +84,7 @@ async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
     ] {
         assert_eq!(refuse(&mut client, &mut there, refusal).await, refusal);
     }
-    // Codex would give up on these errors as they are.
+    // On these errors, Codex would give up if they passed unchanged.
     for (refusal, code, waits) in [
         (
             r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"} }"#,

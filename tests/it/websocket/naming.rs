@@ -1,4 +1,4 @@
-//! The header by which an upstream knows sessions, on the handshake of a WebSocket.
+//! Tests the header by which an upstream knows sessions, on the handshake of a WebSocket.
 
 use crate::world::cluster::{ALICE, BOB, Cluster};
 use crate::world::codex::uuid;
@@ -17,7 +17,8 @@ async fn session_header_of_a_handshake_is_derived_and_never_replaced() {
         .redis()
         .start()
         .await;
-    // The values of the header on the upstream's handshake, and one whole turn behind it.
+    // Returns the values of the header in the upstream's handshake, after which one whole turn is
+    // played.
     let told = async |replica: usize, token: &str, own: &[(&str, &str)]| {
         let address = cluster.replicas[replica].address();
         let answered = async {
@@ -49,6 +50,6 @@ async fn session_header_of_a_handshake_is_derived_and_never_replaced() {
         sent.push(("session-id", &session));
         assert_eq!(told(0, ALICE, &sent).await, own);
     }
-    // No header names a session here, and the messages come too late to.
+    // No header names a session here, and the messages come after the handshake.
     assert_eq!(told(0, ALICE, &[]).await, [""; 0], "nothing is made up");
 }

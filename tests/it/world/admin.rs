@@ -13,10 +13,10 @@ use crate::world::wire::{Answer, Request, ask};
 /// The operators' token in tests.
 pub const TOKEN: &str = "token-canary-admin";
 
-/// By then every replica must know a command.
+/// Time within which every replica must know a command.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Asks with the token, and checks that no answer holds a secret.
+/// Asks with the token, and checks that the answer holds no secret.
 pub async fn asked(admin: SocketAddr, method: &str, target: &str) -> Answer {
     let answer = ask(admin, &Request::new(method, target).bearer(TOKEN)).await;
     assert!(!answer.text().contains("canary"), "{target}: {}", answer.text());
@@ -51,7 +51,8 @@ impl Replica {
 }
 
 impl Running {
-    /// Waits until the metrics of every replica show this key in this state. Metrics ask no store.
+    /// Waits until the metrics of every replica show this key in this state. To read metrics needs
+    /// no store.
     pub async fn all_have(&self, key: &str, state: &str) {
         let series = format!("warmkey_key_state{{key=\"{key}\",state=\"{state}\"}}");
         for replica in &self.replicas {

@@ -1,7 +1,7 @@
 //! HAProxy in round robin: without affinity, every turn of a session may meet another replica.
 //!
-//! The balancer tries another replica only where a connection was refused. The client sees every
-//! other answer, or failure to answer.
+//! The load balancer tries another replica only if a connection was refused. Any other answer, or
+//! failure to answer, reaches the client.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::world::wire::{Connection, get};
 
 pub struct Balancer {
     address: SocketAddr,
-    /// Where HAProxy shows the state of the replicas.
+    /// The address at which HAProxy shows the state of the replicas.
     state: SocketAddr,
     _process: Process,
 }
@@ -28,7 +28,7 @@ impl Balancer {
             let name = format!("haproxy-{attempt}");
             let file =
                 folder.write(&format!("{name}.cfg"), &configuration(address, state, replicas));
-            // Debian installs HAProxy where only root's PATH looks.
+            // Debian installs HAProxy in a folder that is only on root's path.
             let program = ["/usr/sbin/haproxy", "haproxy"]
                 .into_iter()
                 .find(|program| Path::new(program).exists());
@@ -53,7 +53,7 @@ impl Balancer {
         self.address
     }
 
-    /// Waits until the balancer sends turns to replica `number` again.
+    /// Waits until the load balancer sends turns to replica `number` again.
     pub async fn trusts(&self, number: usize) {
         let server = format!("warmkey,r{number},");
         eventually(SOON, "HAProxy finds the replica up", async || {

@@ -15,7 +15,7 @@ use crate::world::port;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Weather {
     Fair,
-    /// Bytes arrive so much later, each way.
+    /// Bytes arrive later by this time, each way.
     Slow(Duration),
     /// Connections are accepted, and no byte passes. Bytes sent meanwhile pass later, as with a
     /// peer that was stopped.
@@ -29,7 +29,7 @@ pub enum Weather {
 enum Fate {
     Close,
     Reset,
-    /// The connections stay open, and silent for ever.
+    /// The connections stay open, but no byte passes any more.
     Strand,
 }
 
@@ -42,7 +42,7 @@ pub struct Cable {
 
 impl Cable {
     pub async fn to(far: SocketAddr) -> Self {
-        // The port stays the cable's own while the cable does not listen.
+        // The port stays reserved for the cable while the cable does not listen.
         let address = port::free();
         let (weather, fate) = (watch::Sender::new(Weather::Fair), watch::Sender::new(Fate::Close));
         let listener = TcpListener::bind(address).await.expect("a free port can be bound");
@@ -76,7 +76,7 @@ impl Cable {
         self.fate.send_replace(Fate::Reset);
     }
 
-    /// Open connections stay open and silent for ever; new ones work.
+    /// Open connections stay open, but no byte passes on them any more. New ones work.
     pub fn strand(&self) {
         self.fate.send_replace(Fate::Strand);
     }
@@ -132,13 +132,13 @@ async fn connect(
 ) {
     let mut far = None;
     let carrying = async {
-        // While the far end is silent, its greeting is, too.
+        // While the far end is silent, no greeting comes from it.
         let _ = weather.wait_for(|weather| *weather != Weather::Silent).await;
         let Ok(stream) = TcpStream::connect(address).await else { return };
         let _ = (near.set_nodelay(true), stream.set_nodelay(true));
         let far = far.insert(stream);
         let ((from_near, to_near), (from_far, to_far)) = (near.split(), far.split());
-        // Once one side has ended, the other has nothing more to say.
+        // Once one side has ended, no byte of the other one is needed.
         tokio::select! {
             () = carry(from_near, to_far, weather.clone()) => {}
             () = carry(from_far, to_near, weather.clone()) => {}
@@ -157,7 +157,7 @@ async fn connect(
     }
 }
 
-/// Carries bytes from one side to the other, in the weather of the moment.
+/// Carries bytes from one side to the other, as the current weather allows.
 async fn carry(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,

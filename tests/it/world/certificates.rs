@@ -81,8 +81,8 @@ impl Certificates {
         self.path("ca.pem")
     }
 
-    /// Opens a connection to a server for which the authority vouches. It names no protocol, which
-    /// means HTTP/1.1.
+    /// Opens a TLS connection to a server for which the authority vouches. The client offers no
+    /// protocol by ALPN, which means HTTP/1.1.
     pub async fn connect(&self, address: SocketAddr) -> TlsStream<TcpStream> {
         let authority = CertificateDer::from_pem_file(self.authority()).expect("it is PEM");
         let mut roots = RootCertStore::empty();
@@ -98,8 +98,8 @@ impl Certificates {
         within(SOON, "a handshake", connecting).await.expect("the server is trusted")
     }
 
-    /// Arguments by which Redis speaks TLS at `port`. Its own port stays plain, for the test
-    /// itself.
+    /// Returns the arguments with which Redis speaks TLS at `port`. Its own port stays without TLS,
+    /// for the test itself.
     pub fn arguments(&self, port: u16) -> Vec<String> {
         let option = |name: &str, value: String| [format!("--tls-{name}"), value];
         [

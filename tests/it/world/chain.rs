@@ -1,7 +1,7 @@
 //! Conversations that their upstream stores: each turn continues from the response before.
 //!
-//! The simulator stores a response for one project and finds it nowhere else. So a turn that is
-//! served went to the right project.
+//! The simulator stores a response for one project and finds it nowhere else. A turn that is served
+//! has therefore gone to the right project.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use crate::world::redis::Redis;
 use crate::world::simulator::{Key, Turn};
 use crate::world::wire::{Answer, Request, ask};
 
-/// Keys of three projects. The weights of replica `number` would send nearly everything to one
+/// Keys of three projects. The weights of replica `number` would send nearly all sessions to one
 /// project.
 pub fn keys(number: usize) -> Vec<Key> {
     let mut keys = vec![
@@ -98,7 +98,7 @@ pub fn id_of(answer: &Answer) -> String {
         .to_owned()
 }
 
-/// The turn on record that made this response.
+/// Returns the turn on record that made this response.
 pub fn made<'t>(turns: &'t [Turn], id: &str) -> &'t Turn {
     turns
         .iter()
@@ -106,7 +106,7 @@ pub fn made<'t>(turns: &'t [Turn], id: &str) -> &'t Turn {
         .unwrap_or_else(|| panic!("{id} is on record"))
 }
 
-/// A response that `key` has made. Begins sessions until one is bound to that key.
+/// Returns a response that `key` has made. Begins sessions until one is bound to that key.
 pub async fn stored_by(cluster: &Running, key: &str) -> String {
     for _ in 0..100 {
         let id = Chain::new(cluster.address()).of_session(&uuid()).turn().await;
@@ -117,9 +117,9 @@ pub async fn stored_by(cluster: &Running, key: &str) -> String {
     panic!("{key} takes a session in a hundred");
 }
 
-/// How often turns have made the gateway ask its store.
+/// Returns how often turns have made the gateway ask its store.
 pub async fn asked_of_the_store(cluster: &Running) -> f64 {
-    // Replicas exchange their heartbeats all the time, and compare turns behind them.
+    // Replicas exchange heartbeats all the time, and compare turns after their ends.
     let is_heartbeat = |series: &str| {
         ["roll", "board", "recall", "put"].iter().any(|operation| series.contains(operation))
     };

@@ -1,5 +1,5 @@
 //! A client of Chat Completions, as OpenAI's SDKs behave: it sends the whole conversation with each
-//! turn, and adds what was answered as it came.
+//! turn, and adds each answer exactly as it came.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,7 @@ pub struct Chat {
     pub messages: Vec<Value>,
 }
 
-/// What a turn answered.
+/// The answer to a turn.
 #[derive(Debug)]
 pub struct Said {
     pub answer: Answer,
@@ -30,7 +30,7 @@ pub struct Said {
     pub calls: Vec<Value>,
     pub usage: Value,
     pub reason: Option<String>,
-    /// `[DONE]`, or a whole document, has come.
+    /// Whether `[DONE]` or a whole document has come.
     pub is_done: bool,
 }
 
@@ -44,7 +44,7 @@ impl Said {
 }
 
 impl Chat {
-    /// A new conversation of the client with this token. Its system text is its own.
+    /// A new conversation of the client with this token. It has a system text of its own.
     pub fn new(address: SocketAddr, token: &str) -> Self {
         let system = format!("{} {}", uuid(), WORDS.repeat(150));
         Self {

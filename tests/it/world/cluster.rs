@@ -1,4 +1,4 @@
-//! A whole deployment in one line, gone with its test: upstream, store, replicas, balancer.
+//! A whole deployment in one line: upstream, store, replicas, load balancer. It ends with its test.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::world::waiting::{SOON, Watchdog, eventually};
 /// The token of a client that every cluster knows.
 pub const ALICE: &str = "token-canary-alice";
 pub const BOB: &str = "token-canary-bob";
-/// The secret of the gateway, which must never be seen anywhere.
+/// The secret of the gateway, which no output may show.
 pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// How often a replica has taken another configuration into use.
@@ -33,7 +33,7 @@ pub struct Cluster {
     replicas: usize,
     redis: Option<Shape>,
     redis_arguments: Vec<String>,
-    /// Written as in the configuration.
+    /// The stores' URLs, as the configuration spells them.
     store_urls: Vec<String>,
     is_balanced: bool,
     is_cabled: bool,
@@ -52,7 +52,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// One replica, an in-process store, two keys of one organization, and the simulator.
+    /// One replica, a store in memory, two keys of one organization, and the simulator.
     pub fn new() -> Self {
         Self {
             keys: siblings("org-a", 2),
@@ -72,7 +72,7 @@ impl Cluster {
                 ("drain_delay".into(), "\"0s\"".into()),
                 ("drain".into(), "\"30s\"".into()),
             ],
-            // A test machine that compiles meanwhile is slower than any network.
+            // A test machine that also compiles is slower than any network.
             store: "timeout = \"2s\"\n".into(),
             binding: String::new(),
             upstream_options: String::new(),
@@ -92,13 +92,13 @@ impl Cluster {
         self
     }
 
-    /// Keys that the upstream knows besides, for a configuration that comes later.
+    /// Keys that the upstream also knows, for a configuration that comes later.
     pub fn spare(mut self, keys: Vec<Key>) -> Self {
         self.spare = keys;
         self
     }
 
-    /// `count` replicas. More than one need a store that they share.
+    /// Sets the number of replicas. More than one need a store that they share.
     pub const fn replicas(mut self, count: usize) -> Self {
         self.replicas = count;
         self
@@ -286,7 +286,7 @@ impl Running {
         self.description.configuration(&upstream, store.as_deref())
     }
 
-    /// Where clients connect: the balancer, else the first replica.
+    /// The address to which clients connect: the load balancer's, or the first replica's.
     pub fn address(&self) -> SocketAddr {
         self.balancer.as_ref().map_or_else(|| self.replicas[0].address(), Balancer::address)
     }
@@ -351,18 +351,18 @@ impl Running {
         }
     }
 
-    /// Kills replica `number` and starts it with the configuration of now.
+    /// Kills replica `number`, and starts it with the current configuration.
     pub async fn replace(&mut self, number: usize) {
         self.replicas[number].kill().await;
         self.restart(number).await;
     }
 
-    /// Writes the configuration of now to replica `number`'s file.
+    /// Writes the current configuration to replica `number`'s file.
     pub fn rewrite(&self, number: usize) {
         self.replicas[number].rewrite(&self.configuration(number));
     }
 
-    /// Makes replica `number` reload with the configuration of now.
+    /// Makes replica `number` reload with the current configuration.
     pub async fn reload(&self, number: usize) {
         let before = self.replicas[number].metrics().await.get(RELOADS);
         self.rewrite(number);
@@ -388,7 +388,7 @@ impl Running {
         total
     }
 
-    /// Changes the description for replicas that start or reload from now on.
+    /// Changes the configuration of replicas that start or reload from now on.
     pub fn change(&mut self, change: impl FnOnce(Cluster) -> Cluster) {
         self.description = change(self.description.clone());
     }

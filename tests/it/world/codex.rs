@@ -1,6 +1,5 @@
 //! A client with Codex's behavior on the wire: bodies, headers, a connection for each request, when
-//! the client leaves, and when it retries. Verified against the recorded requests in
-//! `tests/fixtures`.
+//! the client leaves, and when it retries. The recorded requests in `tests/fixtures` verify it.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -124,19 +123,19 @@ impl Codex {
         self.tools = self.tools.replacen("this workspace", "another workspace", 1);
     }
 
-    /// Thinks otherwise from now on.
+    /// Uses another reasoning effort from now on.
     pub fn changes_effort(&mut self) {
         self.effort = "low".into();
     }
 
-    /// Has another history from now on: something else stands before it.
+    /// Has another history from now on, with an earlier beginning.
     pub fn edits_history(&mut self) {
         let new = json!({ "type": "message", "role": "developer",
             "content": [{ "type": "input_text", "text": "Today is another day." }] });
         self.input.insert(0, new.to_string());
     }
 
-    /// Has few tools and no history: its input is below what any model caches.
+    /// Has few tools and no history, so that its input is shorter than any model caches.
     pub fn says_little(mut self) -> Self {
         let end = self.tools.find("},{").expect("several tools");
         self.tools = format!("{}}}]", &self.tools[..end]);
@@ -185,7 +184,7 @@ impl Codex {
         self.address = address;
     }
 
-    /// Shows this token from now on.
+    /// Sends this token from now on.
     pub fn shows(&mut self, token: &str) {
         self.token = token.into();
     }
@@ -298,7 +297,7 @@ impl Codex {
         self.turn_telling(text, || {}).await
     }
 
-    /// As [`Self::turn`]; calls `begun` whenever an answer begins.
+    /// As [`Self::turn`], but calls `begun` whenever an answer begins.
     pub async fn turn_telling(&mut self, text: &str, begun: impl Fn()) -> Ended {
         let (request, body) = self.begin(text);
         let mut attempts = 0;

@@ -1,4 +1,4 @@
-//! A collector of traces: a real OTLP receiver over gRPC, which keeps what it gets.
+//! A collector of traces: a real OTLP receiver over gRPC, which keeps everything that it receives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,12 +21,12 @@ use crate::world::certificates::Certificates;
 use crate::world::cluster::Running;
 use crate::world::waiting::{SOON, eventually};
 
-/// One span, as the collector got it.
+/// One span, as the collector received it.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub trace: String,
     pub id: String,
-    /// Empty: none.
+    /// The id of the parent span. Empty: there is none.
     pub parent: String,
     pub name: String,
     pub kind: proto::span::SpanKind,
@@ -137,8 +137,9 @@ impl Collector {
         turns
     }
 
-    /// Ends the cluster's replicas, which export what waits, then reads everything that came. No
-    /// turn was told twice, and what is in a turn's trace is the turn or a child of one.
+    /// Ends the cluster's replicas, which export the waiting spans, and then reads all spans that
+    /// came. Checks that no turn was sent twice, and that each span of a turn's trace is the turn
+    /// or a child of one.
     pub async fn traced_in_all(&self, cluster: &mut Running, count: usize) -> Vec<Trace> {
         for replica in &mut cluster.replicas {
             replica.terminate().await;
@@ -157,7 +158,8 @@ impl Collector {
         traces
     }
 
-    /// Waits for so many turns, and returns them in the order of their begin. There are no more.
+    /// Waits for so many turns, and returns them in the order of their beginnings. Checks that
+    /// there are no more.
     pub async fn traced(&self, count: usize) -> Vec<Trace> {
         let turns = eventually(SOON, &format!("{count} turns are traced"), async || {
             let turns = self.turns();

@@ -6,7 +6,7 @@ use crate::world::wire::{Headers, Request};
 pub struct Shape {
     pub name: &'static str,
     pub headers: Headers,
-    /// The body as it goes over the wire: compressed where Codex compresses.
+    /// The body as it goes over the wire: compressed if Codex compresses it.
     pub body: Vec<u8>,
 }
 

@@ -27,8 +27,8 @@ pub enum Side {
 pub const SIDES: [Side; 2] = [Side::Client, Side::Upstream];
 
 impl Side {
-    /// A frame as this side has to send it. The mask is not zero, so that a mask left on the
-    /// payload shows.
+    /// A frame as this side has to send it. The mask is not zero, so that a mask which was not
+    /// removed shows.
     pub fn frame(self, first: u8, payload: &[u8]) -> Vec<u8> {
         self.announced(first, payload.len() as u64, payload)
     }
@@ -81,8 +81,8 @@ impl End {
         self.send(&self.side.frame(first, payload)).await;
     }
 
-    /// The next frame: its first byte and its payload. Checks that the gateway sent it whole, and
-    /// masked and measured as it has to.
+    /// Returns the next frame: its first byte and its payload. Checks that the gateway sent it
+    /// whole, with the right mask and length.
     pub async fn next(&mut self) -> (u8, Vec<u8>) {
         within(ANSWER, "a frame", async {
             self.fill(2).await;
@@ -122,8 +122,8 @@ impl End {
         .await
     }
 
-    /// The code of the next frame, which must be a close with nothing behind it; 1005 if it has no
-    /// code. A missed ping would close the connection, too, but only after a minute.
+    /// Returns the code of the next frame, which must be a close with nothing after it; 1005 if it
+    /// has no code. A missed ping would close the connection, too, but only after a minute.
     pub async fn closed(&mut self) -> u16 {
         let (first, payload) = within(SOON, "a close", self.next()).await;
         assert_eq!(
@@ -146,8 +146,8 @@ impl End {
         self.left().await;
     }
 
-    /// Checks that nothing more comes, and that the connection is not reset: a reset could have cut
-    /// off the last frame.
+    /// Checks that nothing more comes, and that the connection is not reset, because a reset could
+    /// have cut off the last frame.
     pub async fn left(&mut self) {
         let rest = within(SOON, "the end", self.stream.read_to_end(&mut self.bytes)).await;
         assert!(matches!(rest, Ok(0)) && self.bytes.is_empty(), "{rest:?}: {:?}", self.bytes);

@@ -28,7 +28,7 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
-/// Largest payload of a frame that nobody has raised.
+/// Largest payload of a frame while no setting has raised it.
 const MAX_FRAME: usize = 16_384;
 
 pub const NO_ERROR: u32 = 0;
@@ -49,9 +49,10 @@ pub enum Part {
     Trailers,
     /// Resets the stream with this code.
     Reset(u32),
-    /// Leaves with this code, and says that it has processed nothing from this request on.
+    /// Sends GOAWAY with this code, by which the upstream has processed no request from this one
+    /// on.
     Leave(u32),
-    /// Leaves with this code, and says that it has processed this request.
+    /// Sends GOAWAY with this code, by which the upstream has processed this request.
     LeaveAfter(u32),
     /// Waits for [`Upstream::release`].
     Hold,
@@ -71,7 +72,7 @@ struct Book {
 
 struct Shared {
     answers: Vec<Vec<Part>>,
-    /// The bytes of a body that may be under way.
+    /// Most bytes of a body that may be under way.
     window: u32,
     book: Mutex<Book>,
     gate: Semaphore,
@@ -91,7 +92,7 @@ pub fn served() -> Vec<Part> {
 }
 
 impl Upstream {
-    /// Plays one answer for each request. The last one goes on.
+    /// Plays one answer for each request. The last answer serves all further requests.
     pub async fn start(answers: Vec<Vec<Part>>) -> Self {
         Self::narrow(answers, 65_535).await
     }
@@ -185,7 +186,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) -> std::io::Result<()> {
 }
 
 impl Shared {
-    /// Writes a request down, and returns its answer.
+    /// Notes a request, and returns its answer.
     fn note(&self, body: Vec<u8>) -> Vec<Part> {
         let mut book = self.book.lock().expect("no holder panics");
         book.bodies.push(body);

@@ -1,12 +1,12 @@
-//! How long a process of this machine waits for a core. Tests whose subject is the clock allow for
-//! that, and for nothing else.
+//! Measures how long a process of this machine waits for a core. Tests whose subject is the clock
+//! allow for that time, and for nothing else.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Time between two looks at the clock.
 const TICK: Duration = Duration::from_millis(5);
-/// A shorter wait for a core looks like a turn's own time.
+/// Shortest wait that counts. A shorter one looks like a turn's own time.
 const TOLD: Duration = Duration::from_millis(25);
 /// Processes on a turn's way, each of which may be late: client, balancer, replica, store,
 /// upstream, and back.
@@ -47,7 +47,8 @@ impl Lateness {
         self.since(from).into_iter().max().unwrap_or_default()
     }
 
-    /// How much longer a turn may take that meets the longest of these waits in every process.
+    /// Returns how much longer a turn may take if it meets the longest of these waits in every
+    /// process.
     pub fn of_a_turn(&self, from: Instant) -> Duration {
         self.longest(from) * HOPS
     }
@@ -59,7 +60,7 @@ impl Lateness {
         late.len().checked_sub(late.len() / 20 + 1).map_or(Duration::ZERO, |place| late[place])
     }
 
-    /// How many waits for a core were long enough to look like another process's delay.
+    /// Returns how many waits for a core were long enough to look like another process's delay.
     pub fn count(&self, from: Instant) -> f64 {
         self.since(from).iter().filter(|late| **late > TOLD).count() as f64
     }

@@ -1,4 +1,4 @@
-//! Many sessions at a steady pace, and the duration of each turn.
+//! Plays many sessions at a steady pace, and measures each turn.
 //!
 //! No session retries: a turn that is not served fails the test.
 
@@ -20,7 +20,7 @@ pub struct Lap {
     pub sha256: String,
 }
 
-/// The load ends with its test, however that test ends.
+/// The load. It ends with its test, however the test ends.
 pub struct Load {
     period: Duration,
     laps: Arc<Mutex<Vec<Lap>>>,
@@ -41,7 +41,7 @@ impl Load {
         }
     }
 
-    /// These sessions play from now on, each at a moment of its own within the period.
+    /// Makes these sessions play from now on, each at a moment of its own within the period.
     pub fn join(&mut self, sessions: Vec<Codex>) {
         let count = u32::try_from(sessions.len()).expect("not so many");
         for (number, mut session) in (0..).zip(sessions) {

@@ -1,4 +1,4 @@
-//! nginx in front of one replica, with its defaults but for the size of bodies.
+//! nginx in front of one replica, with its default settings except for the size of bodies.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Passes requests on to `replica`: as they come, or once all of a body `is_gathered`.
+    /// Passes requests on to `replica`: at once, or once the whole body `is_gathered`.
     pub async fn start(folder: &Folder, replica: SocketAddr, is_gathered: bool) -> Self {
         for attempt in 0..5 {
             let address = port::free();

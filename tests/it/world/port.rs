@@ -1,14 +1,14 @@
 //! Ports for processes that keep their address over a restart.
 //!
 //! The ports lie below the kernel's ephemeral range, so that no outgoing connection takes one while
-//! its owner is down. Each is bound once, to see that it is free. Servers without a fixed port bind
-//! port 0 themselves.
+//! its owner is down. Each port is bound once, which shows that it is free. Servers that need no
+//! fixed port bind port 0 themselves.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{LazyLock, Mutex};
 
-/// Of 20,000 ports, tests take a few hundred.
+/// Most ports to try. Of 20,000 ports, tests use a few hundred.
 const ATTEMPTS: usize = 1_000;
 
 static TAKEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);

@@ -1,5 +1,5 @@
-//! A real PostgreSQL of a test's own, on a port that was free: started, killed, and started again
-//! on the same data.
+//! A real PostgreSQL of a test's own, on a free port. A test starts and kills it, and starts it
+//! again on the same data.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::world::waiting::{ANSWER, SOON, eventually, within};
 
 pub mod wire;
 
-/// Its data are made for this user: the server refuses to run as root.
+/// The user that owns its data, because the server refuses to run as root.
 const USER: &str = "postgres";
 
 pub struct Postgres {
@@ -52,12 +52,12 @@ impl Postgres {
         postgres
     }
 
-    /// As the configuration names it.
+    /// The database's URL, as the configuration names it.
     pub fn url(&self) -> String {
         self.url_at(self.address)
     }
 
-    /// The same database by another way.
+    /// The URL of the same database by another address.
     pub fn url_at(&self, address: SocketAddr) -> String {
         format!("postgres://{USER}@{address}/postgres?sslmode=disable")
     }
@@ -66,15 +66,15 @@ impl Postgres {
         self.address
     }
 
-    /// SIGKILL: no transaction ends in good order.
+    /// Kills it with SIGKILL: no transaction ends in good order.
     pub async fn kill(&mut self) {
         self.process.kill().await;
     }
 
-    /// Starts it again on the same data. It must be gone.
+    /// Starts it again on the same data. The process must have ended.
     pub async fn restart(&mut self) {
         assert!(!self.process.is_running(), "PostgreSQL has ended");
-        // Its backends notice a moment later, and hold the shared memory until then.
+        // Its child processes notice the end a moment later, and hold the shared memory until then.
         for _ in 0..50 {
             self.process = serve(&self.folder, &self.data, self.address).await;
             if self.answers_or_ends().await {
@@ -125,7 +125,7 @@ async fn serve(folder: &Path, data: &Path, address: SocketAddr) -> Process {
     Process::start("postgres", command, folder, "postgresql")
 }
 
-/// A program of the server's, as the user that it wants.
+/// A program of the server, run as the user that it requires.
 async fn command(name: &str) -> Command {
     let program = program(name);
     if !is_root().await {
@@ -136,7 +136,7 @@ async fn command(name: &str) -> Command {
     command
 }
 
-/// Debian keeps them where no path leads.
+/// Debian installs these programs in a folder that is on no path.
 fn program(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<_> = versions

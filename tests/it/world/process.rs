@@ -70,7 +70,7 @@ impl Process {
             .expect("the temporary folder can be written");
         let before =
             sink.metadata().map_or(0, |file| usize::try_from(file.len()).unwrap_or(usize::MAX));
-        // Files that the process writes into its own folder go with the test.
+        // Files that the process writes into its own folder are removed with the test's folder.
         command.current_dir(folder);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(sink).kill_on_drop(true);
         let mut child = match command.spawn() {
@@ -93,7 +93,7 @@ impl Process {
             .expect("standard output is text")
     }
 
-    /// Everything on standard error so far, with that of earlier processes of this name.
+    /// Returns everything on standard error so far, with that of earlier processes of this name.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -154,7 +154,7 @@ impl Process {
     pub fn worked(&self) -> Duration {
         let line = fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("it runs");
         let (_, fields) = line.rsplit_once(") ").expect("the name stands in parentheses");
-        // `utime` and `stime`, in hundredths of a second.
+        // These are `utime` and `stime`, in hundredths of a second.
         let ticks =
             fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
         Duration::from_millis(10 * ticks.sum::<u64>())
@@ -170,7 +170,7 @@ impl Process {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs");
         threads.flatten().all(|thread| {
             let line = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-            // The name may hold anything, parentheses included.
+            // The process's name may hold anything, such as parentheses.
             line.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
         })
     }
@@ -195,12 +195,13 @@ impl Drop for Process {
     }
 }
 
-/// Connections to a port of this machine that their other ends have not closed, read from the
+/// Counts connections to a port of this machine that their other ends have not closed. Reads the
 /// system's table.
 pub fn connections_to(address: SocketAddr) -> usize {
     let table = fs::read_to_string("/proc/net/tcp").expect("the system has TCP");
     let port = format!(":{:04X}", address.port());
-    // Columns: number, local address, remote address, state. 01: open; 08: closed by us only.
+    // The columns are number, local address, remote address, state. 01 is open, and 08 is closed
+    // only by this side.
     let is_open = |line: &&str| {
         let columns: Vec<&str> = line.split_whitespace().take(4).collect();
         columns.len() == 4 && columns[2].ends_with(&port) && matches!(columns[3], "01" | "08")

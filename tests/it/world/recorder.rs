@@ -45,7 +45,7 @@ pub struct Seen {
     pub body: Vec<u8>,
     /// Whether the whole answer was written.
     pub answered: bool,
-    /// When the peer left before that.
+    /// When the peer left before the whole answer was written.
     pub left: Option<Instant>,
 }
 
@@ -67,7 +67,7 @@ struct Book {
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
     open: AtomicUsize,
-    /// Writes that wait until the peer reads.
+    /// The number of writes that wait until the peer reads.
     waiting: AtomicUsize,
     repeats: AtomicU64,
     gate: Semaphore,
@@ -147,7 +147,7 @@ impl Recorder {
         connections_to(self.address)
     }
 
-    /// How often all floods and drips together have sent their bytes.
+    /// Returns how often all floods and drips together have sent their bytes.
     pub fn repeats(&self) -> u64 {
         self.book.repeats.load(Ordering::Relaxed)
     }
@@ -282,7 +282,8 @@ enum Going {
 async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Book) -> Going {
     for step in steps {
         match step {
-            // The reading side notices that the peer is gone.
+            // A failed write needs no report, because the reading side notices that the peer has
+            // gone.
             Step::Send(bytes) => drop(to.write_all(&bytes).await),
             Step::Flood(bytes) => while again(to, &bytes, book).await {},
             Step::Drip(bytes, pause) => {
@@ -301,7 +302,7 @@ async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Bo
     Going::On
 }
 
-/// A listener with small send buffers: a write soon waits for a peer that does not read.
+/// A listener with small send buffers, so that a write soon waits for a peer that does not read.
 fn listen() -> std::io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;

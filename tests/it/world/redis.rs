@@ -1,5 +1,5 @@
-//! A real Redis of a test's own, on a port that was free, and known to be the test's child. Also
-//! the shapes in which operators run Redis.
+//! A real Redis of a test's own, on a free port, and surely the test's own child. Also the shapes
+//! in which operators run Redis.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -50,7 +50,7 @@ impl Redis {
         panic!("no port for Redis after five attempts");
     }
 
-    /// Waits until the port answers. Returns whether this very process answers, since another one
+    /// Waits until the port answers. Returns whether this very process answers, because another one
     /// may have taken the port.
     async fn is_own(&mut self) -> bool {
         eventually(SOON, "Redis answers", async || {
@@ -63,8 +63,8 @@ impl Redis {
         .await
     }
 
-    /// Starts Redis again on its port, which it must have left. It is empty then, since it keeps
-    /// nothing on disk.
+    /// Starts Redis again on its port. The process must have ended. Redis is then empty, because it
+    /// keeps nothing on disk.
     pub async fn restart(&mut self) {
         assert!(!self.process.is_running(), "Redis has ended");
         let data = self.folder.join(format!("redis-{}", self.address.port()));
@@ -125,7 +125,7 @@ impl Redis {
         .await;
     }
 
-    /// Waits until the replicas have every write of now. `WAIT` would only cover the writes of its
+    /// Waits until the replicas have every write so far. `WAIT` would cover only the writes of its
     /// own connection.
     pub async fn is_copied(&self) {
         let offset = |line: &str, name: &str| {
@@ -188,7 +188,7 @@ impl Redis {
 fn run(folder: &Path, data: &Path, address: SocketAddr, arguments: &[String]) -> Process {
     let name = format!("redis-{}", address.port());
     let mut command = Command::new("redis-server");
-    // Redis wants the configuration file before all options.
+    // Redis requires the configuration file before all options.
     let (files, options): (Vec<_>, Vec<_>) =
         arguments.iter().partition(|word| word.ends_with(".conf"));
     command.args(files);

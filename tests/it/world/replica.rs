@@ -20,11 +20,11 @@ pub struct Replica {
     listen: SocketAddr,
     admin: SocketAddr,
     process: Process,
-    /// Commands of a shell that becomes the replica, if any.
+    /// Commands of a shell that then becomes the replica. Empty: there are none.
     shell: String,
 }
 
-/// Begins the lines of a configuration that are variables of the environment.
+/// Begins each line of a configuration that sets a variable of the environment.
 pub const ENVIRONMENT: &str = "# environment: ";
 
 impl Replica {
@@ -179,7 +179,7 @@ impl Metrics {
         let is_one = |series: &str| {
             series == name || series.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))
         };
-        // An empty sum of floats is -0.
+        // The sum of no floats is -0.
         self.0.iter().filter(|(series, _)| is_one(series)).map(|(_, value)| value).sum::<f64>()
             + 0.0
     }

@@ -24,13 +24,13 @@ use crate::world::waiting::{SOON, eventually, found, ms};
 pub const KNOWN: usize = 150;
 pub const NEW: usize = 50;
 pub const PERIOD: Duration = Duration::from_millis(2_500);
-/// The time that a machine which compiles meanwhile adds to a turn now and then.
+/// The time that a machine which also compiles adds to a turn now and then.
 const NOISE: Duration = Duration::from_millis(1_000);
 /// Turns in flight at once before the weather changes.
 pub const AT_A_TIME: usize = 8;
 /// How long Redis is away.
 pub const AWAY: Duration = Duration::from_millis(3_500);
-/// The longest that one turn may wait for Redis. A bucket of the histogram ends there.
+/// The longest time that one turn may wait for Redis. A bucket of the histogram ends there.
 pub const LONGEST: Duration = Duration::from_millis(100);
 
 pub const FAILURES: &str = "warmkey_store_failures_total";
@@ -53,9 +53,9 @@ pub struct Scene {
     pub cluster: Running,
     /// The key of each known session.
     bound: BTreeMap<String, String>,
-    /// Turns on record before the load began.
+    /// The number of turns on record before the load began.
     before: usize,
-    /// The longest turn while all was well.
+    /// The longest turn before the weather changed.
     normal: Duration,
     lateness: Lateness,
 }
@@ -63,7 +63,7 @@ pub struct Scene {
 impl Scene {
     /// Starts three replicas in front of the store that `cluster` describes, and the load on them.
     pub async fn set(cluster: Cluster) -> Self {
-        // Nothing may be forgotten before the scene begins, however slow the machine is.
+        // No binding may be forgotten before the scene begins, however slow the machine is.
         let cluster = cluster.keys(lopsided()).replicas(3).balanced().store("timeout = \"5s\"");
         let mut cluster = cluster.start().await;
         let mut sessions: Vec<Codex> =
@@ -79,7 +79,7 @@ impl Scene {
         }
         sessions.iter_mut().for_each(|session| session.moves_to(balancer));
         let turns = cluster.upstream().recorded(KNOWN * 4).await;
-        // The last turn of each session has found its binding, so that its key is the right one.
+        // The last turn of each session has found its binding, so its key is the right one.
         let bound: BTreeMap<_, _> = turns
             .iter()
             .map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone()))
@@ -107,7 +107,7 @@ impl Scene {
         laps.iter().map(|lap| lap.took).max().unwrap_or_default()
     }
 
-    /// New sessions begin, and go on from replica to replica.
+    /// New sessions begin, and move from replica to replica.
     pub fn newcomers_join(&mut self) {
         self.load.join((0..NEW).map(|_| Codex::new(self.cluster.address(), ALICE)).collect());
     }
@@ -126,7 +126,7 @@ impl Scene {
 
     /// Plays on after Redis has just begun to fail, and checks that no turn fails or takes long.
     /// Returns how long the turns of each replica waited for Redis after the first second. While
-    /// Redis answers, a busy machine explains that wait.
+    /// Redis answers, a busy machine may cause that wait.
     pub async fn does_without(&mut self, span: Duration) -> [f64; 3] {
         let struck = Instant::now();
         let at_first = self.waits().await;
@@ -163,7 +163,7 @@ impl Scene {
         self.is_quick(from, span);
     }
 
-    /// Checks that no turn in `span` took longer than before, but for the allowed waits for the
+    /// Checks that no turn in `span` took longer than before, with an allowance for waits for the
     /// store and for a core.
     fn is_quick(&self, from: Instant, span: Duration) {
         let (longest, late) =
@@ -176,7 +176,8 @@ impl Scene {
         );
     }
 
-    /// How often since `from` a core came so late that a turn may have been late, too.
+    /// Returns how often since `from` a process waited so long for a core that a turn may have been
+    /// late, too.
     pub fn lateness(&self, from: std::time::Instant) -> f64 {
         self.lateness.count(from)
     }
@@ -203,7 +204,7 @@ impl Scene {
         self.waits().await.iter().map(|waits| waits.degraded).sum()
     }
 
-    /// Failures of the store so far, timeouts not counted.
+    /// Returns the failures of the store so far, without timeouts.
     pub async fn failures(&self) -> f64 {
         let mut failures = 0.0;
         for replica in &self.cluster.replicas {
@@ -255,7 +256,7 @@ impl Scene {
     }
 }
 
-/// Every turn with another key than its session's turn before.
+/// Returns every turn with another key than its session's turn before.
 pub fn drift(
     mut bound: BTreeMap<String, String>,
     turns: impl Iterator<Item = (String, String)>,
@@ -291,8 +292,8 @@ pub async fn turn_each(sessions: Vec<Codex>) -> Vec<Codex> {
 }
 
 /// Plays each session on replica `number` until the store has answered in time, which a slow
-/// machine may prevent at first. A few sessions at a time, so that one late answer repeats only
-/// those few.
+/// machine may prevent at first. Plays a few sessions at a time, so that one late answer repeats
+/// only those few.
 pub async fn introduce(cluster: &Running, number: usize, mut sessions: Vec<Codex>) -> Vec<Codex> {
     let replica = &cluster.replicas[number];
     replica.shows("warmkey_store_up", 1.0).await;
@@ -328,22 +329,22 @@ async fn bindings(replica: &Replica) -> (f64, f64) {
 /// How long the turns of a replica have waited for the store, all of them together.
 pub struct Waits {
     seconds: f64,
-    /// Waits that are too long for any machine.
+    /// Number of waits that are too long for any machine.
     long: f64,
-    /// Waits longer than [`LONGEST`].
+    /// Number of waits longer than [`LONGEST`].
     late: f64,
-    /// All questions.
+    /// Number of all questions.
     all: f64,
     degraded: f64,
 }
 
-/// All turns of a replica together, after the first second: fifty waiting turns would take ten
-/// times as much.
+/// Longest wait of all turns of a replica together, after the first second. Fifty waiting turns
+/// would take ten times as long.
 const LATER: f64 = 0.250;
-/// Three slow turns are enough to notice that the store is away.
+/// Most slow turns of a replica. After three, it must have noticed that the store is away.
 const SLOW_TURNS: f64 = 2.0;
-/// The part of all questions that may take longer than [`LONGEST`] on a machine that compiles
-/// meanwhile. A store that is slow for the first second alone has five times as many.
+/// The share of all questions that may take longer than [`LONGEST`] on a machine that also
+/// compiles. A store that is slow only for the first second has five times as many.
 const LATE: f64 = 0.05;
 
 impl Waits {

@@ -1,5 +1,5 @@
-//! Sessions of Codex on several replicas: they begin, and go on at one replica after the other. The
-//! upstream's record says which keys served them.
+//! Sessions of Codex on several replicas: they begin, and continue at one replica after the other.
+//! The upstream's record shows which keys served them.
 
 use crate::world::cluster::{ALICE, Running};
 use crate::world::codex::Codex;
@@ -38,7 +38,7 @@ pub async fn go_on(cluster: &Running, codex: &mut Codex, turns: usize) {
     }
 }
 
-/// Plays a turn of each session, in every `round` at another replica.
+/// Plays a turn of each session. In every `round`, a session is at another replica.
 pub async fn turn_each(cluster: &Running, sessions: &mut [Codex], round: usize) {
     for (number, codex) in sessions.iter_mut().enumerate() {
         codex.moves_to(cluster.replicas[(number + round) % cluster.replicas.len()].address());
@@ -46,7 +46,7 @@ pub async fn turn_each(cluster: &Running, sessions: &mut [Codex], round: usize) 
     }
 }
 
-/// The keys that served this session, in order of its turns, repeats left out.
+/// Returns the keys that served this session, in order of its turns, without repeats.
 pub async fn path(cluster: &Running, codex: &Codex) -> Vec<String> {
     path_of(&cluster.turns().await, &codex.session)
 }
@@ -69,7 +69,8 @@ pub async fn last_turn(cluster: &Running, codex: &Codex) -> Turn {
     turns.pop().expect("the session has a turn")
 }
 
-/// The key and the status of each attempt of this session behind the first `before` of the record.
+/// Returns the key and the status of each attempt of this session after the first `before` turns of
+/// the record.
 pub async fn attempts(cluster: &Running, codex: &Codex, before: usize) -> Vec<(String, u16)> {
     let turns = cluster.turns().await;
     let own = turns[before..].iter().filter(|turn| turn.session.as_deref() == Some(&codex.session));

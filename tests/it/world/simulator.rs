@@ -16,16 +16,16 @@ mod fault;
 
 pub use fault::Fault;
 
-/// A key as gateway and simulator both know it. Its secret follows from its id.
+/// A key as both the gateway and the simulator know it. Its secret follows from its id.
 #[derive(Clone)]
 pub struct Key {
     pub id: String,
     pub organization: String,
     pub project: String,
     pub weight: u32,
-    /// The gateway does not know the key's project.
+    /// Whether the gateway does not know the key's project.
     pub is_unplaced: bool,
-    /// Another key, whose secret the gateway shows for this one.
+    /// Another key, whose secret the gateway sends instead of this one's.
     pub shown: Option<String>,
     pub region: String,
     /// Lines of the key's `[[sim.key]]`.
@@ -136,7 +136,7 @@ pub struct Call {
     pub headers: Vec<String>,
 }
 
-/// Reads the absent key of a request with an unknown secret as an empty text.
+/// Reads the key of a request with an unknown secret, which is absent, as an empty text.
 fn or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Option::<String>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
@@ -163,7 +163,7 @@ pub fn keys_by_session(turns: &[Turn]) -> BTreeMap<String, BTreeSet<String>> {
     keys
 }
 
-/// The keys that served this session, in order of its turns, repeats left out.
+/// Returns the keys that served this session, in order of its turns, without repeats.
 pub fn path_of(turns: &[Turn], session: &str) -> Vec<String> {
     let served =
         turns.iter().filter(|turn| turn.is_served() && turn.session.as_deref() == Some(session));

@@ -1,4 +1,4 @@
-//! Both ends of WebSockets through the gateway, by hand: a test writes every message, and reads
+//! Both ends of WebSockets through the gateway. A test writes every message by hand, and reads
 //! every message that comes.
 
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ const CODEX: &str = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-
 /// The header that answers the handshake's key.
 const ACCEPTED: &str = "sec-websocket-accept";
 
-/// More events than any answer of a test has.
+/// Most events that a test reads: more than any answer has.
 pub const EVENTS: usize = 10_000;
 
 /// One end of a WebSocket. Dropping it drops the connection without a close.
@@ -73,9 +73,9 @@ impl Socket {
         panic!("one of {types:?} within {EVENTS} messages")
     }
 
-    /// The other side's close code; 1005 for a close without a code, 1006 if the connection just
-    /// ended. A missed ping would end the connection, too, but only after a minute, which is too
-    /// late here.
+    /// Returns the other side's close code; 1005 for a close without a code, 1006 if the connection
+    /// just ended. A missed ping would also end the connection, but only after a minute, which is
+    /// too late here.
     pub async fn closed(&mut self) -> u16 {
         match within(SOON, "a close", self.next()).await {
             Some(Ok(Message::Close(Some(word)))) => word.code.into(),
@@ -105,7 +105,8 @@ impl Refused {
         json["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// How long the client has to wait: `retry-after`, or no time without that header.
+    /// Returns how long the client has to wait by `retry-after`. Without that header, the time is
+    /// zero.
     pub fn wait(&self) -> std::time::Duration {
         let stated = value(&self.headers, "retry-after").and_then(|wait| wait.parse().ok());
         stated.map_or_else(Default::default, std::time::Duration::from_secs)
@@ -119,7 +120,7 @@ impl Refused {
     }
 }
 
-/// Opens a WebSocket as Codex does, with these headers besides its own.
+/// Opens a WebSocket as Codex does, with these additional headers.
 pub async fn open(
     address: SocketAddr,
     token: &str,
@@ -178,7 +179,7 @@ pub async fn open_with(
     Err(Refused { status, headers, body: String::from_utf8_lossy(&body).into_owned() })
 }
 
-/// A listener whose answers a test writes by hand.
+/// A listening upstream whose answers a test writes by hand.
 pub struct Upstream(TcpListener);
 
 impl Upstream {
@@ -201,7 +202,7 @@ impl Upstream {
                 if !asked.line.contains("/models") {
                     return asked;
                 }
-                // Confirms that the refused key is dead.
+                // This answer confirms that the refused key is dead.
                 asked.refuse("401 Unauthorized", "invalid_api_key").await;
             }
         })

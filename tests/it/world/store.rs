@@ -1,4 +1,5 @@
-//! Warmkey's own store, opened by a test without a gateway: in any Redis, or in one of its own.
+//! Warmkey's own store, opened by a test without a gateway: in any Redis, or in one of the test's
+//! own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::world::redis::shards::Shards;
 use crate::world::waiting::{SOON, ms};
 
 pub const LONG: Duration = Duration::from_secs(60);
-/// Long enough for a machine that compiles meanwhile.
+/// Long enough for a machine that also compiles.
 pub const TIMEOUT: Duration = ms(500);
 
 pub struct Opened {

@@ -1,4 +1,4 @@
-//! A server with any certificate, which notes whether it is spoken to in TLS.
+//! A server with any certificate, which notes whether its clients speak TLS.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::world::port;
 use crate::world::process::{Folder, Process};
 use crate::world::waiting::{SOON, eventually};
 
-/// A server with this certificate, and the first byte that it got on each connection.
+/// A server with this certificate, and the first byte that came on each connection.
 pub struct TlsServer {
     _openssl: Process,
     address: SocketAddr,

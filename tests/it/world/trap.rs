@@ -1,4 +1,4 @@
-//! An address where nothing may arrive. It accepts connections, says nothing, and counts them.
+//! An address where no byte may arrive. It accepts connections, sends nothing, and counts them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-/// The limit of anything that takes no time, on a machine that also compiles.
+/// The limit for anything that takes hardly any time, on a machine that also compiles.
 pub const SOON: Duration = Duration::from_secs(20);
-/// The limit of a whole answer.
+/// The limit for a whole answer.
 pub const ANSWER: Duration = Duration::from_secs(60);
 
-/// An outcome that one attempt in four finds is found within so many attempts.
+/// Most attempts to find an outcome that one attempt in four finds.
 const ATTEMPTS: usize = 100;
 
-/// The limit of a whole test, which its own waits end long before.
+/// The limit for a whole test. The test's own waits end long before it.
 const TEST: Duration = Duration::from_secs(5 * 60);
 const LONG_TEST: Duration = Duration::from_secs(40 * 60);
 
@@ -25,7 +25,7 @@ pub fn is_long() -> bool {
     std::env::var_os("WARMKEY_LONG").is_some()
 }
 
-/// Ends the process, and names the test, unless it is dropped in time: a test that hangs must be
+/// Ends the process and names the test, unless it is dropped in time, so that a test that hangs is
 /// noticed.
 pub struct Watchdog {
     _is_over: Sender<()>,
@@ -38,7 +38,8 @@ impl Watchdog {
         let limit = if is_long() { LONG_TEST } else { TEST };
         std::thread::spawn(move || {
             if ending.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                // Written to standard error directly, past the capture of tests' output.
+                // The line is written to standard error directly, because output of tests is
+                // captured.
                 let _ = writeln!(std::io::stderr(), "{test}: not over within {limit:?}");
                 std::process::exit(101);
             }
@@ -59,8 +60,8 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
     }
 }
 
-/// Tries until an attempt succeeds. Each attempt has its chance, so that so many failures are no
-/// accident.
+/// Tries until an attempt succeeds. Each attempt has a good chance, so that so many failures
+/// would be no accident.
 pub async fn found<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..ATTEMPTS {
         if let Some(value) = attempt().await {

@@ -1,5 +1,5 @@
-//! HTTP/1.1 by hand: a test chooses every byte of a request, and sees exactly how an answer came,
-//! even a cut one.
+//! HTTP/1.1 by hand. A test chooses every byte of a request, and sees exactly how an answer came,
+//! even if it was cut.
 
 use std::net::SocketAddr;
 
@@ -171,7 +171,8 @@ impl Connection {
         Self::of(TcpStream::connect(address).await?)
     }
 
-    /// Opens a connection with a small receive buffer: few unread bytes hold its peer back.
+    /// Opens a connection with a small receive buffer, so that a few unread bytes hold its peer
+    /// back.
     pub async fn narrow(address: SocketAddr) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(4 * 1024)?;
@@ -194,7 +195,7 @@ impl Connection {
     }
 
     /// Sends the request and reads the head of its answer; `None` if the connection ended first.
-    /// Both go on at once, since an answer may come before the body has been taken.
+    /// Both happen at the same time, because an answer may come before the body has been read.
     pub async fn ask(&mut self, request: &Request) -> Option<Answer> {
         let host = self.address;
         let Self { read, write, buffer, left, .. } = self;

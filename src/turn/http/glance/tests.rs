@@ -65,7 +65,7 @@ async fn body_is_scanned_in_every_known_encoding() {
         assert_eq!(seen(&gateway, &alice, "{", encoding).await.err(), Some("invalid_json"));
     }
     assert_eq!(seen(&gateway, &alice, text, "br").await.err(), Some("invalid_request"));
-    // An unreadable body may hold anything, also another client's id.
+    // A body that the gateway cannot read may hold anything, such as another client's id.
     gateway.entry.foreign_ids = ForeignIds::Pass;
     for unreadable in ["br", "zstd, gzip", "deflate"] {
         let refused = seen(&gateway, &alice, text, unreadable).await.err();

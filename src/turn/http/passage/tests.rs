@@ -16,7 +16,8 @@ use crate::turn::http::translation::Counted;
 use crate::turn::memory::{BodyMemory, MemoryPlace};
 use crate::turn::tests::{bound, gateway};
 
-/// hyper may copy what it gets at once, and the memory counts until the last piece has gone.
+/// hyper may copy at once all bytes that it gets, so the document goes in pieces. The memory counts
+/// until the last piece has gone.
 #[tokio::test]
 async fn long_document_goes_in_pieces_and_counts_until_the_last() {
     let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
@@ -43,7 +44,8 @@ async fn long_document_goes_in_pieces_and_counts_until_the_last() {
     assert!(come == whole && memory.used() == 0);
 }
 
-/// The idle timeout is the upstream's: it does not run while the gateway's own work is waited for.
+/// The idle timeout is about the upstream: it does not run while the gateway's own work delays the
+/// answer.
 #[tokio::test(start_paused = true)]
 async fn answer_that_waits_for_the_gateway_is_no_silent_one() {
     let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
@@ -67,7 +69,7 @@ async fn answer_that_waits_for_the_gateway_is_no_silent_one() {
     assert!(come == body && began.elapsed() >= idle_timeout * 2, "{:?}", began.elapsed());
 }
 
-/// Reads all of an encoded answer that claims this length, in two pieces.
+/// Reads a whole encoded answer that claims this length, in two pieces.
 async fn passed(coding: &str, bytes: &[u8]) -> (usize, bool) {
     let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
     let (_, binding, _) = bound(&gateway, &client).await;
@@ -98,8 +100,8 @@ async fn passed(coding: &str, bytes: &[u8]) -> (usize, bool) {
     }
 }
 
-/// No byte passes with which an answer turns out to be unreadable. A client that knows the length
-/// would take it for whole.
+/// If bytes show that the answer cannot be decoded, they do not pass. A client that knows the
+/// length would take the answer for complete.
 #[tokio::test]
 async fn answer_is_cut_before_what_cannot_be_decoded() {
     use std::io::Write;
@@ -129,8 +131,8 @@ fn long_end() -> String {
     )
 }
 
-/// Relays a stream of this body with so much memory. Returns the most that was used, and whether
-/// the usage was read.
+/// Relays a stream of this body with the memory `memory`. Returns the most memory that was used,
+/// and whether the usage was read.
 async fn relayed(memory: &BodyMemory, coding: &'static str, body: Vec<u8>) -> (usize, bool) {
     let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
     let (_, binding, _) = bound(&gateway, &client).await;

@@ -39,7 +39,7 @@ fn text(length: usize) -> Message {
     Message::text("x".repeat(length))
 }
 
-/// Polls once for a message, of which there is none.
+/// Polls once for a message that has not come.
 async fn waits(frames: &mut Ours) {
     let mut poll = std::future::poll_fn(|context| Poll::Ready(frames.poll_next_unpin(context)));
     assert!((&mut poll).await.is_pending());
@@ -78,7 +78,7 @@ async fn long_message_goes_out_in_frames_and_stays_one_message() {
     }
 }
 
-/// Each write of a long message is short, also if the peer takes everything at once.
+/// Each write of a long message is short, even if the peer takes everything at once.
 #[tokio::test]
 async fn long_message_is_written_in_parts() {
     for role in [Role::Server, Role::Client] {
@@ -93,7 +93,7 @@ async fn long_message_is_written_in_parts() {
             assert!(length <= (AT_ONCE + 2) * (FRAME + 16), "{length} at once");
             (polls, all) = (polls + 1, all + length);
             assert!(polls < 10_000, "it ends");
-            // The runtime lets a task read and write only so often.
+            // The runtime limits how often a task may read and write before it yields.
             tokio::task::yield_now().await;
         }
         assert!(all > 16 << 20 && polls >= (16 << 20) / FRAME / AT_ONCE, "{all} in {polls}");
@@ -145,7 +145,7 @@ async fn buffers_stay_while_anything_is_underway() {
     assert!(ours.next().await.is_none());
 }
 
-/// Sends all messages, and a ping after some, then waits for the other side to be done.
+/// Sends all messages, with a ping after some of them, then waits until the other side is done.
 async fn send(mut sink: SplitSink<Ours, Message>, lengths: Vec<usize>) -> SplitSink<Ours, Message> {
     for length in lengths {
         sink.send(text(length)).await.unwrap();

@@ -39,9 +39,9 @@ struct Case {
     is_sealed: bool,
 }
 
-/// Returns the replacement, and the decisions counted. The replacement is the upstream's frame, a
-/// code with its wait, or a reconnect. The decisions are a retry, a refusal, and a move of the
-/// session.
+/// Returns the replacement, and how often each decision was counted. The replacement is the
+/// upstream's frame, a code with its wait, or a reconnect. The decisions are a retry, a refusal,
+/// and a move of the session.
 async fn replaced(
     keys: &[(&str, &str, &str)],
     judgement: Judgement,
@@ -283,7 +283,7 @@ async fn undecided_401_is_one_clients_until_a_second_meets_it() {
     }
 }
 
-/// Meets a short limit on a connection of the session, for a turn that begins now.
+/// A turn that begins now meets a short limit on a connection of the session.
 async fn limited_again(gateway: &Gateway, client: &Client) -> (Replacement, Binding) {
     let (turn, binding, _) = bound(gateway, client).await;
     let headers = HeaderMap::from_iter([(RETRY_AFTER, "2".parse().unwrap())]);

@@ -34,7 +34,7 @@ impl Socket {
         self.turns.heavy.finish(&self.client.id, move || Event::read(own.as_bytes())).await
     }
 
-    /// Notes an event before the client receives it. Returns the client's message.
+    /// Notes an event before the client receives it. Returns the message for the client.
     pub(super) async fn note(&self, event: Event, text: Utf8Bytes) -> Utf8Bytes {
         let Event { lane, response_id, is_unstored, stage } = event;
         let (lane, id) = (lane.as_deref(), response_id.as_deref());
@@ -48,7 +48,8 @@ impl Socket {
             Stage::Refused(status, mut error, headers) => {
                 let failed = self.state_of(id).end_refused_turn(lane, status);
                 if self.binding.key.upstream.host.is_gateway() {
-                    // Another Warmkey has already replaced what its client must not act on.
+                    // The upstream is another Warmkey, which has already replaced the errors that
+                    // clients must not act on.
                     return text;
                 }
                 let asked = ModelUse::new(&failed.model, failed.tier.as_deref());
@@ -117,8 +118,8 @@ impl Socket {
         turn.has_begun = true;
         turn.account.note_status(StatusCode::OK);
         turn.account.note_first_byte();
-        // Any organization accepts a warm-up, because it carries no sealed content and has no
-        // output. A warm-up therefore confirms nothing.
+        // Every organization accepts a warm-up, because it carries no sealed content and has no
+        // output. It therefore confirms no binding.
         let due = DueWrites {
             must_confirm: !turn.is_warm_up && !state.is_confirmed,
             is_stored: !turn.is_unstored,
@@ -146,8 +147,8 @@ impl Socket {
         due
     }
 
-    /// Makes the client connect anew, if another key would serve it in place of this limited one.
-    /// The client has received part of the answer, so its end passes first.
+    /// Makes the client reconnect if another key would serve it in place of this limited one. The
+    /// client has received part of the answer, so the answer's end passes first.
     fn leave_limited(&self, turn: &Turn<Account>) {
         let (gateway, asked) = (self.gateway(), turn.account.asked_model());
         // After a handshake that names another model or none, or for a special tier, the gateway

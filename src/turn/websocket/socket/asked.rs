@@ -36,8 +36,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Reads a message for an upstream with this `host`. `seeks_sealed`: whether it holds sealed
-    /// content matters.
+    /// Reads a message for an upstream with this `host`. `seeks_sealed`: whether to look for sealed
+    /// content.
     fn read(text: &str, host: &UpstreamHost, seeks_sealed: bool) -> Result<Self, NotJson> {
         let message = ClientMessage::read(text.as_bytes())?;
         let is_sealed = seeks_sealed && Sealed::In(text.as_bytes()).is_sealed();
@@ -50,9 +50,8 @@ impl Seen {
 }
 
 impl Socket {
-    /// Checks a client's message. Returns it as the upstream gets it, with a permit for the memory
-    /// of what was made of it. The error is the frame that the client receives instead of an
-    /// answer.
+    /// Checks a client's message. Returns the message for the upstream, with a permit for the
+    /// memory of its copies. The error is the frame that the client receives instead of an answer.
     pub(super) async fn ask(&self, text: Utf8Bytes) -> Result<(Message, MemoryPlace), String> {
         let began = Instant::now();
         let seen = match self.read(&text).await {
@@ -67,7 +66,7 @@ impl Socket {
         let (read, parent) = (Instant::now(), message.traceparent.as_deref());
         let arrival = Arrival { began, id: TurnId::within(parent.map(str::as_bytes)) };
         if message.lane.as_ref().is_some_and(|lane| lane.len() > LONGEST_NAME) {
-            // The gateway keeps the name for as long as the lane has turns.
+            // The gateway keeps the lane's name for as long as the lane has turns.
             let error = Error::new(ErrorKind::InvalidRequest, "The stream_id is too long.");
             return Err(self.refuse(&error, None, arrival));
         }
@@ -104,7 +103,7 @@ impl Socket {
     /// Reads a message: a short one here, a long one on another thread, so that no other turn
     /// waits.
     async fn read(&self, text: &Utf8Bytes) -> Result<Seen, Error> {
-        // After the first answer, the session is sealed anyway.
+        // After the first answer, the session counts as sealed in any case.
         let seeks_sealed = !self.state().is_confirmed;
         let seen = if text.len() > LIGHT {
             let (own, key) = (text.clone(), Arc::clone(&self.binding.key));
@@ -118,8 +117,8 @@ impl Socket {
         })
     }
 
-    /// Checks that the message's client may ask for its model now, and then the content that the
-    /// message refers to. Returns whether only the session's project can find that content.
+    /// Checks that the client may ask for the message's model now, and then checks the content that
+    /// the message refers to. Returns whether only the session's project can find that content.
     async fn permit(&self, message: &ClientMessage) -> Result<bool, Error> {
         // A response that was issued on this connection belongs to the client.
         let (is_own, has_served) = {

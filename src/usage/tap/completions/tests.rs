@@ -63,7 +63,7 @@ fn stream_ends_as_its_chunks_say() {
     let short = LAST.replace("stop", "length");
     assert_eq!(end(&[CHUNK, &short, "data: [DONE]"], false), (Some(Terminal::Incomplete), None));
     assert_eq!(end(&[CHUNK, "data: [DONE]"], false), (Some(Terminal::Completed), None));
-    // Without `[DONE]`, only the end of the body tells that nothing was cut off.
+    // Without `[DONE]`, only the end of the body shows that the stream is complete.
     assert_eq!(end(&[CHUNK, LAST], false), (None, None));
     assert_eq!(end(&[CHUNK, LAST], true), (Some(Terminal::Completed), None));
     assert_eq!(end(&[CHUNK], true), (None, None));
@@ -80,7 +80,7 @@ fn document_is_read_whole() {
     assert_eq!((reading.terminal, reading.usage), (Some(Terminal::Completed), Some(usage())));
 }
 
-/// Lines of data belong together up to the empty line, and are joined by a line's end.
+/// All lines of data up to the empty line belong to one event, and are joined by line ends.
 #[test]
 fn event_with_several_lines_of_data_is_read() {
     let parts = USAGE
@@ -106,7 +106,8 @@ fn event_with_several_lines_of_data_is_read() {
     }
 }
 
-/// Only the last usage can be the turn's: some services state the tokens so far with each chunk.
+/// Only the last usage can be the turn's, because some upstreams state the tokens so far in each
+/// chunk.
 #[test]
 fn usage_is_the_last_one_or_missing() {
     let odd = USAGE.replace(r#""prompt_tokens":9"#, r#""prompt_tokens":"many""#);

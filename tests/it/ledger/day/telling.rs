@@ -12,7 +12,7 @@ use crate::world::admin::asked;
 use crate::world::cluster::Running;
 use crate::world::waiting::{SOON, eventually};
 
-/// Waits until so many turns are compared with the ones before them. What they left is stored a
+/// Waits until so many turns are compared with the ones before them. Their promises are stored a
 /// moment later.
 pub async fn compared(cluster: &Running, turns: usize) {
     eventually(SOON, &format!("{turns} turns are compared"), async || {
@@ -27,7 +27,7 @@ pub async fn compared(cluster: &Running, turns: usize) {
     .await;
 }
 
-/// What the ledger tells of a session by what its client sent.
+/// Returns what the ledger states of a session, asked by the id that its client sent.
 async fn told(cluster: &Running, client: &str, session: &str) -> Value {
     let target = format!("/sessions?client={client}&id={session}");
     let answer = asked(cluster.replica().admin(), "GET", &target).await;
@@ -39,8 +39,8 @@ pub async fn hash(cluster: &Running, client: &str, session: &str) -> String {
     told(cluster, client, session).await["session"].as_str().expect("a hash").to_owned()
 }
 
-/// Makes what the last turns of these sessions left half an hour older. A store in memory has no
-/// door for that.
+/// Makes the promises of these sessions half an hour older. Returns false for a store in memory,
+/// which a test cannot change.
 pub async fn age(cluster: &Running, hashes: &[String]) -> bool {
     let Some(store) = cluster.shared_store() else { return false };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
@@ -66,7 +66,7 @@ fn base36(mut number: u64) -> String {
     String::from_utf8(digits).expect("ASCII")
 }
 
-/// Compares all that is told of the day with what must be.
+/// Compares what the ledger states of the day with what must be there.
 pub async fn judge(cluster: &Running, day: Vec<(Story, BTreeMap<String, Vec<Told>>)>) {
     let turns: usize = day.iter().flat_map(|(_, all)| all.values()).map(Vec::len).sum();
     let admin = cluster.replica().admin();
@@ -100,7 +100,7 @@ pub async fn judge(cluster: &Running, day: Vec<(Story, BTreeMap<String, Vec<Told
             }
         }
     }
-    // A store in memory has no door by which half an hour could pass.
+    // In a store in memory, a test cannot make half an hour pass.
     let is_expected =
         |reason: &ColdReason| *reason != ColdReason::Expired || cluster.shared_store().is_some();
     let reasons = ColdReason::ALL.iter().filter(|reason| is_expected(reason));
@@ -118,7 +118,7 @@ pub async fn judge(cluster: &Running, day: Vec<(Story, BTreeMap<String, Vec<Told
     logged(cluster, turns, &traces).await;
 }
 
-/// The log has one line of each turn, by the same name as the ledger.
+/// Checks that the log has one line for each turn, under the same id as the ledger.
 async fn logged(cluster: &Running, turns: usize, traces: &BTreeSet<String>) {
     assert_eq!(traces.len(), turns, "each turn has a trace of its own");
     let ids = eventually(SOON, "all turns are in the log", async || {

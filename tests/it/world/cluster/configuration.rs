@@ -10,8 +10,8 @@ impl Cluster {
         self
     }
 
-    /// Commands of a shell that run before each replica, which takes the shell's place: limits,
-    /// variables, another standard error.
+    /// Commands of a shell that run before each replica, such as limits, variables or another
+    /// standard error. The replica then takes the shell's place.
     pub fn shell(mut self, commands: &str) -> Self {
         self.shell = commands.into();
         self

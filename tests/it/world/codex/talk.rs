@@ -9,7 +9,7 @@ use super::{Codex, items_of, uuid};
 use crate::world::socket::{EVENTS, Refused, Socket, open};
 use crate::world::waiting::ms;
 
-/// How often Codex tries before it goes on over HTTP.
+/// Attempts of Codex before it continues over HTTP.
 const ATTEMPTS: u32 = 7;
 
 pub struct Talk {
@@ -37,7 +37,7 @@ impl Talk {
         self.connection = None;
     }
 
-    /// Plays one turn to its end, through as many connections as it takes. Returns the last frame
+    /// Plays one turn to its end, with as many connections as it needs. Returns the last frame
     /// sent, and its terminal event.
     pub async fn turn(&mut self, text: &str) -> (String, Value) {
         self.codex.begin(text);
@@ -88,8 +88,8 @@ impl Talk {
 }
 
 impl Codex {
-    /// A request for the first `count` items of the input. The upstream has some of them with
-    /// `previous`.
+    /// A request for the first `count` items of the input. With `previous`, the upstream already
+    /// has some of them.
     fn frame(&self, previous: Option<(String, usize)>, count: usize, generate: bool) -> String {
         let known = previous.as_ref().map_or(0, |(_, known)| *known);
         let turn = uuid();

@@ -1,4 +1,4 @@
-//! An upstream that speaks HTTP/2, refuses each request with the credential that came first, and
+//! An upstream that speaks HTTP/2. It refuses each request with the credential that came first, and
 //! serves all others.
 
 use std::net::{Ipv4Addr, SocketAddr};

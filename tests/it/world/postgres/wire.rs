@@ -13,7 +13,7 @@ const COMMIT: &[u8] = b"COMMIT\0";
 
 pub struct Wire {
     address: SocketAddr,
-    /// So many answers to commits are swallowed from now on.
+    /// The number of answers to commits that will be swallowed.
     swallowing: Arc<AtomicUsize>,
     listening: JoinHandle<()>,
 }
@@ -45,7 +45,7 @@ impl Wire {
         self.swallowing.store(commits, Ordering::SeqCst);
     }
 
-    /// How many are still to be swallowed.
+    /// Returns how many answers are still to be swallowed.
     pub fn left(&self) -> usize {
         self.swallowing.load(Ordering::SeqCst)
     }
@@ -57,7 +57,8 @@ impl Drop for Wire {
     }
 }
 
-/// Until either side ends, or an answer is swallowed: both see their connection end then.
+/// Relays until either side ends, or an answer is swallowed. Both sides then see their connection
+/// end.
 async fn relay(mut near: TcpStream, mut far: TcpStream, left: &AtomicUsize) -> std::io::Result<()> {
     let (mut asked, mut answered) = (vec![0; 65_536], vec![0; 65_536]);
     loop {

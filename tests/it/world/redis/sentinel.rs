@@ -1,8 +1,8 @@
 //! Redis as a trio: a primary, two replicas, and three Sentinels that promote a replica when the
 //! primary is gone.
 //!
-//! Replicas copy as a user of their own, so that a test can cut them off: later acknowledged writes
-//! are lost with the primary.
+//! Replicas copy as a user of their own, so that a test can cut them off. Writes that are
+//! acknowledged later are then lost with the primary.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -76,7 +76,7 @@ impl Sentinel {
         &mut self.nodes[number]
     }
 
-    /// Cuts the replicas off: later writes are on the primary alone.
+    /// Cuts the replicas off, so that later writes are only on the primary.
     pub async fn cut_replicas_off(&self) {
         let primary = self.primary().await;
         primary.run(&["ACL", "SETUSER", "copier", "off"]).await;
@@ -128,10 +128,10 @@ impl Sentinel {
     }
 }
 
-/// Copies begin at once, and a node that answers late is not given up by the others.
+/// With these, copies begin at once, and a node that answers late is not given up by the others.
 const NODE: [&str; 4] = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"];
 
-/// A Sentinel that watches the primary at this address, with these arguments after its own.
+/// A Sentinel that watches the primary at this address. `arguments` follow its own.
 pub async fn watching(folder: &Path, primary: SocketAddr, arguments: &[String]) -> Redis {
     let (host, port) = place(primary);
     Redis::launch(folder, |_, data| {

@@ -1,4 +1,4 @@
-//! The three shapes of Redis behind one set of questions, for tests that hold on each shape.
+//! The three shapes of Redis behind the same functions, for tests that hold on each shape.
 
 use std::path::Path;
 
@@ -49,7 +49,7 @@ impl Store {
         }
     }
 
-    /// Tells each primary the same.
+    /// Sends the same command to each primary.
     pub async fn run(&self, words: &[&str]) {
         for primary in self.primaries().await {
             primary.run(words).await;

@@ -29,10 +29,10 @@ impl Shards {
                 "--cluster-node-timeout",
                 "1000",
             ];
-            // Copies begin at once, and a replica takes over however old its copy is.
+            // With these, copies begin at once, and a replica takes over however old its copy is.
             let copies =
                 ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"];
-            // A dead shard does not end the others.
+            // With this, a dead shard does not end the others.
             let coverage = ["--cluster-require-full-coverage", "no"];
             let arguments = [&options[..], &copies, &coverage].concat();
             async move { Redis::start_with(folder, &arguments).await }
@@ -138,7 +138,8 @@ impl Shards {
         self.nodes[shard + SHARDS].reports("replication", &["role:master"]).await;
     }
 
-    /// Opens the move of a slot to another shard: from now on absent names are asked for there.
+    /// Opens the move of a slot to another shard: from now on, questions for absent names are
+    /// redirected there.
     pub async fn open_move(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
         self.nodes[to].run(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &self.ids[from]]).await;
@@ -161,7 +162,7 @@ impl Shards {
             None
         })
         .await;
-        // The receiver says so first: a slot always has an owner.
+        // The receiver learns it first, so that the slot always has an owner.
         for node in
             [to, from].into_iter().chain((0..SHARDS).filter(|node| ![to, from].contains(node)))
         {

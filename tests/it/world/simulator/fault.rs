@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-/// A fault as the simulator takes it. Its methods narrow it; unnarrowed, it strikes every request
-/// until it is cleared.
+/// A fault as the simulator reads it. Its methods limit which requests it strikes. Without them, it
+/// strikes every request until it is cleared.
 #[derive(Clone, Debug)]
 pub struct Fault(pub Value);
 
@@ -28,17 +28,17 @@ impl Fault {
         Self::refused(429, "credit_balance_exhausted")
     }
 
-    /// 429 for the month: one project has spent its budget.
+    /// 429 for the rest of the month: one project has spent its budget.
     pub fn overspent() -> Self {
         Self::refused(429, "project_spend_limit_exceeded")
     }
 
-    /// 429 that says when to come back.
+    /// 429 that states when to retry.
     pub fn limited(seconds: u64) -> Self {
         Self::refused(429, "rate_limit_exceeded").and("retry_after", json!(seconds))
     }
 
-    /// 429 that says so as a date.
+    /// 429 that states the same as a date.
     pub fn limited_until(seconds: u64) -> Self {
         Self::limited(seconds).and("retry_after_date", json!(true))
     }
@@ -48,17 +48,17 @@ impl Fault {
         Self::refused(429, "rate_limit_exceeded").and("retry_after_text", json!(text))
     }
 
-    /// 429 without a time to come back.
+    /// 429 that states no time.
     pub fn limited_in_silence() -> Self {
         Self::refused(429, "rate_limit_exceeded").and("retry_after", json!(false))
     }
 
-    /// 429: the ramp is too steep.
+    /// 429: the traffic grows too fast.
     pub fn too_steep() -> Self {
         Self::refused(429, "slow_down")
     }
 
-    /// 503 that another key does not help against.
+    /// 503 that would be the same with another key.
     pub fn overloaded() -> Self {
         Self::refused(503, "server_is_overloaded")
     }
@@ -82,7 +82,7 @@ impl Fault {
         Self(json!({ "status": status }))
     }
 
-    /// 502 and the like from a proxy before the service.
+    /// 502 and similar statuses, from a proxy in front of the service.
     pub fn page(status: u16) -> Self {
         Self::down(status).and("html", json!("<html><body>Bad gateway</body></html>"))
     }
@@ -132,7 +132,7 @@ impl Fault {
         self.and("encoding", json!(coding))
     }
 
-    /// Says when to come back.
+    /// States when to retry.
     pub fn again_in(self, seconds: u64) -> Self {
         self.and("retry_after", json!(seconds))
     }
@@ -162,7 +162,7 @@ impl Fault {
         self.and("session", json!(id))
     }
 
-    /// Strikes so many requests, and is over.
+    /// Strikes so many requests, and then ends.
     pub fn times(self, count: u64) -> Self {
         self.and("times", json!(count))
     }
