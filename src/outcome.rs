@@ -26,6 +26,9 @@ pub enum Outcome {
     Unprocessed(String),
     /// The answer breaks the protocol, so that no part of it can be passed on.
     Broken(String),
+    /// The answer states success and cannot be decoded, so that no part of it can be passed on. The
+    /// upstream has served the turn, and nobody can read its usage.
+    Unreadable(String),
     /// The turn needed a WebSocket, and the upstream does not support one.
     NotSpoken,
     /// The turn cannot be written in the dialect of this upstream. Nothing was sent.
@@ -51,7 +54,7 @@ impl Outcome {
             Self::Unreachable(_) => Some("unreachable"),
             Self::Interrupted(_) => Some("interrupted"),
             Self::Unprocessed(_) => Some("unprocessed"),
-            Self::Broken(_) => Some("broken"),
+            Self::Broken(_) | Self::Unreadable(_) => Some("broken"),
             Self::NotSpoken => Some("not_spoken"),
             Self::Inexpressible(_) => Some("inexpressible"),
             Self::Silent => Some("silent"),

@@ -67,12 +67,15 @@ pub fn row(record: &Record, cost: Option<Cost>, began: i64, id: i64) -> Option<T
         overhead_us: record.timeline.overhead(record.transport).map(micros),
         duration_us: micros(record.duration),
         trace: record.id.to_string(),
-        used_hosted_tools: usage.map(|usage| usage.used_hosted_tools),
+        used_hosted_tools: usage
+            .filter(|usage| !usage.has_unread_items)
+            .map(|usage| usage.used_hosted_tools),
         is_unpriced,
     })
 }
 
-/// Whether the upstream may have billed a turn. A failed turn without usage is not billed.
+/// Whether the upstream may have billed a turn. A failed turn without usage is not billed, unless
+/// its answer stated success and could not be decoded.
 fn may_be_billed(record: &Record) -> bool {
     let is_served = match record.ending {
         Ending::Completed
@@ -84,7 +87,7 @@ fn may_be_billed(record: &Record) -> bool {
             record.usage.is_some()
         }
     };
-    record.service.is_some() && is_served
+    record.service.is_some() && (is_served || record.is_unreadable)
 }
 
 fn count(tokens: u64) -> i64 {
@@ -220,6 +223,8 @@ mod tests {
                 "{ending:?}"
             );
         }
+        let unreadable = Record { is_unreadable: true, ..record(None, Ending::Unserved) };
+        assert!(made(&unreadable).is_unpriced, "it was served, and nobody can read its usage");
         let nowhere = Record { service: None, ..record(None, Ending::ClientLeft) };
         let row = made(&nowhere);
         assert!(!row.is_unpriced && row.key.is_none() && row.binding.is_none());
@@ -258,6 +263,8 @@ mod tests {
     fn row_flags_tools_that_the_upstream_ran() {
         let used = Usage { used_hosted_tools: true, ..usage(9_000) };
         assert_eq!(made(&record(Some(used), Ending::Completed)).used_hosted_tools, Some(true));
+        let unread = Usage { has_unread_items: true, ..usage(9_000) };
+        assert_eq!(made(&record(Some(unread), Ending::Completed)).used_hosted_tools, None);
         assert_eq!(made(&record(None, Ending::Completed)).used_hosted_tools, None);
     }
 

@@ -87,10 +87,17 @@ impl AnswerBody {
         }
     }
 
-    /// Whether a body of known length is complete. A body that states its end must be read up to
-    /// there.
+    /// Whether all data has been returned, and nothing is left to read. A body that states its end
+    /// must be read up to there.
     pub fn is_complete(&self) -> bool {
-        !self.states_its_end && self.held.is_empty() && self.body.size_hint().exact() == Some(0)
+        self.has_all() && (!self.states_its_end || self.body.is_end_stream())
+    }
+
+    /// Whether all data has been returned, as far as the body states its length or its end. A
+    /// client that knows the length needs no more.
+    pub fn has_all(&self) -> bool {
+        let has_come = || self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
+        self.held.is_empty() && has_come()
     }
 }
 

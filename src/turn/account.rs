@@ -237,6 +237,9 @@ impl Account {
     /// Notes the outcome of the attempt that began last.
     pub fn note_outcome(&mut self, outcome: &Outcome) {
         self.timeline.end_attempt(outcome);
+        if matches!(outcome, Outcome::Unreadable(_)) {
+            self.note_unreadable();
+        }
     }
 
     /// Notes why the turn does not simply end with the outcome of its last attempt.
@@ -283,7 +286,7 @@ impl Account {
         tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of its key");
     }
 
-    /// Notes that the gateway cannot decode the answer, which is cut for that.
+    /// Notes that the gateway cannot decode the answer, which is cut or replaced for that.
     pub fn note_unreadable(&mut self) {
         self.is_unreadable = true;
         let key = self.service.as_ref().map(|(service, _)| service.key.id.as_str());

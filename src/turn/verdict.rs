@@ -135,7 +135,7 @@ pub fn decide(outcome: Outcome, case: Case<'_>, resends: bool, now: SystemTime) 
         .retry_after(SOON)
         .because(cause))),
         // The turn may have been served, and its answer cannot be passed on.
-        Outcome::Broken(cause) => {
+        Outcome::Broken(cause) | Outcome::Unreadable(cause) => {
             let error = Error::new(
                 ErrorKind::UpstreamUnreachable,
                 "The upstream's answer breaks the protocol and cannot be passed on.",

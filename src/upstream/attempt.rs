@@ -13,6 +13,7 @@ use http::header::{
     HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL,
     UPGRADE,
 };
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::key::Key;
@@ -30,8 +31,11 @@ use crate::wire::event::is_stream;
 const ERROR_BODY: usize = 64 * 1024;
 /// Maximum time to read an error answer's body.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
-/// The cause of a broken answer that cannot be decoded.
-const UNREADABLE: &str = "it cannot be decoded by its content-encoding";
+/// A refusal of the stream that comes later than this is not answered by sending it again at once.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// The causes of an answer that cannot be decoded.
+const UNKNOWN_CODING: &str = "its content-encoding is none that the gateway can read";
+const UNDECODABLE: &str = "it cannot be decoded by its content-encoding";
 
 /// Sends the turn with `key` once. If another key issued the turn's `x-codex-turn-state`
 /// (`has_foreign_state`), the header is left out.
@@ -43,7 +47,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
     };
     let wait = request.timeout(key.upstream.first_byte_timeout);
     let traceparent = request.begin_attempt();
-    let mut again = true;
+    let (mut again, began) = (true, Instant::now());
     loop {
         let rendered = match request.for_key(key, has_foreign_state, traceparent.as_ref()) {
             Ok(rendered) => rendered,
@@ -57,7 +61,8 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
                 return Outcome::NoDescriptor(causes(&error));
             }
             Ok(Err(error)) => match Failure::of(&error) {
-                Failure::Connect | Failure::Unprocessed if again => again = false,
+                Failure::Connect if again => again = false,
+                Failure::Unprocessed if again && began.elapsed() < AT_ONCE => again = false,
                 Failure::Connect => return Outcome::Unreachable(causes(&error)),
                 Failure::Unprocessed => return Outcome::Unprocessed(causes(&error)),
                 Failure::Broken => return Outcome::Broken(causes(&error)),
@@ -90,9 +95,11 @@ impl Failure {
             // stream with a lower id fails in the same way as its connection.
             if let Some(error) = cause.downcast_ref::<h2::Error>() {
                 let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
-                return match error.is_remote() && (is_refused || error.is_go_away()) {
-                    true => Self::Unprocessed,
-                    false => Self::Lost,
+                return match error.is_remote() {
+                    true if is_refused || error.is_go_away() => Self::Unprocessed,
+                    // The library resets a stream whose head is malformed.
+                    false if error.is_library() && error.is_reset() => Self::Broken,
+                    _ => Self::Lost,
                 };
             }
             if cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
@@ -164,7 +171,7 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
 pub async fn read(mut response: reqwest::Response) -> Outcome {
     let coding = Coding::of(response.headers());
     if coding == Coding::Unknown {
-        return Outcome::Broken("its content-encoding is none that the gateway can read".into());
+        return unreadable(response.status(), UNKNOWN_CODING);
     }
     let is_encoded = coding != Coding::Plain;
     let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
@@ -201,7 +208,7 @@ async fn read_error(mut answer: Answer, mut rest: AnswerBody) -> Outcome {
         Err(_) => false,
     };
     let Some(text) = decoded(&answer.headers, &head, is_whole).await else {
-        return Outcome::Broken(UNREADABLE.into());
+        return unreadable(answer.status, UNDECODABLE);
     };
     answer.head = head.into();
     answer.rest = (!is_whole).then_some(rest);
@@ -215,9 +222,9 @@ async fn read_error(mut answer: Answer, mut rest: AnswerBody) -> Outcome {
 async fn read_first(answer: Answer, mut rest: AnswerBody) -> Outcome {
     match tokio::time::timeout(ERROR_BODY_TIME, rest.chunk()).await {
         Ok(Ok(Some(first))) => {
-            let is_whole = rest.is_complete();
+            let is_whole = rest.has_all();
             if decoded(&answer.headers, &first, is_whole).await.is_none() {
-                return Outcome::Broken(UNREADABLE.into());
+                return unreadable(answer.status, UNDECODABLE);
             }
             rest.take_back(first);
         }
@@ -225,6 +232,14 @@ async fn read_first(answer: Answer, mut rest: AnswerBody) -> Outcome {
         Ok(Ok(None)) | Err(_) => {}
     }
     Outcome::Answered(Answer { rest: Some(rest), ..answer })
+}
+
+/// An answer of this status that cannot be decoded for this `cause`.
+fn unreadable(status: StatusCode, cause: &str) -> Outcome {
+    match status.is_success() {
+        true => Outcome::Unreadable(cause.into()),
+        false => Outcome::Broken(cause.into()),
+    }
 }
 
 fn why_cut(cut: CutAnswer) -> String {

@@ -60,7 +60,7 @@ pub struct Record {
     pub malformed: u64,
     /// Whether the answer held the secret of its key.
     pub has_leaked: bool,
-    /// Whether the answer was cut because the gateway could not decode it.
+    /// Whether the gateway could not decode an answer of success, and cut or replaced it.
     pub is_unreadable: bool,
     /// The end of the answer, as the upstream itself stated it.
     pub terminal: Option<Terminal>,

@@ -83,40 +83,34 @@ impl Passage {
     pub fn new(answer: Answer, gate: Option<IdGate>, mut turn: Course) -> Self {
         let key = Arc::clone(&turn.key);
         let form = turn.take_form();
-        let mut tap = form.tap(&answer.headers);
-        tap.observe(&answer.head);
-        let mut leak_scan = key.leak.scan();
-        let mut has_leaked = leak_scan.finds(&answer.head);
-        let has_begun = !answer.head.is_empty() || matches!(form, Form::Document(_));
-        if has_begun {
-            turn.account.note_first_byte();
-        }
-        let (head, translation) = match form {
-            Form::Native(_) => (answer.head, None),
+        let tap = form.tap(&answer.headers);
+        let (text, tap, translation) = match form {
+            Form::Native(_) => (None, tap, None),
+            Form::Stream(stream) => (None, tap, Some(stream)),
             Form::Document(document) => {
-                (tap, has_leaked) = (document.tap, document.has_leaked);
-                (document.text, None)
-            }
-            Form::Stream(mut stream) => {
-                (stream.push(&answer.head).unwrap_or_default(), Some(stream))
+                if document.has_leaked {
+                    turn.account.note_leak();
+                }
+                (Some(document.text), document.tap, None)
             }
         };
-        if has_leaked {
-            turn.account.note_leak();
+        if text.is_some() {
+            turn.account.note_first_byte();
         }
         let mut passage = Self {
-            has_begun,
+            has_begun: text.is_some(),
             // With zero bytes left, the answer has ended: its client knows the length, and leaves.
             upstream: answer.rest.filter(|upstream| !upstream.is_complete()),
             gate: gate.map(Box::new),
             joined: BytesMut::new(),
             translation,
             idle: Idle::new(key.upstream.idle_timeout),
-            unread: Bytes::new(),
+            // Its text has been read.
+            unread: if text.is_some() { Bytes::new() } else { answer.head },
             is_counted: false,
             memory: ReadingMemory::of(&turn.memory),
             tap,
-            leak_scan,
+            leak_scan: key.leak.scan(),
             turn: Some(Box::new(turn)),
             ready: VecDeque::new(),
             length: 0,
@@ -127,12 +121,9 @@ impl Passage {
             reader: None,
             writer: None,
         };
-        if passage.upstream.is_some() {
-            passage.count();
-        }
-        passage.join(head);
+        passage.join(text.unwrap_or_default());
         // A client that knows the length may leave before the pump has found the end.
-        if passage.upstream.is_none() {
+        if passage.upstream.is_none() && passage.unread.is_empty() {
             passage.end(None);
         }
         passage
@@ -209,7 +200,7 @@ impl Passage {
     /// Whether the bytes that the tap has read may pass: they must be decodable. A client that
     /// knows the length takes the last bytes for a whole answer.
     fn may_pass(&mut self) -> bool {
-        if self.upstream.as_ref().is_some_and(AnswerBody::is_complete) {
+        if self.upstream.as_ref().is_none_or(AnswerBody::has_all) {
             self.tap.end();
         }
         !self.tap.is_blind()
@@ -226,7 +217,7 @@ impl Passage {
     /// Decides how `data` goes to the client. `since`: the time since the bytes before it.
     fn next(&self, data: Bytes, since: Duration) -> Next {
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
-        let is_last = !keeps_some && self.upstream.as_ref().is_some_and(AnswerBody::is_complete);
+        let is_last = !keeps_some && self.upstream.as_ref().is_none_or(AnswerBody::is_complete);
         match () {
             () if is_last => Next::Last(data),
             () if !self.joined.is_empty() => Next::InCompany(data),
@@ -343,16 +334,23 @@ impl Passage {
     }
 
     /// Notes that the client has left. Returns the rest of an answer whose terminal event has
-    /// passed. Codex leaves before the last chunk, and reading to the end keeps the upstream's
-    /// connection alive.
+    /// passed, or whose every byte has. Codex leaves before the last chunk, and reading to the end
+    /// keeps the upstream's connection alive.
     pub fn leave(&mut self) -> Option<AnswerBody> {
         let turn = self.turn.take()?;
-        if self.tap.is_over() {
-            turn.end(self.tap.finish(false), None);
+        let has_all = self.has_all();
+        if has_all || self.tap.is_over() {
+            turn.end(self.tap.finish(has_all), None);
             return self.upstream.take();
         }
         turn.leave(self.tap.finish(false));
         None
+    }
+
+    /// Whether the client's connection has taken every byte of the answer.
+    fn has_all(&self) -> bool {
+        let has_come = self.upstream.as_ref().is_some_and(AnswerBody::has_all);
+        has_come && self.awaits_upstream() && self.length == 0 && self.joined.is_empty()
     }
 
     pub const fn is_closed(&self) -> bool {

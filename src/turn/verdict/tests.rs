@@ -150,9 +150,10 @@ fn turn_that_may_have_been_served_is_sent_again_only_if_allowed() {
     let unprocessed = decided(Outcome::Unprocessed("refused stream".into()));
     assert!(matches!(unprocessed, Verdict::Again(Err(error)) if error.status() == 502));
     for resends in [false, true] {
-        let broken = Outcome::Broken("framing".into());
-        let verdict = decide(broken, CASE, resends, SystemTime::UNIX_EPOCH);
-        assert!(matches!(verdict, Verdict::GiveUp(error, _) if error.status() == 502));
+        for outcome in [Outcome::Broken("framing".into()), Outcome::Unreadable("gzip".into())] {
+            let verdict = decide(outcome, CASE, resends, SystemTime::UNIX_EPOCH);
+            assert!(matches!(verdict, Verdict::GiveUp(error, _) if error.status() == 502));
+        }
     }
     assert!(matches!(refused(502, "", None), Verdict::Again(Ok(_))), "that is an answer");
 }

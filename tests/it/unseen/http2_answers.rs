@@ -19,6 +19,7 @@ use crate::world::wire::{Connection, Request, ask};
 
 const JSON: &str = "application/json";
 const STREAM: &str = "text/event-stream";
+const COMPLETED_DOCUMENT: &str = r#"{"id":"resp_1","status":"completed","output":[],"usage":{"input_tokens":9,"output_tokens":7}}"#;
 const CREATED: &[u8] =
     b"event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
 
@@ -128,6 +129,71 @@ async fn answer_of_another_length_never_looks_whole() {
         let cluster = over_http2(two(), &upstream, "").start().await;
         assert_eq!(judged(&cluster, &upstream, &turn(BODY)).await, (200, false), "{length}");
     }
+}
+
+/// A head that breaks HTTP/2 is no lost connection: its turn may have been served.
+#[tokio::test]
+async fn malformed_head_is_a_502_and_its_turn_is_not_sent_again() {
+    for (status, length) in
+        [(None, "48"), (Some("200"), "48, 48"), (Some("200"), "+48"), (Some("20x"), "48")]
+    {
+        for resends in ["ambiguous = false", "ambiguous = true"] {
+            let parts = vec![Part::Malformed(status, length), Part::Last(DOCUMENT.to_vec())];
+            let upstream = Upstream::start(vec![parts]).await;
+            let cluster = two().binding(&format!("[failover]\n{resends}"));
+            let cluster = over_http2(cluster, &upstream, "").start().await;
+            let told = judged(&cluster, &upstream, &turn(BODY)).await;
+            assert_eq!(told, (502, true), "{status:?} {length} {resends}");
+        }
+    }
+}
+
+/// A client that knows the length takes the last byte for the end, before the upstream ends its
+/// stream. A coding that goes on there is cut before that byte.
+#[tokio::test]
+async fn answer_whose_coding_goes_on_is_never_whole_by_its_length() {
+    use std::io::Write;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(DOCUMENT).expect("memory is enough");
+    let gzip = gzip.finish().expect("memory is enough");
+    let zstd = zstd::encode_all(DOCUMENT, 1).expect("memory is enough");
+    for (coding, bytes) in [("gzip", gzip), ("zstd", zstd)] {
+        for kind in [JSON, STREAM] {
+            for (length, is_whole) in [(bytes.len(), true), (bytes.len() - 1, false)] {
+                // The parts come apart, so that the last one is read as it passes.
+                let (first, last) = bytes[..length].split_at(length - 4);
+                for held in [vec![], vec![Part::Hold]] {
+                    let coded = Part::Coded(kind, coding, length);
+                    let [first, last] = [first, last].map(|part| Part::Data(part.to_vec()));
+                    let ends = [vec![last], held, vec![Part::Last(Vec::new())]].concat();
+                    let upstream = Upstream::start(vec![[vec![coded, first], ends].concat()]).await;
+                    let cluster = over_http2(two(), &upstream, "").start().await;
+                    let request = turn(BODY).header("accept-encoding", "gzip, zstd");
+                    let told = ask(cluster.address(), &request).await;
+                    let case = format!("{coding} {kind} {length}: {}", told.status);
+                    assert_eq!(told.status == 200 && told.whole, is_whole, "{case}");
+                    upstream.release();
+                }
+            }
+        }
+    }
+}
+
+/// A client that knows the length leaves with the last byte. Its turn was served all the same.
+#[tokio::test]
+async fn client_that_leaves_with_the_last_byte_was_served() {
+    let document = COMPLETED_DOCUMENT.as_bytes();
+    let head = Part::Head(200, JSON, Some(document.len()));
+    let parts = vec![head, Part::Data(document.to_vec()), Part::Hold];
+    let upstream = Upstream::start(vec![parts]).await;
+    let cluster = over_http2(two(), &upstream, "").start().await;
+    let told = ask(cluster.address(), &turn(BODY)).await;
+    assert_eq!((told.status, told.whole, &*told.body), (200, true, document));
+    cluster.shows("warmkey_active_turns", 0.0).await;
+    let metrics = cluster.replica().metrics().await;
+    let completed = r#"warmkey_turns_total{transport="http",outcome="completed"}"#;
+    assert_eq!((metrics.get(completed), metrics.sum("warmkey_usage_missing_total")), (1.0, 0.0));
+    assert_eq!(metrics.sum("warmkey_output_tokens_total"), 7.0);
 }
 
 /// The upstream takes a few kilobytes at a time, on a connection that other turns share.

@@ -42,6 +42,10 @@ pub const ENHANCE_YOUR_CALM: u32 = 11;
 pub enum Part {
     /// A head with this status, content type and length.
     Head(u16, &'static str, Option<usize>),
+    /// A head of success with this content type, coding and length.
+    Coded(&'static str, &'static str, usize),
+    /// A malformed head: without a status, or with this spelling of its length.
+    Malformed(Option<&'static str>, &'static str),
     Data(Vec<u8>),
     /// The last bytes, with the end of the stream.
     Last(Vec<u8>),
@@ -218,6 +222,15 @@ async fn play(
             Part::Head(status, kind, length) => {
                 frame(HEADERS, END_HEADERS, id, &head(status, kind, length))
             }
+            Part::Malformed(status, length) => {
+                let status = status.map(|status| [&[0x08, 3], status.as_bytes()].concat());
+                let fields = [status.unwrap_or_default(), literal(28, length)].concat();
+                frame(HEADERS, END_HEADERS, id, &fields)
+            }
+            Part::Coded(kind, coding, length) => {
+                let fields = [head(200, kind, Some(length)), literal(26, coding)].concat();
+                frame(HEADERS, END_HEADERS, id, &fields)
+            }
             Part::Data(data) => frames_of(&data, id, 0),
             Part::Last(data) => frames_of(&data, id, END_STREAM),
             // A field that is not in the static table: no index, its name, its value.
@@ -253,16 +266,18 @@ fn frames_of(data: &[u8], id: u32, flags: u8) -> Vec<u8> {
 
 /// A head in HPACK (RFC 7541): literals whose names are in the static table.
 fn head(status: u16, kind: &str, length: Option<usize>) -> Vec<u8> {
-    let literal = |index: u8, value: &str| {
-        let short = u8::try_from(value.len()).expect("a short value");
-        [&[0x0f, index - 15, short], value.as_bytes()].concat()
-    };
     let status = status.to_string();
     let mut head = [&[0x08, 3], status.as_bytes(), &literal(31, kind)].concat();
     if let Some(length) = length {
         head.extend(literal(28, &length.to_string()));
     }
     head
+}
+
+/// A field whose name has this index in the static table.
+fn literal(index: u8, value: &str) -> Vec<u8> {
+    let short = u8::try_from(value.len()).expect("a short value");
+    [&[0x0f, index - 15, short], value.as_bytes()].concat()
 }
 
 /// The time within which a client's leaving reaches an upstream.

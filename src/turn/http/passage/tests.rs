@@ -5,14 +5,16 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
 use super::*;
+use crate::chat::stream::Stream;
 use crate::client::Client;
 use crate::metrics::Transport;
 use crate::setting::Size;
 use crate::task::Tasks;
 use crate::turn::account::Account;
 use crate::turn::http::form::Document;
+use crate::turn::http::heavy_places::HeavyPlaces;
 use crate::turn::http::relay::relay;
-use crate::turn::http::translation::Counted;
+use crate::turn::http::translation::{AnswerWork, Counted};
 use crate::turn::memory::{BodyMemory, MemoryPlace};
 use crate::turn::tests::{bound, gateway};
 
@@ -193,4 +195,45 @@ async fn reading_of_an_answer_counts_and_is_given_up_without_memory() {
         let (most, has_usage) = relayed(&little, coding, body).await;
         assert!(!has_usage && most <= (1 << 18) * 5 / 4, "{coding}: {most}");
     }
+}
+
+/// The end of a translation has bytes of its own, also where the relay itself reads the frames.
+#[tokio::test(start_paused = true)]
+async fn paced_translation_ends_with_its_last_chunks() {
+    let (gateway, client) = (Arc::new(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
+    let (_, binding, _) = bound(&gateway, &client).await;
+    let account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+    let memory = BodyMemory::new(Size(1 << 20));
+    let work = AnswerWork {
+        heavy: Arc::new(HeavyPlaces::new(1)),
+        memory: memory.clone(),
+        client: client.id.clone(),
+    };
+    let translation = Translation::new(Stream::new(false), work);
+    let course = Course::new(&gateway, &memory, binding.key, account)
+        .in_form(Form::Stream(Box::new(translation)));
+    let events = [
+        r#"{"type":"response.created","response":{"id":"resp_1","model":"m"}}"#,
+        r#"{"type":"response.output_text.delta","output_index":0,"content_index":0,"delta":"hi"}"#,
+    ];
+    // Each event comes alone, and the end, without a terminal event, later still.
+    let frames = events.map(|event| format!("data: {event}\n\n"));
+    let stream = futures_util::stream::unfold(frames.into_iter(), async |mut frames| {
+        tokio::time::sleep(COMPANY * 9).await;
+        let frame = Frame::data(Bytes::from(frames.next()?));
+        Some((Ok::<_, std::io::Error>(frame), frames))
+    });
+    let rest = http::Response::new(reqwest::Body::wrap(StreamBody::new(Box::pin(stream))));
+    let rest = Some(reqwest::Response::from(rest).into());
+    let event_stream = "text/event-stream".parse().unwrap();
+    let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, event_stream)]);
+    let status = http::StatusCode::OK;
+    let answer = Answer { status, headers, head: Bytes::new(), rest, upgrade: None };
+    let (relay, pump) = relay(answer, None, course);
+    pump.start(&Tasks::new()).await;
+    let come = relay.collect().await.expect("the answer is whole").to_bytes();
+    let text = String::from_utf8(come.to_vec()).unwrap();
+    assert!(text.contains(r#""content":"hi""#), "{text}");
+    let last = text.trim_end().rsplit("\n\n").next().unwrap();
+    assert!(last.contains("error"), "the upstream has not ended it: {text}");
 }
