@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::header::{CONTENT_LENGTH, HOST, HeaderName};
+use ::http::uri::Authority;
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use axum::body::Body;
 use http_body::Body as _;
@@ -136,16 +137,24 @@ fn is_too_large(request: &Request<Body>) -> bool {
         && target + request.headers().iter().map(size).sum::<usize>() > HEAD
 }
 
-/// Checks that a request over HTTP/1.1 has exactly one `Host` (RFC 9112, section 3.2).
+/// Checks that a request over HTTP/1.1 has exactly one `Host`, with a valid value (RFC 9112,
+/// section 3.2).
 fn has_one_host(request: &Request<Body>) -> Result<(), Error> {
-    let hosts = request.headers().get_all(HOST).iter().count();
-    let is_valid = match request.version() {
-        Version::HTTP_11 => hosts == 1,
-        _ => hosts <= 1,
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (first, second) = (hosts.next(), hosts.next());
+    let is_valid = match first {
+        Some(host) => second.is_none() && is_host(host.as_bytes()),
+        None => request.version() != Version::HTTP_11,
     };
     is_valid.then_some(()).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidRequest, "A request must have one Host header.")
+        Error::new(ErrorKind::InvalidRequest, "A request must have one valid Host header.")
     })
+}
+
+/// A host and perhaps a port. A target without a host has an empty one.
+fn is_host(value: &[u8]) -> bool {
+    let is_authority = || Authority::try_from(value).is_ok_and(|host| !host.as_str().contains('@'));
+    value.is_empty() || is_authority()
 }
 
 async fn list(

@@ -86,6 +86,12 @@ impl Entry {
         conversation: Option<&str>,
         references: References,
     ) -> Result<(), Error> {
+        if references.names_two_kinds {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "`model`, `service_tier` and the `type` of a message must be given once.",
+            ));
+        }
         if references.is_ambiguous && self.foreign_ids == ForeignIds::Refuse {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,

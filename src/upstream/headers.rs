@@ -131,14 +131,17 @@ pub fn outgoing(client: &HeaderMap, foreign_state: bool) -> HeaderMap {
     for (name, value) in client {
         // Servers behind CGI cannot tell `x_api_key` from `x-api-key`.
         let text = &*hyphenated(name.as_str());
-        let is_stripped = (text != name.as_str() && text == header::ACCEPT_ENCODING)
+        let is_odd =
+            text != name.as_str() && (text == header::ACCEPT_ENCODING || text == TURN_STATE);
+        let is_stripped = is_odd
             || HOP_BY_HOP.contains(&text)
             || IDENTITY.contains(&text)
             || FORWARDED.contains(&text)
             || OVERRIDES.contains(&text)
             || STRIPPED_PREFIXES.iter().any(|prefix| text.starts_with(prefix))
             || nominated.iter().any(|name| hyphenated(name).eq_ignore_ascii_case(text))
-            || (foreign_state && text == TURN_STATE);
+            // Only the first state has been compared with its key.
+            || text == TURN_STATE && (foreign_state || sent.contains_key(TURN_STATE));
         if !is_stripped {
             sent.append(name.clone(), value.clone());
         }

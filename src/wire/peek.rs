@@ -229,14 +229,14 @@ fn find<'b, const N: usize>(
             if let Some(place) = names.iter().position(|name| name.as_bytes() == &*key) {
                 let earlier = found[place].replace(value);
                 references.names_two_models |= *key == *b"model" && differs(value, earlier);
+                references.names_two_kinds |= is_of_two_kinds(&key, value, earlier);
                 references.is_ambiguous |= is_unsure(&key, value, earlier);
             }
             let inside = scanner.references();
             if let b"input" | b"messages" | b"tools" | b"prompt" = &*key {
                 references.add(inside);
             }
-            if *key == *b"prompt" && inner(Some(value), "id").is_some_and(|id| id != Field::Absent)
-            {
+            if *key == *b"prompt" && names_template(value) {
                 references.find_own();
             }
             if !scanner.take(b',') {
@@ -249,6 +249,11 @@ fn find<'b, const N: usize>(
     Ok((found, references))
 }
 
+/// Whether one of the duplicate ids of a `prompt` names a stored one.
+fn names_template(prompt: &[u8]) -> bool {
+    each(prompt, "id").is_ok_and(|ids| ids.iter().any(|id| **id != *b"null"))
+}
+
 /// Whether duplicates of the field `name` disagree on what the turn continues. Upstreams differ in
 /// which duplicate they read. `earlier`: the value of the duplicate before.
 fn is_unsure(name: &[u8], value: &[u8], earlier: Option<&[u8]>) -> bool {
@@ -258,6 +263,17 @@ fn is_unsure(name: &[u8], value: &[u8], earlier: Option<&[u8]>) -> bool {
             let ids = each(value, "id").unwrap_or_default();
             differs(value, earlier) || ids.iter().any(|id| *id != ids[0])
         }
+        _ => false,
+    }
+}
+
+/// Whether duplicates disagree on whether a message asks for a response, of which model, or in
+/// which tier.
+fn is_of_two_kinds(name: &[u8], value: &[u8], earlier: Option<&[u8]>) -> bool {
+    let asks = |value| Field::of(Some(value)).text() == Some("response.create");
+    match name {
+        b"model" | b"service_tier" => differs(value, earlier),
+        b"type" => earlier.is_some_and(|earlier| asks(earlier) != asks(value)),
         _ => false,
     }
 }

@@ -31,6 +31,9 @@ pub struct References {
     pub is_ambiguous: bool,
     /// Whether duplicate fields disagree on the model.
     pub names_two_models: bool,
+    /// Duplicate fields disagree on whether a message asks for a response, of which model, or in
+    /// which tier.
+    pub names_two_kinds: bool,
     /// The item that the scan is in.
     item: ItemFields,
 }
@@ -200,6 +203,7 @@ impl References {
         self.name_items |= other.name_items;
         self.is_ambiguous |= other.is_ambiguous;
         self.names_two_models |= other.names_two_models;
+        self.names_two_kinds |= other.names_two_kinds;
     }
 }
 
@@ -277,6 +281,7 @@ mod tests {
                 false,
             ),
             (r#"{"prompt":{"id":"pmpt_1"},"input":"hello"}"#, false),
+            (r#"{"prompt":{"id":"pmpt_1","id":null}}"#, false),
             (r#"{"prompt":{"variables":{"x":{"type":"input_file","file_id":"file-1"}}}}"#, true),
             (r#"{"tools":[{"type":"file_search","vector_store_ids":["other"]}]}"#, false),
             (r#"{"in\u0070ut":[{"file_id":"file-1"}],"input":[]}"#, true),

@@ -25,6 +25,7 @@ mod large;
 mod nested;
 mod overrides;
 mod redirects;
+mod requests;
 
 const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"hello"}"#;
 
@@ -317,6 +318,7 @@ async fn header_with_underscores_is_stopped_like_its_twin() {
         "transfer_encoding",
         "content_length",
         "x_real_ip",
+        "x_codex_turn_state",
     ];
     let request = names.iter().fold(turn(BODY), |request, name| request.header(name, "smuggled"));
     let request = request.header("x_kept", "kept");
@@ -357,7 +359,14 @@ async fn slash_says_nothing_and_a_request_has_one_host() {
         assert_eq!(ask(cluster.address(), &request).await.status, 200, "{target}");
     }
     let before = upstream.seen().len();
-    for hosts in ["", "host: a\r\nhost: b\r\n", "host: a\r\nHost: a\r\n"] {
+    for hosts in [
+        "",
+        "host: a\r\nhost: b\r\n",
+        "host: a\r\nHost: a\r\n",
+        "host: a b\r\n",
+        "host: a/b\r\n",
+        "host: u@a\r\n",
+    ] {
         let mut connection = Connection::open(cluster.address()).await;
         let head = format!(
             "POST /v1/responses HTTP/1.1\r\n{hosts}authorization: Bearer {ALICE}\r\ncontent-length: {}\r\n\r\n{BODY}",
@@ -368,4 +377,8 @@ async fn slash_says_nothing_and_a_request_has_one_host() {
         assert_eq!(answer.status, 400, "{hosts:?}");
     }
     assert_eq!(upstream.seen().len(), before);
+    for host in ["a", "a.b:80", "[::1]:80", ""] {
+        let request = turn(BODY).header("host", host);
+        assert_eq!(ask(cluster.address(), &request).await.status, 200, "{host:?}");
+    }
 }

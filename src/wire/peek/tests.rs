@@ -47,7 +47,16 @@ fn duplicates_that_say_whose_content_is_reached_must_agree() {
     ] {
         let references = Peek::at(body.as_bytes()).unwrap().references;
         assert_eq!(references.is_ambiguous, expected, "{body}");
-        assert!(!references.names_two_models, "{body}");
+        assert!(!references.names_two_models && !references.names_two_kinds, "{body}");
+    }
+    for (body, expected) in [
+        (r#"{"service_tier":"default","service_ti\u0065r":"flex"}"#, true),
+        (r#"{"service_tier":"flex","service_tier":null}"#, true),
+        (r#"{"service_tier":"flex","service_tier":"flex"}"#, false),
+        (r#"{"input":[{"service_tier":"flex","service_tier":"auto"}]}"#, false),
+    ] {
+        let references = Peek::at(body.as_bytes()).unwrap().references;
+        assert_eq!(references.names_two_kinds, expected, "{body}");
     }
     for (body, expected) in [
         (r#"{"model":"a","m\u006fdel":"b"}"#, true),
@@ -56,6 +65,7 @@ fn duplicates_that_say_whose_content_is_reached_must_agree() {
     ] {
         let references = Peek::at(body.as_bytes()).unwrap().references;
         assert_eq!(references.names_two_models, expected, "{body}");
+        assert_eq!(references.names_two_kinds, expected, "{body}");
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::host::UpstreamHost;
 use crate::telemetry::TurnId;
 use crate::turn::account::{Account, Arrival};
-use crate::turn::entry::may_ask_for;
+use crate::turn::entry::{check_object, may_ask_for};
 use crate::turn::memory::{LIGHT, MemoryPlace};
 use crate::turn::websocket::frame::{ClientMessage, early_lane};
 use crate::turn::websocket::lanes::Turn;
@@ -112,9 +112,11 @@ impl Socket {
         } else {
             Seen::read(text, &self.binding.key.upstream.host, seeks_sealed)
         };
-        seen.map_err(|place| {
+        let seen = seen.map_err(|place| {
             Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
-        })
+        })?;
+        check_object(text.as_bytes())?;
+        Ok(seen)
     }
 
     /// Checks that the client may ask for the message's model now, and then checks the content that
@@ -153,7 +155,6 @@ impl Socket {
         let mut account = open(&mut state);
         account.note_model(&message.model.take().unwrap_or_default());
         account.note_tier(message.tier.take());
-        account.asked_model().model.clone_into(&mut state.model);
         account.note_purpose(message.kind, std::mem::take(&mut message.imprint));
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
         let shows_sealed = !state.is_confirmed && is_sealed;
