@@ -50,6 +50,11 @@ impl Kept {
         self.sieve.as_ref().map_or(&self.whole, |sieve| sieve.kept())
     }
 
+    /// Whether only parts of a long text are kept.
+    pub const fn is_cut(&self) -> bool {
+        self.sieve.is_some()
+    }
+
     pub const fn is_empty(&self) -> bool {
         self.whole.is_empty() && self.sieve.is_none()
     }

@@ -40,6 +40,14 @@ impl Reading {
         Self::with_usage(terminal, data, response.and_then(terminal::usage))
     }
 
+    /// The items of a text that is `kept` in parts are not read.
+    fn of_kept(mut self, kept: &Kept) -> Self {
+        if let Some(usage) = self.usage.as_mut().filter(|_| kept.is_cut()) {
+            usage.has_unread_items = true;
+        }
+        self
+    }
+
     fn with_usage(terminal: Terminal, data: &[u8], usage: Option<Usage>) -> Self {
         let failure = if terminal == Terminal::Failed { ErrorBody::of_event(data) } else { None };
         Self { terminal: Some(terminal), usage, failure }
@@ -150,7 +158,8 @@ impl Reader {
     fn finish(&mut self, ended: bool) -> Reading {
         if ended && !self.is_stream {
             let (terminal, usage) = terminal::of_document(self.kept.text());
-            return Reading { terminal: Some(terminal), usage, failure: None };
+            let reading = Reading { terminal: Some(terminal), usage, failure: None };
+            return reading.of_kept(&self.kept);
         }
         self.reading.take().map_or_else(Reading::default, |reading| *reading)
     }
@@ -290,7 +299,8 @@ impl Reader {
         let kind = Field::of(kind);
         let own = || Terminal::of_event(kind.text()?.as_bytes());
         if let Some(terminal) = self.announced.or_else(own) {
-            self.reading = Some(Box::new(Reading::of_event(terminal, self.kept.text())));
+            let reading = Reading::of_event(terminal, self.kept.text()).of_kept(&self.kept);
+            self.reading = Some(Box::new(reading));
         }
         true
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::wire::peek::{Field, fields};
+use crate::wire::scan::Scanner;
 
 /// The upstream's own statement of how an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Usage {
     pub is_diagnosed: bool,
     /// Whether the upstream ran a tool itself. No token count shows the tool's price.
     pub used_hosted_tools: bool,
+    /// Whether the answer's items could not be read, and may name such a tool.
+    pub has_unread_items: bool,
 }
 
 impl Terminal {
@@ -67,12 +70,6 @@ impl Terminal {
 /// The types of items that show a tool which the upstream runs and bills apart from tokens.
 const HOSTED: [&str; 4] =
     ["web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"];
-
-#[derive(Deserialize)]
-struct Item {
-    #[serde(default, deserialize_with = "readable", rename = "type")]
-    kind: String,
-}
 
 /// Reads a field's value, or the default if the value is null or has another type. An odd field
 /// thus makes no other field unreadable.
@@ -117,6 +114,7 @@ pub fn usage(response: &[u8]) -> Option<Usage> {
         .filter(|raw| raw.starts_with(b"{"))
         .and_then(|raw| fields(raw, ["type", "reason"]).ok())
         .unwrap_or_default();
+    let names_tools = output_items.map_or(Some(false), names_hosted_tools);
     Some(Usage {
         id: text(id),
         input: count(input?)?,
@@ -128,15 +126,28 @@ pub fn usage(response: &[u8]) -> Option<Usage> {
         tier: text(tier),
         model: text(model),
         is_diagnosed: text(diagnosis).is_some(),
-        used_hosted_tools: output_items.is_some_and(names_hosted_tools),
+        used_hosted_tools: names_tools == Some(true),
+        has_unread_items: names_tools.is_none(),
         miss: text(reason),
     })
 }
 
-/// Whether the items of an answer's `output` name a hosted tool.
-fn names_hosted_tools(output: &[u8]) -> bool {
-    let items: Vec<Item> = serde_json::from_slice(output).unwrap_or_default();
-    items.iter().any(|item| HOSTED.contains(&&*item.kind))
+/// Whether the items of an answer's `output` name a hosted tool. `None`: they cannot be read.
+fn names_hosted_tools(output: &[u8]) -> Option<bool> {
+    let mut items = Scanner::new(output);
+    if output == b"null" || items.take(b'[') && items.take(b']') {
+        return Some(false);
+    }
+    loop {
+        let item = items.value().ok().filter(|item| item.starts_with(b"{"))?;
+        let [kind] = fields(item, ["type"]).ok()?;
+        if Field::of(kind).text().is_some_and(|kind| HOSTED.contains(&kind)) {
+            return Some(true);
+        }
+        if !items.take(b',') {
+            return items.expect(b']').ok().map(|()| false);
+        }
+    }
 }
 
 /// Returns the fields of details that may be absent. `None`: the details cannot be read.
@@ -194,6 +205,7 @@ mod tests {
             miss: Some("tools_changed".into()),
             is_diagnosed: true,
             used_hosted_tools: false,
+            has_unread_items: false,
         };
         assert_eq!(of_event(event), Some(expected));
         for nothing in ["", "{}", r#"{"response":null}"#, r#"{"response":{"usage":null}}"#, "[1]"] {
@@ -218,6 +230,7 @@ mod tests {
             miss: Some("m".into()),
             is_diagnosed: true,
             used_hosted_tools: true,
+            has_unread_items: false,
         };
         // A count that cannot be read makes the whole usage unknown. An absent part counts as zero.
         for odd in [
@@ -245,7 +258,7 @@ mod tests {
             ("service_tier", Usage { tier: None, ..whole.clone() }),
             ("reason", Usage { miss: None, ..whole.clone() }),
             ("model", Usage { model: None, ..whole.clone() }),
-            ("output", Usage { used_hosted_tools: false, ..whole.clone() }),
+            ("output", Usage { used_hosted_tools: false, has_unread_items: true, ..whole.clone() }),
             (
                 "prompt_cache_diagnostics",
                 Usage { miss: None, is_diagnosed: false, ..whole.clone() },
@@ -254,7 +267,11 @@ mod tests {
             for value in ["null", "-1", "true", "[[]]"] {
                 let name = format!("\"{odd}\":");
                 let event = WHOLE.replace(&name, &format!("{name}{value},\"was_{odd}\":"));
-                assert_eq!(of_event(event.as_bytes()), Some(expected.clone()), "{event}");
+                let mut expected = expected.clone();
+                if odd == "output" && value == "null" {
+                    expected.has_unread_items = false;
+                }
+                assert_eq!(of_event(event.as_bytes()), Some(expected), "{event}");
             }
         }
         for spelling in ["9.0", "9e0", "90E-1", "0.9e1"] {

@@ -208,3 +208,24 @@ async fn row_is_priced_by_what_answered() {
     assert!(cost.price_id.starts_with("gpt-5.4-mini/flex"), "{}", cost.price_id);
     assert_eq!(row.cost_nano, i64::try_from(cost.nano_usd).ok());
 }
+
+/// A picture over HTTP is longer than what is kept of an answer: its items are unknown, not none.
+#[tokio::test]
+async fn hosted_tool_of_a_long_answer_is_unknown_and_not_absent() {
+    let picture = "A".repeat(700_000);
+    let event = format!(
+        "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{{\"output\":[{{\"type\":\"image_generation_call\",\"result\":\"{picture}\"}}],\"usage\":{{\"input_tokens\":9,\"output_tokens\":7}}}}}}\n\n"
+    );
+    let upstream = crate::world::recorder::Recorder::answering(crate::world::recorder::stream(&[
+        event.as_bytes(),
+    ]))
+    .await;
+    let cluster = written_at("sqlite:ledger.db").recorded_by(&upstream).start().await;
+    let body = r#"{"model":"gpt-5.4","stream":true,"input":"hello"}"#;
+    let request = Request::turn(ALICE, body).header("session-id", "s");
+    assert_eq!(ask(cluster.address(), &request).await.status, 200);
+    written(cluster.replica().admin(), 1).await;
+    let rows = rows(&cluster, "s").await;
+    let [row] = &rows[..] else { panic!("one turn: {rows:?}") };
+    assert_eq!((row.used_hosted_tools, row.tokens.as_ref().map(|all| all.output)), (None, Some(7)));
+}
