@@ -12,7 +12,7 @@ use crate::binding::select::Reach;
 use crate::binding::trail::Step;
 use crate::clock::time_of_day;
 use crate::error::Error;
-use crate::health::diagnose::{Ailment, Scope};
+use crate::health::diagnose::Met;
 use crate::health::registry::Registry;
 use crate::key::{Key, Tag};
 use crate::metrics::{Decision, Reason};
@@ -32,6 +32,7 @@ pub mod doubt;
 pub mod vain;
 pub mod failover;
 pub mod waiting;
+pub mod refused;
 pub mod search;
 pub mod idle;
 pub mod memory;
@@ -39,13 +40,15 @@ pub mod http;
 pub mod websocket;
 
 use account::Account;
-use doubt::Settled;
 use entry::Entry;
 use failover::{ATTEMPTS, Failover, pause};
-use verdict::{Case, Verdict, as_403, decide, undecided};
+use verdict::{Case, Verdict, as_403, decide};
 
 /// Longest time that a binding takes if it asks only the store.
 const STORE_TIME: Duration = Duration::from_millis(100);
+
+/// Longest time from a turn's first attempt that its upstream has not processed to a further one.
+const UNPROCESSED: Duration = Duration::from_secs(5);
 
 /// The parts that all turns of a replica share, over HTTP and WebSocket.
 pub struct Gateway {
@@ -62,45 +65,6 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
-    /// or its organization, all replicas learn it. If no probe decides, they learn of the doubt
-    /// once a second client has met it, or at once from an only client. Returns `None` if a reload
-    /// has replaced the key's secret since.
-    ///
-    /// A turn's first doubt is always probed; further doubts spend the time that the turn may wait.
-    /// A turn makes at most one key suspected, because a turn that siblings refuse may be at fault.
-    async fn settle(
-        &self,
-        key: &Key,
-        doubted: Scope,
-        (demand, tried): (&Demand<'_>, &mut Tried),
-    ) -> Option<Settled> {
-        if self.registry.successor(key).is_some() {
-            return None;
-        }
-        let asked = || self.books.metrics.decided(Decision::Probe, Reason::Rejected);
-        let (began, left) = (Instant::now(), Some(tried.wait_left));
-        let left = left.filter(|_| std::mem::replace(&mut tried.has_doubted, true));
-        // A doubt without a probe says nothing.
-        let is_probed = left != Some(Duration::ZERO);
-        let corroboration = &self.failover.corroboration;
-        // If there is only one client, its doubt affects no other.
-        let counts = || {
-            self.entry.clients.get().is_single() || corroboration.report_doubt(key, doubted, demand)
-        };
-        let mut settled = self.failover.doubts.settle(key, (began, left), asked).await;
-        match settled {
-            Settled::Refused(scope) => self.registry.condemn(key, Ailment::Rejected(scope)),
-            Settled::Undecided if is_probed && !tried.has_suspected && counts() => {
-                (settled, tried.has_suspected) = (Settled::Suspected, true);
-                self.registry.observe(key, Ailment::Rejected(doubted));
-            }
-            Settled::Accepted | Settled::Undecided | Settled::Suspected => {}
-        }
-        tried.wait_left = tried.wait_left.saturating_sub(began.elapsed());
-        Some(settled)
-    }
-
     /// Records a decision about a turn of `session` at the binding's key.
     fn record_decision(
         &self,
@@ -146,6 +110,8 @@ pub struct Attempts<'t, A> {
     limits: u32,
     /// The key for which the turn has waited last.
     waited_for: Option<Tag>,
+    /// When the first attempt began that the upstream has not processed.
+    unprocessed: Option<Instant>,
 }
 
 impl<'t, A: Ask> Attempts<'t, A> {
@@ -169,6 +135,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
             retries_left,
             limits,
             waited_for,
+            unprocessed: None,
         }
     }
 
@@ -244,7 +211,11 @@ impl<'t, A: Ask> Attempts<'t, A> {
     /// Makes one attempt: notes the key, sends the turn, and decides what the outcome means.
     async fn attempt(&mut self, binding: &Binding, has_foreign_state: bool) -> Verdict {
         self.note(binding);
+        let began = Instant::now();
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
+        if matches!(outcome, Outcome::Unprocessed(_)) {
+            self.unprocessed.get_or_insert(began);
+        }
         self.account.note_outcome(&outcome);
         self.observe(&binding.key, &outcome);
         let case = Case::new(&binding.key, self.demand.met(), self.demand.model_use());
@@ -254,10 +225,12 @@ impl<'t, A: Ask> Attempts<'t, A> {
         verdict
     }
 
-    /// Notes the headroom that the answer states for `key`. The answer to a free request states
-    /// none.
+    /// Notes the headroom that the answer of a served turn states for `key`. A refusal may state
+    /// another limit, and a handshake or a free request uses none.
     fn observe(&self, key: &Key, outcome: &Outcome) {
-        if let Some(answer) = outcome.answer().filter(|_| !self.demand.is_free) {
+        let is_told =
+            |answer: &&Answer| answer.status.is_success() && self.demand.met() == Met::Turn;
+        if let Some(answer) = outcome.answer().filter(is_told) {
             self.gateway.registry.headrooms.observe(key, self.demand.model_use(), &answer.headers);
         }
     }
@@ -283,48 +256,6 @@ impl<'t, A: Ask> Attempts<'t, A> {
             self.gateway.bindings.confirm(&binding, self.demand.seals(), self.budget).await;
         }
         (binding, answer)
-    }
-
-    /// Handles a 401. Returns the turn's next binding, or `None` if the upstream accepts the key
-    /// and refuses only this turn.
-    async fn handle_doubt(
-        &mut self,
-        binding: &Binding,
-        scope: Scope,
-    ) -> Result<Option<Binding>, Error> {
-        if self.tried.refused.contains(&binding.key.tag) {
-            // The key was accepted again meanwhile, and refuses this turn once more.
-            return Ok(None);
-        }
-        let case = (self.demand, &mut self.tried);
-        Ok(match self.gateway.settle(&binding.key, scope, case).await {
-            Some(Settled::Accepted) => None,
-            Some(Settled::Undecided) => {
-                self.refuse(binding, Reason::Rejected);
-                return Err(undecided());
-            }
-            Some(Settled::Refused(_) | Settled::Suspected) => {
-                Some(self.leave(binding, Reason::Rejected).await?)
-            }
-            None => Some(self.with_successor(binding)),
-        })
-    }
-
-    /// Handles a key, a project or an organization without credit.
-    async fn exhaust(&mut self, binding: &Binding, scope: Scope) -> Result<Binding, Error> {
-        if self.gateway.registry.successor(&binding.key).is_some() {
-            return Ok(self.with_successor(binding));
-        }
-        self.gateway.registry.observe(&binding.key, Ailment::Exhausted(scope));
-        self.leave(binding, Reason::Exhausted).await
-    }
-
-    /// Returns `binding` with its key's successor, because the upstream refused the secret that a
-    /// reload has replaced.
-    fn with_successor(&self, binding: &Binding) -> Binding {
-        let successor = self.gateway.registry.successor(&binding.key);
-        let key = successor.unwrap_or_else(|| Arc::clone(&binding.key));
-        Binding { key, ..binding.clone() }
     }
 
     /// Returns the turn's next binding after the binding's key refused the turn for `reason`.
@@ -359,11 +290,16 @@ impl<'t, A: Ask> Attempts<'t, A> {
         }
     }
 
+    /// Whether upstreams have refused to process the turn for so long that its client must hear it.
+    fn is_too_late(&self) -> bool {
+        self.unprocessed.is_some_and(|since| since.elapsed() > UNPROCESSED)
+    }
+
     /// Prepares one more attempt after the upstream failed with the turn: first with the same key,
     /// then with a sibling. An error is the unchanged binding: there is no further attempt.
     async fn retry(&mut self, binding: Binding) -> Result<Binding, Binding> {
         let is_first = self.retries_left == ATTEMPTS - 1;
-        if self.retries_left == 0 || !self.gateway.failover.may_retry() {
+        if self.retries_left == 0 || self.is_too_late() || !self.gateway.failover.may_retry() {
             self.refuse(&binding, Reason::Failed);
             return Err(binding);
         }

@@ -218,8 +218,8 @@ fn unauthorized(code: &str, error: &ErrorBody) -> Judgement {
         "account_deactivated" | "no_organization" | "mismatched_organization" => {
             Judgement::Organization(Trouble::Refused)
         }
-        "" | "invalid_request_error" if error.lacks_right => Judgement::Request(Concern::Forbidden),
-        _ if is_right => Judgement::Request(Concern::Forbidden),
+        "invalid_api_key" => Judgement::Key,
+        _ if is_right || error.lacks_right => Judgement::Request(Concern::Forbidden),
         _ => Judgement::Key,
     }
 }

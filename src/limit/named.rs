@@ -87,12 +87,14 @@ pub fn is_of_model(resource: &str) -> bool {
     OF_MODEL.contains(&last) && matches!(kind, "" | "input" | "output" | "project" | "total")
 }
 
-/// The first model that a message names: `The model 'gpt-5' does not exist`. Without quotes, a name
-/// has a letter and a digit: `Model rate-limit exceeded` names none.
+/// The first model that a message names: `The model 'gpt-5' does not exist`, or `Model not found:
+/// gpt-5`. Without quotes, a name has a letter and a digit: `Model rate-limit exceeded` names none.
 pub fn named_model(message: &str) -> Option<String> {
     let lower = message.to_ascii_lowercase();
-    lower.match_indices("model ").find_map(|(at, word)| {
-        let rest = message[at + word.len()..].trim_start();
+    let behind = lower.match_indices("model ").map(|(at, word)| at + word.len());
+    let colon = lower.find("model").and_then(|at| Some(at + lower[at..].find(':')? + 1));
+    behind.chain(colon).find_map(|at| {
+        let rest = message[at..].trim_start();
         let found = match rest.chars().next().filter(|first| QUOTES.contains(first)) {
             Some(quote) => rest[1..].split_once(quote)?.0,
             None => {
@@ -189,6 +191,11 @@ mod tests {
         }
         for (message, expected) in [
             ("The model `gpt-5.4` does not exist", Some("gpt-5.4")),
+            ("The model 'o' does not exist: see the docs of gpt-4", Some("o")),
+            ("Model not found: gpt-image-9", Some("gpt-image-9")),
+            ("model_not_found: `gpt-image-9`.", Some("gpt-image-9")),
+            ("Model is overloaded: please try again", None),
+            ("Rate limit reached: 5rpm", None),
             ("The model codex-mini-2 is busy.", Some("codex-mini-2")),
             ("Busy (model gpt-5.4).", Some("gpt-5.4")),
             ("Model rate-limit exceeded.", None),

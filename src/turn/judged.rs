@@ -80,6 +80,11 @@ fn told() -> impl Strategy<Value = Told> {
         vec![("retry-after", "1")],
         vec![("retry-after", "3600")],
         vec![("x-ratelimit-remaining-tokens", "9000")],
+        vec![
+            ("x-ratelimit-limit-tokens", "9000"),
+            ("x-ratelimit-remaining-tokens", "0"),
+            ("x-ratelimit-reset-tokens", "1h"),
+        ],
     ]);
     let parts = (status, code, class, message, param, headers, 0..10_u8);
     parts.prop_map(|(status, code, class, message, param, headers, shape)| {
@@ -116,9 +121,11 @@ pub enum How {
     FlexFrame,
     /// Failures that answers state after they have begun.
     Failure,
+    /// As `Failure`, in the answers to requests that cost nothing.
+    FreeFailure,
 }
 
-const HOWS: [How; 8] = [
+const HOWS: [How; 9] = [
     How::Turn,
     How::Flex,
     How::Handshake,
@@ -127,6 +134,7 @@ const HOWS: [How; 8] = [
     How::Frame,
     How::FlexFrame,
     How::Failure,
+    How::FreeFailure,
 ];
 
 fn answer(status: u16, headers: HeaderMap) -> Answer {

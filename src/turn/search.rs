@@ -50,7 +50,7 @@ impl<A: Ask> Attempts<'_, A> {
                     continue;
                 }
                 Verdict::Doubted(answer, scope) => {
-                    let case = (self.demand, &mut self.tried);
+                    let case = (self.demand, self.demand.met(), &mut self.tried);
                     match gateway.settle(&next.key, scope, case).await {
                         Some(Settled::Accepted) => {
                             other = other.or(Some((next.clone(), as_403(answer))));
@@ -59,7 +59,8 @@ impl<A: Ask> Attempts<'_, A> {
                         Some(Settled::Undecided | Settled::Suspected) => {
                             later = later.or(Some(Err(undecided())));
                         }
-                        None => {}
+                        // A reload has replaced the secret, and the new one is still to be asked.
+                        None => continue,
                     }
                 }
                 Verdict::Deferred(wait) => later = later.or(Some(Err(busy_error(wait)))),

@@ -154,10 +154,9 @@ fn has_other_words(event: &[u8]) -> bool {
 /// Whether a message says that the credential is known, but lacks a right: `Missing scopes: ..`,
 /// `You have insufficient permissions for this operation.`
 fn lacks_right(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    ["missing scope", "missing_scope", "insufficient permission", "does not have permission"]
-        .iter()
-        .any(|words| message.contains(words))
+    let lower = message.to_ascii_lowercase();
+    let mut words = lower.split(|one: char| !one.is_ascii_alphanumeric());
+    words.any(|word| matches!(word, "scope" | "scopes" | "permission" | "permissions"))
 }
 
 /// Returns the HTTP status of a WebSocket's `error` frame: its `status`, or its `status_code` as

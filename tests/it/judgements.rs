@@ -14,6 +14,7 @@ use crate::world::socket::{Refused, open, plain, session};
 use crate::world::waiting::Budget;
 use crate::world::wire::{Answer, Request, ask};
 
+mod frames;
 mod strained;
 mod strained_socket;
 

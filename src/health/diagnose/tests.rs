@@ -42,6 +42,9 @@ fn refused_credential_is_the_keys_or_its_organizations_unless_the_text_names_a_r
         ("missing_scope", scopes, FORBIDDEN),
         ("", scopes, FORBIDDEN),
         ("insufficient_permissions", "", FORBIDDEN),
+        ("unauthorized", "Missing scopes: api.vector_stores.read", FORBIDDEN),
+        ("", "You do not have permission to use this tool.", FORBIDDEN),
+        ("", "Your key has no telescope.", Judgement::Key),
         // The service names the credential itself.
         ("invalid_api_key", scopes, Judgement::Key),
         ("", "You didn't provide an API key.", Judgement::Key),

@@ -219,7 +219,7 @@ impl HttpTurns {
         let attempts = Attempts::new(&self.gateway, account, &asked, turn, &mut budget);
         let (binding, mut answer) = attempts.run(placed.found, complete).await?;
         hide_models_version(&mut answer.headers, &client);
-        let form = self.form(&mut answer, &client, &binding.key, endpoint, chat).await?;
+        let form = self.form(account, (&mut answer, &binding.key), &client, endpoint, chat).await?;
         let gate = (!glance.is_unstored && answer.status.is_success())
             .then(|| self.gate(&answer, &client, &binding, budget));
         Ok(Exchanged { key: binding.key, answer, form, gate })
@@ -265,14 +265,15 @@ impl HttpTurns {
     /// for that form.
     async fn form(
         &self,
-        answer: &mut Answer,
+        account: &mut Account,
+        (answer, key): (&mut Answer, &Key),
         client: &Client,
-        key: &Key,
         endpoint: Endpoint<'static>,
         chat: Option<&ChatBody>,
     ) -> Result<Form, Error> {
         match chat {
             Some(chat) if !key.upstream.speaks_chat => {
+                form::check_coding(answer).inspect_err(|_| account.note_unreadable())?;
                 let wish = chat.translated(key.upstream.derives_cache_key)?.wish;
                 form::prepare_answer(answer, wish, key, self.answer_work(&client.id)).await
             }

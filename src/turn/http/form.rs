@@ -62,9 +62,6 @@ pub async fn prepare_answer(
     if !answer.status.is_success() {
         return Ok(Form::Native(Dialect::Responses));
     }
-    if Coding::of(&answer.headers) != Coding::Plain {
-        return Err(lost("The upstream encoded an answer that has to be translated."));
-    }
     answer.headers.remove(CONTENT_LENGTH);
     if is_stream(&answer.headers) {
         let stream = Stream::new(wish.include_usage);
@@ -90,6 +87,17 @@ pub async fn prepare_answer(
     let _ = work.memory.follow_answer(&mut place, bytes.capacity());
     let text = Counted { bytes, place }.into();
     Ok(Form::Document(Box::new(Document { text, tap, has_leaked })))
+}
+
+/// Checks that an answer to a translated turn can be read. No coding was asked for.
+pub fn check_coding(answer: &Answer) -> Result<(), Error> {
+    match !answer.status.is_success() || Coding::of(&answer.headers) == Coding::Plain {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorKind::UpstreamUnreachable,
+            "The upstream encoded an answer that has to be translated.",
+        )),
+    }
 }
 
 /// Reads the rest of an answer into `answer.head`, which counts in the memory.

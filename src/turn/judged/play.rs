@@ -21,11 +21,14 @@ use crate::key::Key;
 use crate::metrics::Transport;
 use crate::outcome::{Outcome, Refusal};
 use crate::session::SessionId;
+use crate::session::identify::Identity;
 use crate::turn::account::Account;
 use crate::turn::websocket::frame::{Event, Stage};
 use crate::turn::websocket::replace_error::{Refused, Replacement};
 use crate::turn::{Ask, Attempts, Gateway};
+use crate::usage::tap::Reading;
 use crate::wire::error_body::ErrorBody;
+use crate::wire::terminal::Terminal;
 
 /// The table's judgement of an answer, and the key that answered.
 type Judged = (Arc<Key>, Judgement);
@@ -75,13 +78,13 @@ pub async fn play(
             by_websocket: matches!(how, How::Handshake | How::Frame | How::FlexFrame),
             model: "m",
             tier: matches!(how, How::Flex | How::FlexFrame).then_some("flex"),
-            is_free: *how == How::Free,
+            is_free: matches!(how, How::Free | How::FreeFailure),
             carries_sealed: Sealed::Known(*how == How::Search),
             ..Demand::of(client)
         };
         let judged = match how {
             How::Frame | How::FlexFrame => frames(gateway, &demand, answers).await,
-            How::Failure => failures(gateway, &demand, answers).await,
+            How::Failure | How::FreeFailure => failures(gateway, &demand, answers).await,
             _ => attempts(gateway, &demand, answers, *how == How::Search).await,
         };
         for (key, judgement) in judged {
@@ -177,16 +180,30 @@ async fn frames(gateway: &Gateway, demand: &Demand<'_>, answers: &[Told]) -> Vec
     judged
 }
 
-/// Plays answers that begin well and then state their failure in an event.
+/// Plays answers that begin well and then state their failure in an event. The answer to a free
+/// request says nothing, as a stored response that is shown.
 async fn failures(gateway: &Gateway, demand: &Demand<'_>, answers: &[Told]) -> Vec<Judged> {
     let Some(binding) = bound(gateway, demand).await else { return Vec::new() };
-    let failure = |told: &Told| {
-        let error = ErrorBody::parse(told.body.as_bytes());
-        let asked = demand.model_use();
-        gateway.registry.observe_failure(&binding.key, asked, &error);
-        let judgement = judge_failure(asked, &error);
-        told.check(judgement);
-        (Arc::clone(&binding.key), judgement)
-    };
-    answers.iter().map(failure).collect()
+    let mut judged = Vec::new();
+    for told in answers {
+        let books = Arc::clone(&gateway.books);
+        let mut account = Account::open(books, Transport::Http, &HeaderMap::new());
+        account.note_session(&Identity { session: demand.session.clone(), skipped: 0 });
+        account.note_model(demand.model);
+        account.note_attempt(&binding, false, &gateway.registry.loads);
+        account.note_status(StatusCode::OK);
+        if demand.is_free {
+            account.note_operation("retrieve");
+        }
+        let failure = ErrorBody::parse(told.body.as_bytes());
+        let judgement = judge_failure(demand.model_use(), &failure);
+        let terminal = Some(Terminal::Failed);
+        let reading = Reading { terminal, failure: Some(failure), ..Reading::default() };
+        gateway.observe_end(&account, &binding.key, &reading);
+        if !demand.is_free {
+            told.check(judgement);
+            judged.push((Arc::clone(&binding.key), judgement));
+        }
+    }
+    judged
 }

@@ -9,7 +9,7 @@ use crate::binding::Binding;
 use crate::binding::demand::{Demand, Tried};
 use crate::binding::select::Reach;
 use crate::error::{Error, ErrorKind};
-use crate::health::diagnose::{Ailment, Concern, Judgement, Scope, Shortage, Trouble};
+use crate::health::diagnose::{Ailment, Concern, Judgement, Met, Scope, Shortage, Trouble};
 use crate::limit::wait_or_usual;
 use crate::metrics::{Decision, Reason};
 use crate::turn::Gateway;
@@ -133,7 +133,7 @@ impl Replacement {
             Judgement::Request(concern) => return refused.of_request(concern),
             Judgement::Key | Judgement::Organization(Trouble::Refused) => {
                 let doubted = refused.judgement.ailment().map_or(Scope::Key, Ailment::scope);
-                match gateway.settle(key, doubted, (demand, &mut tried)).await {
+                match gateway.settle(key, doubted, (demand, Met::Turn, &mut tried)).await {
                     Some(Settled::Accepted) => return refused.replace_by_403(),
                     Some(Settled::Undecided) => return Self::Error(undecided()),
                     // A reload has replaced the secret that the upstream refused.

@@ -18,8 +18,6 @@ pub struct SocketState {
     /// Whether a message is still on its way to the client although its turn has ended here.
     pub is_passing: bool,
     pub is_confirmed: bool,
-    /// The model that the client asked for last.
-    pub model: String,
 }
 
 /// The writes that must complete before the client may receive the first event of a response.
@@ -51,14 +49,7 @@ pub struct Failed {
 impl SocketState {
     pub fn new(result: BindingResult, domain_moved: bool) -> Self {
         let (is_passing, is_confirmed) = (false, false);
-        Self {
-            lanes: Lanes::default(),
-            result,
-            domain_moved,
-            is_passing,
-            is_confirmed,
-            model: String::new(),
-        }
+        Self { lanes: Lanes::default(), result, domain_moved, is_passing, is_confirmed }
     }
 
     /// Returns the origin of the next turn's binding, and whether that turn uses another cache than
@@ -81,7 +72,7 @@ impl SocketState {
             return Failed {
                 sent: None,
                 has_begun: false,
-                model: self.model.clone(),
+                model: String::new(),
                 tier: None,
                 is_sealed,
                 needs_project: false,

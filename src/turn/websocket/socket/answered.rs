@@ -47,9 +47,10 @@ impl Socket {
             Stage::Ended(reading) => self.handle_end(&mut self.state_of(id), lane, *reading),
             Stage::Refused(status, mut error, headers) => {
                 let failed = self.state_of(id).end_refused_turn(lane, status);
-                if self.binding.key.upstream.host.is_gateway() {
+                let is_gateway = self.binding.key.upstream.host.is_gateway();
+                if is_gateway && status != StatusCode::UNAUTHORIZED {
                     // The upstream is another Warmkey, which has already replaced the errors that
-                    // clients must not act on.
+                    // clients must not act on. A refused token is this gateway's own.
                     return text;
                 }
                 let asked = ModelUse::new(&failed.model, failed.tier.as_deref());
