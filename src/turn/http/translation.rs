@@ -30,7 +30,8 @@ pub struct AnswerWork {
 
 impl AnswerWork {
     /// Translates `length` bytes by `work`: on another thread if they are many. `place` then covers
-    /// the copies, but not while the work waits for its thread.
+    /// the copies, but not while the work waits for its thread. Nor does it keep its place for a
+    /// thread while it waits for memory.
     pub async fn translate<T: Send + 'static>(
         &self,
         length: usize,
@@ -40,9 +41,8 @@ impl AnswerWork {
         if length <= LIGHT {
             return Ok(work());
         }
-        let heavy = self.heavy.take_for_answer(&self.client).await?;
-        self.memory.await_answer(place, length * COPIES).await?;
-        heavy.run(work).await
+        let take = || self.heavy.take_for_answer(&self.client);
+        self.memory.await_answer_with(place, length * COPIES, take).await?.run(work).await
     }
 }
 
@@ -228,6 +228,26 @@ mod tests {
         let mut translating = std::pin::pin!(work.translate(10 * MIB, &mut place, || ()));
         assert!(futures_util::poll!(translating.as_mut()).is_pending());
         assert_eq!(memory.used(), 10 * MIB, "while it waits");
+        drop(held);
+        translating.await.unwrap();
+        assert_eq!(memory.used(), COPIES * 10 * MIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn place_is_free_for_others_while_memory_is_awaited() {
+        let memory = BodyMemory::new(Size(64 * MIB as u64));
+        let (work, bob) = (work(&memory), ClientId::new("bob"));
+        let [mut place, mut others] = [(); 2].map(|()| MemoryPlace::default());
+        memory.follow_answer(&mut others, 60 * MIB).unwrap();
+        let mut translating = std::pin::pin!(work.translate(10 * MIB, &mut place, || ()));
+        assert!(futures_util::poll!(translating.as_mut()).is_pending(), "it waits for memory");
+        let mut taking = std::pin::pin!(work.heavy.take_for_answer(&bob));
+        let Poll::Ready(Ok(held)) = futures_util::poll!(taking.as_mut()) else {
+            panic!("the place is not free")
+        };
+        drop(others);
+        assert!(futures_util::poll!(translating.as_mut()).is_pending(), "it waits for its place");
+        assert_eq!(memory.used(), 0, "and holds no memory meanwhile");
         drop(held);
         translating.await.unwrap();
         assert_eq!(memory.used(), COPIES * 10 * MIB);
