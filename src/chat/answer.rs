@@ -9,7 +9,10 @@ use http::StatusCode;
 use crate::chat::json::{Object, array, inside, word};
 use crate::wire::peek::fields;
 
-/// The fields that every part of an answer repeats.
+/// Maximum bytes of a value that each chunk repeats.
+const LONGEST_REPEATED: usize = 512;
+
+/// The fields that every part of an answer repeats. A value that is too long counts as absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The inside of a JSON string.
@@ -22,7 +25,9 @@ pub struct Head {
 impl Head {
     pub fn of(response: &[u8]) -> Self {
         let names = ["id", "created_at", "model", "service_tier"];
-        let [id, created, model, tier] = fields(response, names).unwrap_or_default();
+        let [id, created, model, tier] = fields(response, names)
+            .unwrap_or_default()
+            .map(|value| value.filter(|value| value.len() <= LONGEST_REPEATED));
         let id = id.and_then(inside).unwrap_or(b"");
         let created = created.unwrap_or(b"0").split(|byte| *byte == b'.').next();
         Self {
