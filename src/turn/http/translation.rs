@@ -112,8 +112,15 @@ impl Translation {
             return None;
         }
         let out = stream.push(data);
-        self.hold(stream);
-        Some(out.into())
+        let chunks = if out.capacity() <= LIGHT {
+            Some(out.into())
+        } else {
+            self.count(out, MemoryPlace::default())
+        };
+        if chunks.is_some() {
+            self.hold(stream);
+        }
+        chunks
     }
 
     /// Whether an event is on its way through another thread, or lost.
@@ -128,7 +135,7 @@ impl Translation {
             State::Ready(_) => return Poll::Ready(Ok(Bytes::new())),
             State::Lost => return Poll::Ready(Err(NoPlace)),
         };
-        let (stream, bytes, mut place) = match done {
+        let (stream, chunks, place) = match done {
             Ok(translated) => translated,
             Err(error) => {
                 tracing::warn!(cause = %error, "an answer's event could not be translated");
@@ -136,10 +143,24 @@ impl Translation {
                 return Poll::Ready(Err(NoPlace));
             }
         };
-        // The chunks take over the place, which has room for them.
-        let _ = self.work.memory.follow_answer(&mut place, bytes.capacity());
+        // The chunks take over the place. They may be longer than what they were made of.
+        let Some(chunks) = self.count(chunks, place) else {
+            self.state = State::Lost;
+            return Poll::Ready(Err(NoPlace));
+        };
         self.hold(stream);
-        Poll::Ready(Ok(Counted { bytes, place }.into()))
+        Poll::Ready(Ok(chunks))
+    }
+
+    /// Counts chunks in `place` until the client has them. `None`: there is no memory for them.
+    fn count(&self, bytes: Vec<u8>, mut place: MemoryPlace) -> Option<Bytes> {
+        match self.work.memory.follow_answer(&mut place, bytes.capacity()) {
+            Ok(()) => Some(Counted { bytes, place }.into()),
+            Err(error) => {
+                tracing::warn!(cause = %error, "an answer's chunks found no memory");
+                None
+            }
+        }
     }
 
     /// Keeps the stream, and counts what it holds.
@@ -251,6 +272,40 @@ mod tests {
         drop(held);
         translating.await.unwrap();
         assert_eq!(memory.used(), COPIES * 10 * MIB);
+    }
+
+    /// Many deltas whose chunks are longer than they are: each repeats the model.
+    fn growing(length: usize) -> Vec<u8> {
+        let model = "m".repeat(400);
+        let begin = format!(
+            "data:{{\"type\":\"response.created\",\"response\":{{\"model\":\"{model}\"}}}}\n\n"
+        );
+        let delta = "data:{\"type\":\"response.refusal.delta\",\"delta\":\"\"}\n\n";
+        (begin + &delta.repeat(length / delta.len())).into_bytes()
+    }
+
+    #[tokio::test]
+    async fn chunks_count_as_long_as_they_are_or_end_the_answer() {
+        for (length, is_heavy) in [(LIGHT + 100_000, true), (LIGHT / 2, false)] {
+            for (total, has_room) in [(64 * MIB, true), (MIB, false)] {
+                let memory = BodyMemory::new(Size(total as u64));
+                let mut translation = Translation::new(Stream::new(false), work(&memory));
+                let pushed = translation.push(&growing(length).into());
+                assert!(!is_heavy || pushed.is_none());
+                let chunks = match pushed {
+                    Some(chunks) => Ok(chunks),
+                    None => poll_fn(|context| translation.poll_work(context)).await,
+                };
+                assert_eq!(chunks.is_ok(), has_room, "{length} {total}");
+                let held = chunks.as_ref().map_or(0, Bytes::len);
+                assert!(!has_room || held > 5 * length, "{held}");
+                assert!(memory.used() + 8 * 1024 > held, "{held}: {}", memory.used());
+                drop(chunks);
+                let said = String::from_utf8(translation.end()).unwrap();
+                assert!(has_room || said.contains("no memory"), "{said}");
+                assert_eq!(memory.used(), 0);
+            }
+        }
     }
 
     #[tokio::test]
