@@ -26,10 +26,12 @@ pub enum Fault {
 }
 
 /// The gateway's own errors, one variant for each `error.code` that the gateway itself answers
-/// with.
+/// with. Only a credential in a URL shares its code with wrong tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     InvalidApiKey,
+    /// The URL shows a credential, beside a valid token.
+    CredentialInUrl,
     ModelNotAllowed,
     UnknownUrl,
     UpgradeRequired,
@@ -72,7 +74,7 @@ impl ErrorKind {
         const REQUEST: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
         match self {
-            Self::InvalidApiKey => {
+            Self::InvalidApiKey | Self::CredentialInUrl => {
                 (StatusCode::UNAUTHORIZED, "invalid_api_key", REQUEST, Fault::Client)
             }
             Self::ModelNotAllowed => {

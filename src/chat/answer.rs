@@ -9,7 +9,10 @@ use http::StatusCode;
 use crate::chat::json::{Object, array, inside, word};
 use crate::wire::peek::fields;
 
-/// The fields that every part of an answer repeats.
+/// Maximum bytes of a value that each chunk repeats.
+const LONGEST_REPEATED: usize = 512;
+
+/// The fields that every part of an answer repeats. A value that is too long counts as absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The id of the completion, as the inside of a JSON string.
@@ -22,7 +25,9 @@ pub struct Head {
 impl Head {
     pub fn of(response: &[u8]) -> Self {
         let names = ["id", "created_at", "model", "service_tier"];
-        let [id, created, model, tier] = fields(response, names).unwrap_or_default();
+        let [id, created, model, tier] = fields(response, names)
+            .unwrap_or_default()
+            .map(|value| value.filter(|value| value.len() <= LONGEST_REPEATED));
         let id = id.and_then(inside).unwrap_or(b"");
         let created = created.unwrap_or(b"0").split(|byte| *byte == b'.').next();
         Self {
@@ -130,8 +135,9 @@ struct Said<'b> {
     /// Insides of JSON strings, which together are one text.
     texts: Vec<&'b [u8]>,
     refusals: Vec<&'b [u8]>,
-    annotations: Vec<Vec<u8>>,
-    calls: Vec<Vec<u8>>,
+    /// Objects with commas between them: a list of short ones would take many times their length.
+    annotations: Vec<u8>,
+    calls: Vec<u8>,
 }
 
 impl<'b> Said<'b> {
@@ -141,11 +147,10 @@ impl<'b> Said<'b> {
             let parts = content.and_then(array).into_iter().flatten();
             parts.for_each(|part| self.take_part(part));
         } else if let Some(call) = Call::of(item) {
-            let mut out = Vec::new();
-            let mut object = Object::open(&mut out);
+            separate(&mut self.calls);
+            let mut object = Object::open(&mut self.calls);
             call.write(&mut object, call.said);
             object.close();
-            self.calls.push(out);
         }
     }
 
@@ -155,7 +160,10 @@ impl<'b> Said<'b> {
         self.texts.extend(text.and_then(inside));
         self.refusals.extend(refusal.and_then(inside));
         let annotations = annotations.and_then(array).into_iter().flatten();
-        self.annotations.extend(annotations.filter_map(annotation));
+        for annotation in annotations.filter_map(annotation) {
+            separate(&mut self.annotations);
+            self.annotations.extend_from_slice(&annotation);
+        }
     }
 
     fn write(&self, out: &mut Vec<u8>) {
@@ -163,7 +171,7 @@ impl<'b> Said<'b> {
             [] => b"null".to_vec(),
             texts => [&[&b"\""[..]], texts, &[b"\""]].concat().concat(),
         };
-        let list = |items: &[Vec<u8>]| [b"[", &items.join(&b","[..])[..], b"]"].concat();
+        let list = |items: &[u8]| [b"[", items, b"]"].concat();
         let mut message = Object::open(out);
         message
             .plain("role", "assistant")
@@ -174,6 +182,13 @@ impl<'b> Said<'b> {
             message.raw("tool_calls", &list(&self.calls));
         }
         message.close();
+    }
+}
+
+/// Writes the comma before the next object.
+fn separate(objects: &mut Vec<u8>) {
+    if !objects.is_empty() {
+        objects.push(b',');
     }
 }
 

@@ -4,7 +4,7 @@
 //! without an equivalent, such as those of reasoning, yield nothing. A stream that breaks before
 //! its terminal event ends in an error, so that no client takes it for a whole answer.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::chat::answer::{
     Call, Head, ToldFailure, annotation, call_names, finish_reason, write_usage,
@@ -15,8 +15,10 @@ use crate::wire::peek::fields;
 
 /// Maximum bytes of an event. The last event repeats the whole answer.
 const LONGEST: usize = 64 * 1024 * 1024;
-/// Bytes that one known part or call takes up.
-const KNOWN: usize = 96;
+/// Bytes that one known part or call takes up at the most.
+const KNOWN: usize = 160;
+/// Maximum digits of the number of an item or part. Parts are looked up by these numbers.
+const LONGEST_NUMBER: usize = 20;
 
 /// The translation of one stream.
 pub struct Stream {
@@ -25,7 +27,8 @@ pub struct Stream {
     /// The first chunk, which names the role, was written.
     is_begun: bool,
     is_over: bool,
-    calls: Vec<Known>,
+    /// The calls that the client knows, by the `output_index` of their items.
+    calls: HashMap<Vec<u8>, Known>,
     /// Parts of the answer whose text was written, and those whose annotations were.
     told: HashSet<Vec<u8>>,
     noted: HashSet<Vec<u8>>,
@@ -40,8 +43,8 @@ pub struct Stream {
 
 /// A call that the client knows.
 struct Known {
-    /// `output_index` of its item.
-    place: Vec<u8>,
+    /// The call's number among the calls of the answer.
+    index: usize,
     is_custom: bool,
     /// Some of its arguments were written.
     is_told: bool,
@@ -54,7 +57,7 @@ impl Stream {
             head: Head::of(b"null"),
             is_begun: false,
             is_over: false,
-            calls: Vec::new(),
+            calls: HashMap::new(),
             told: HashSet::new(),
             noted: HashSet::new(),
             line: Vec::new(),
@@ -140,7 +143,8 @@ impl Stream {
     fn event(&mut self, data: &[u8]) {
         let names = ["type", "delta", "obfuscation", "output_index", "content_index"];
         let Ok([kind, delta, padding, output, content]) = fields(data, names) else { return };
-        let place = [output.unwrap_or(b""), b"/", content.unwrap_or(b"")].concat();
+        let output = number(output);
+        let place = [output, b"/", number(content)].concat();
         let text = delta.filter(|delta| delta.starts_with(b"\""));
         match kind.unwrap_or_default() {
             br#""response.created""# => self.created(data),
@@ -154,7 +158,7 @@ impl Stream {
             }
             kind @ (br#""response.output_item.added""# | br#""response.output_item.done""#) => {
                 let [item] = fields(data, ["item"]).unwrap_or_default();
-                let (item, output) = (item.unwrap_or(b"null"), output.unwrap_or(b""));
+                let item = item.unwrap_or(b"null");
                 match kind.ends_with(b"done\"") {
                     true => self.item(item, output),
                     false => self.call(item, output, false),
@@ -162,12 +166,12 @@ impl Stream {
             }
             br#""response.function_call_arguments.delta""#
             | br#""response.custom_tool_call_input.delta""# => {
-                self.arguments(output.unwrap_or(b""), text, padding);
+                self.arguments(output, text, padding);
             }
             br#""response.function_call_arguments.done""#
             | br#""response.custom_tool_call_input.done""# => {
                 let [function, custom] = fields(data, ["arguments", "input"]).unwrap_or_default();
-                self.all_arguments(output.unwrap_or(b""), function.or(custom));
+                self.all_arguments(output, function.or(custom));
             }
             br#""response.completed""# | br#""response.incomplete""# => self.finish(data),
             br#""response.failed""# => {
@@ -230,6 +234,9 @@ impl Stream {
         let [kind, content] = fields(item, ["type", "content"]).unwrap_or_default();
         let parts = content.filter(|_| kind == Some(br#""message""#)).and_then(array);
         for (index, part) in parts.into_iter().flatten().enumerate() {
+            if self.is_over {
+                break;
+            }
             let index = index.to_string();
             let place = [output, b"/", index.as_bytes()].concat();
             if !is_in(&self.told, output, &index) {
@@ -239,6 +246,9 @@ impl Stream {
             if !is_in(&self.noted, output, &index) {
                 let [notes] = fields(part, ["annotations"]).unwrap_or_default();
                 for note in notes.and_then(array).into_iter().flatten() {
+                    if self.is_over {
+                        break;
+                    }
                     self.annotated(Some(note), place.clone());
                 }
             }
@@ -248,7 +258,7 @@ impl Stream {
     /// Tells the client of a call, once. `is_done`: the item is complete.
     fn call(&mut self, item: &[u8], place: &[u8], is_done: bool) {
         let Some(call) = Call::of(item) else { return };
-        if !self.calls.iter().any(|known| known.place == place) {
+        if !self.calls.contains_key(place) {
             let index = self.calls.len();
             let mut delta = Vec::new();
             let mut object = Object::open(&mut delta);
@@ -260,8 +270,8 @@ impl Stream {
             inner.close();
             calls.push(b']');
             object.close();
-            let place = place.to_vec();
-            self.calls.push(Known { place, is_custom: call.is_custom, is_told: false });
+            let known = Known { index, is_custom: call.is_custom, is_told: false };
+            self.calls.insert(place.to_vec(), known);
             self.delta(&delta, None);
         }
         if is_done {
@@ -272,16 +282,15 @@ impl Stream {
     /// Writes arguments that have not come in pieces.
     fn all_arguments(&mut self, place: &[u8], said: Option<&[u8]>) {
         let said = said.filter(|said| said.starts_with(b"\"") && *said != b"\"\"");
-        if self.calls.iter().any(|known| known.place == place && !known.is_told) {
+        if self.calls.get(place).is_some_and(|known| !known.is_told) {
             self.arguments(place, said, None);
         }
     }
 
     fn arguments(&mut self, place: &[u8], text: Option<&[u8]>, padding: Option<&[u8]>) {
-        let index = self.calls.iter().position(|known| known.place == place);
-        let (Some(index), Some(text)) = (index, text) else { return };
-        self.calls[index].is_told = true;
-        let (kind, name) = call_names(self.calls[index].is_custom);
+        let (Some(known), Some(text)) = (self.calls.get_mut(place), text) else { return };
+        known.is_told = true;
+        let (index, (kind, name)) = (known.index, call_names(known.is_custom));
         let open = format!(r#"{{"tool_calls":[{{"index":{index},"{kind}":{{"{name}":"#);
         self.delta(&[open.as_bytes(), text, b"}}]}"].concat(), padding);
     }
@@ -299,6 +308,9 @@ impl Stream {
             // read a part twice.
             let items = output.and_then(array).into_iter().flatten();
             for (index, item) in items.enumerate() {
+                if self.is_over {
+                    break;
+                }
                 self.item(item, index.to_string().as_bytes());
             }
         }
@@ -360,6 +372,12 @@ impl Stream {
         chunk.close();
         self.out.extend_from_slice(b"\n\n");
     }
+}
+
+/// The number of an item or part as written. Any other value counts as absent.
+fn number(raw: Option<&[u8]>) -> &[u8] {
+    let is_number = |raw: &&[u8]| raw.len() <= LONGEST_NUMBER && raw.iter().all(u8::is_ascii_digit);
+    raw.filter(is_number).unwrap_or_default()
 }
 
 /// Whether `places` has the part `index` of the item `output`. An event may lack either number.

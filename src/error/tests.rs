@@ -15,6 +15,7 @@ fn error_has_its_status_code_and_party_at_fault() {
     let (request, server) = ("invalid_request_error", "server_error");
     for (kind, status, code, class, fault) in [
         (ErrorKind::InvalidApiKey, 401, "invalid_api_key", request, Fault::Client),
+        (ErrorKind::CredentialInUrl, 401, "invalid_api_key", request, Fault::Client),
         (ErrorKind::ModelNotAllowed, 403, "model_not_allowed", request, Fault::Client),
         (ErrorKind::UnknownUrl, 404, "unknown_url", request, Fault::Client),
         (ErrorKind::UpgradeRequired, 426, "websocket_not_supported", request, Fault::Client),

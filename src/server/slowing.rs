@@ -1,5 +1,5 @@
-//! Delays the refusals of wrong tokens, each refusal to one address longer than the last, up to a
-//! limit. If there are too many addresses, the others count together as one.
+//! Delays the refusals of wrong tokens. Within a minute, each refusal to one address waits longer
+//! than the last, up to a limit. Addresses beyond those that are remembered count together, as one.
 //!
 //! A request with a valid token never waits, even after wrong tokens from its address: behind a
 //! load balancer, all clients have one address. No token and no hash of a token is kept.
@@ -18,13 +18,13 @@ use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::server::connection::PeerAddress;
 
-/// Refusals to one address that are not delayed.
+/// Refusals of an address within a minute that wait for nothing.
 const FREE: u32 = 10;
 /// The first delay. Each further one is twice as long, up to the longest.
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
-/// Time without a wrong token after which an address is forgotten.
-const MEMORY: Duration = Duration::from_secs(60);
+/// Time after its first wrong token in which the refusals of an address are counted.
+const MINUTE: Duration = Duration::from_secs(60);
 /// Most addresses that are remembered.
 const MOST: usize = 4_096;
 /// Most refusals that are delayed at the same time. Further ones are sent at once, so that they do
@@ -47,20 +47,25 @@ struct Callers {
 
 struct Seen {
     count: u32,
-    last: Instant,
+    /// When the first of them came.
+    since: Instant,
 }
 
 impl Seen {
     const fn new(now: Instant) -> Self {
-        Self { count: 0, last: now }
+        Self { count: 0, since: now }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        now - self.since >= MINUTE
     }
 
     /// Counts one more wrong token. Returns the delay of its refusal.
     fn note(&mut self, now: Instant) -> Duration {
-        if now - self.last >= MEMORY {
-            self.count = 0;
+        if self.is_over(now) {
+            *self = Self::new(now);
         }
-        (self.count, self.last) = (self.count.saturating_add(1), now);
+        self.count = self.count.saturating_add(1);
         match self.count.checked_sub(FREE + 1) {
             None => Duration::ZERO,
             Some(over) => LONGEST.min(FIRST * 2_u32.pow(over.min(8))),
@@ -98,7 +103,7 @@ impl Slowing {
         let Callers { known, others } =
             &mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST && !known.contains_key(&peer) {
-            known.retain(|_, seen| now - seen.last < MEMORY);
+            known.retain(|_, seen| !seen.is_over(now));
             if known.len() >= MOST {
                 // There are too many addresses to count each by itself.
                 return others.get_or_insert_with(|| Seen::new(now)).note(now);
@@ -155,10 +160,20 @@ mod tests {
         let began = Instant::now();
         slowing.wait(other).await;
         assert_eq!(began.elapsed(), Duration::ZERO, "another address");
-        tokio::time::advance(MEMORY).await;
+        tokio::time::advance(MINUTE).await;
         let began = Instant::now();
         slowing.wait(one).await;
         assert_eq!(began.elapsed(), Duration::ZERO, "it begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_tokens_of_more_than_a_minute_do_not_add_up() {
+        let slowing = Slowing::new(Arc::new(Metrics::new()), 4);
+        let peer = IpAddr::from([10, 0, 0, 1]);
+        for number in 0..4 * FREE {
+            assert!(slowing.note(peer, Instant::now()).is_zero(), "{number}");
+            tokio::time::advance(MINUTE / FREE).await;
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -191,7 +206,7 @@ mod tests {
         assert!(beyond[..FREE as usize].iter().all(Duration::is_zero));
         assert_eq!((beyond[FREE as usize], beyond[19]), (FIRST, LONGEST));
         assert!(note(0).is_zero(), "a known address has its own count");
-        tokio::time::advance(MEMORY).await;
+        tokio::time::advance(MINUTE).await;
         assert!(note(u32::MAX).is_zero(), "there is room again");
     }
 

@@ -137,7 +137,7 @@ fn check_query(uri: &Uri) -> Result<(), Error> {
         let is_in = |list: &[&str]| list.iter().any(|one| outer.eq_ignore_ascii_case(one));
         if is_in(&CREDENTIALS) {
             return Err(Error::new(
-                ErrorKind::InvalidApiKey,
+                ErrorKind::CredentialInUrl,
                 "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`.",
             ));
         }

@@ -125,19 +125,38 @@ impl BodyMemory {
     /// answer never waits. An answer that can never fit is refused at once, with an error that asks
     /// for no retry.
     pub async fn await_answer(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
+        self.await_answer_with(place, length, || std::future::ready(Ok(()))).await
+    }
+
+    /// As [`Self::await_answer`], together with what `take` waits for. Neither is held while the
+    /// other one is awaited, so that no answer waits for an answer that waits itself.
+    pub async fn await_answer_with<T, F>(
+        &self,
+        place: &mut MemoryPlace,
+        length: usize,
+        take: impl Fn() -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let most = if length <= LIGHT { usize::MAX } else { self.most() };
         if length.div_ceil(UNIT) > most {
             let message = "The upstream's answer needs more memory than server.replay_total has.";
             return Err(Error::new(ErrorKind::UpstreamInterrupted, message));
         }
-        let until = Instant::now() + ANSWER_WAIT;
+        let mut until = None;
         loop {
+            let taken = take().await?;
             let freed = self.0.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            let grown = self.grow(place, length.div_ceil(UNIT), most);
-            if grown.is_ok() || timeout_at(until, freed).await.is_err() {
-                return grown;
+            let Err(full) = self.grow(place, length.div_ceil(UNIT), most) else {
+                return Ok(taken);
+            };
+            drop(taken);
+            let until = *until.get_or_insert_with(|| Instant::now() + ANSWER_WAIT);
+            if Instant::now() >= until || timeout_at(until, freed).await.is_err() {
+                return Err(full);
             }
         }
     }

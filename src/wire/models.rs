@@ -3,10 +3,15 @@
 //! Each entry stays as the upstream wrote it, because clients read fields that the gateway does not
 //! know.
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::wire::rename::with_field;
+
+/// Most models of a list. Upstreams have some hundreds; further ones are left out.
+const MOST: usize = 4096;
 
 /// The form of a list of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +58,7 @@ impl ModelList {
             let name = if form == ListForm::Codex { named.slug } else { named.id }?;
             Some((name, raw.get().to_owned()))
         };
-        Some(Self { form, entries: entries.into_iter().filter_map(named).collect() })
+        Some(Self { form, entries: entries.into_iter().filter_map(named).take(MOST).collect() })
     }
 
     /// Adds entries under the names by which clients ask, for models that the upstream calls
@@ -75,11 +80,10 @@ impl ModelList {
 
     /// Adds the models that only `other` has.
     pub fn merge(&mut self, other: &Self) {
-        for (name, raw) in &other.entries {
-            if !self.entries.iter().any(|(own, _)| own == name) {
-                self.entries.push((name.clone(), raw.clone()));
-            }
-        }
+        let own: HashSet<&str> = self.entries.iter().map(|(name, _)| name.as_str()).collect();
+        let is_new = |(name, _): &&(String, String)| !own.contains(name.as_str());
+        let more: Vec<_> = other.entries.iter().filter(is_new).cloned().collect();
+        self.entries.extend(more);
     }
 
     /// Returns the body for a client that may ask only for the models that `may_ask_for` accepts.
@@ -112,6 +116,22 @@ mod tests {
         assert_eq!((list.form, list.body(|_| true)), (ListForm::Codex, text.into()));
         for none in ["{", "{}", "[]", r#"{"data":{}}"#] {
             assert_eq!(ModelList::parse(none.as_bytes()), None, "{none}");
+        }
+    }
+
+    /// A search from model to model would take hours for lists of some megabytes.
+    #[test]
+    fn long_list_is_cut() {
+        let list = |letter: char| {
+            let models: Vec<_> =
+                (0..100_000).map(|number| format!(r#"{{"id":"{letter}{number}"}}"#)).collect();
+            ModelList::parse(format!(r#"{{"data":[{}]}}"#, models.join(",")).as_bytes()).unwrap()
+        };
+        let mut all = list('a');
+        assert_eq!(all.entries.len(), MOST);
+        for letter in ['b', 'a'] {
+            all.merge(&list(letter));
+            assert_eq!(all.entries.len(), 2 * MOST);
         }
     }
 

@@ -263,3 +263,18 @@ async fn turns_in_flight_have_a_limit_on_one_connection() {
     client.send(&ask).await;
     assert_eq!(there.text().await, ask, "one has ended");
 }
+
+/// The events pass, but the gateway keeps a lane and a turn for a limited number of responses only.
+#[tokio::test]
+async fn responses_that_an_upstream_begins_by_itself_are_followed_up_to_a_limit() {
+    let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
+    for number in 0..300 {
+        let on = format!("\"stream_id\":\"{number}\",\"response\"");
+        let event = created(&format!("resp_{number}")).replace("\"response\"", &on);
+        there.send(&event).await;
+        assert_eq!(client.text().await, event);
+    }
+    cluster.replica().shows("warmkey_active_turns", 256.0).await;
+    drop(client);
+    cluster.replica().shows("warmkey_active_turns", 0.0).await;
+}

@@ -191,6 +191,7 @@ fn answer_without_a_beginning_is_still_one() {
 }
 
 mod forms;
+mod long;
 
 proptest! {
     #[test]

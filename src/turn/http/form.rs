@@ -83,8 +83,8 @@ pub async fn prepare_answer(
         failure.body
     });
     answer.headers.insert(CONTENT_LENGTH, bytes.len().into());
-    // The translated text takes at most what `place` covers already, so this cannot fail.
-    let _ = work.memory.follow_answer(&mut place, bytes.capacity());
+    // The translation may be longer than the document and its copies.
+    work.memory.follow_answer(&mut place, bytes.capacity())?;
     let text = Counted { bytes, place }.into();
     Ok(Form::Document(Box::new(Document { text, tap, has_leaked })))
 }

@@ -29,8 +29,9 @@ pub struct AnswerWork {
 }
 
 impl AnswerWork {
-    /// Translates `length` bytes by `work`, on another thread if they are many. `place` covers the
-    /// copies, but not while the work still waits for its thread.
+    /// Translates `length` bytes by `work`: on another thread if they are many. `place` then covers
+    /// the copies, but not while the work waits for its thread. Nor does it keep its place for a
+    /// thread while it waits for memory.
     pub async fn translate<T: Send + 'static>(
         &self,
         length: usize,
@@ -40,9 +41,8 @@ impl AnswerWork {
         if length <= LIGHT {
             return Ok(work());
         }
-        let heavy = self.heavy.take_for_answer(&self.client).await?;
-        self.memory.await_answer(place, length * COPIES).await?;
-        heavy.run(work).await
+        let take = || self.heavy.take_for_answer(&self.client);
+        self.memory.await_answer_with(place, length * COPIES, take).await?.run(work).await
     }
 }
 
@@ -112,8 +112,15 @@ impl Translation {
             return None;
         }
         let out = stream.push(data);
-        self.hold(stream);
-        Some(out.into())
+        let chunks = if out.capacity() <= LIGHT {
+            Some(out.into())
+        } else {
+            self.count(out, MemoryPlace::default())
+        };
+        if chunks.is_some() {
+            self.hold(stream);
+        }
+        chunks
     }
 
     /// Whether another thread translates an event, or an event was lost.
@@ -128,7 +135,7 @@ impl Translation {
             State::Ready(_) => return Poll::Ready(Ok(Bytes::new())),
             State::Lost => return Poll::Ready(Err(NoPlace)),
         };
-        let (stream, bytes, mut place) = match done {
+        let (stream, chunks, place) = match done {
             Ok(translated) => translated,
             Err(error) => {
                 tracing::warn!(cause = %error, "an answer's event could not be translated");
@@ -136,10 +143,24 @@ impl Translation {
                 return Poll::Ready(Err(NoPlace));
             }
         };
-        // The chunks take over the place, which has room for them.
-        let _ = self.work.memory.follow_answer(&mut place, bytes.capacity());
+        // The chunks take over the place. They may be longer than what they were made of.
+        let Some(chunks) = self.count(chunks, place) else {
+            self.state = State::Lost;
+            return Poll::Ready(Err(NoPlace));
+        };
         self.hold(stream);
-        Poll::Ready(Ok(Counted { bytes, place }.into()))
+        Poll::Ready(Ok(chunks))
+    }
+
+    /// Counts chunks in `place` until the client has them. `None`: there is no memory for them.
+    fn count(&self, bytes: Vec<u8>, mut place: MemoryPlace) -> Option<Bytes> {
+        match self.work.memory.follow_answer(&mut place, bytes.capacity()) {
+            Ok(()) => Some(Counted { bytes, place }.into()),
+            Err(error) => {
+                tracing::warn!(cause = %error, "an answer's chunks found no memory");
+                None
+            }
+        }
     }
 
     /// Keeps the stream, and counts the memory that it holds.
@@ -231,6 +252,60 @@ mod tests {
         drop(held);
         translating.await.unwrap();
         assert_eq!(memory.used(), COPIES * 10 * MIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn place_is_free_for_others_while_memory_is_awaited() {
+        let memory = BodyMemory::new(Size(64 * MIB as u64));
+        let (work, bob) = (work(&memory), ClientId::new("bob"));
+        let [mut place, mut others] = [(); 2].map(|()| MemoryPlace::default());
+        memory.follow_answer(&mut others, 60 * MIB).unwrap();
+        let mut translating = std::pin::pin!(work.translate(10 * MIB, &mut place, || ()));
+        assert!(futures_util::poll!(translating.as_mut()).is_pending(), "it waits for memory");
+        let mut taking = std::pin::pin!(work.heavy.take_for_answer(&bob));
+        let Poll::Ready(Ok(held)) = futures_util::poll!(taking.as_mut()) else {
+            panic!("the place is not free")
+        };
+        drop(others);
+        assert!(futures_util::poll!(translating.as_mut()).is_pending(), "it waits for its place");
+        assert_eq!(memory.used(), 0, "and holds no memory meanwhile");
+        drop(held);
+        translating.await.unwrap();
+        assert_eq!(memory.used(), COPIES * 10 * MIB);
+    }
+
+    /// Many deltas whose chunks are longer than they are: each repeats the model.
+    fn growing(length: usize) -> Vec<u8> {
+        let model = "m".repeat(400);
+        let begin = format!(
+            "data:{{\"type\":\"response.created\",\"response\":{{\"model\":\"{model}\"}}}}\n\n"
+        );
+        let delta = "data:{\"type\":\"response.refusal.delta\",\"delta\":\"\"}\n\n";
+        (begin + &delta.repeat(length / delta.len())).into_bytes()
+    }
+
+    #[tokio::test]
+    async fn chunks_count_as_long_as_they_are_or_end_the_answer() {
+        for (length, is_heavy) in [(LIGHT + 100_000, true), (LIGHT / 2, false)] {
+            for (total, has_room) in [(64 * MIB, true), (MIB, false)] {
+                let memory = BodyMemory::new(Size(total as u64));
+                let mut translation = Translation::new(Stream::new(false), work(&memory));
+                let pushed = translation.push(&growing(length).into());
+                assert!(!is_heavy || pushed.is_none());
+                let chunks = match pushed {
+                    Some(chunks) => Ok(chunks),
+                    None => poll_fn(|context| translation.poll_work(context)).await,
+                };
+                assert_eq!(chunks.is_ok(), has_room, "{length} {total}");
+                let held = chunks.as_ref().map_or(0, Bytes::len);
+                assert!(!has_room || held > 5 * length, "{held}");
+                assert!(memory.used() + 8 * 1024 > held, "{held}: {}", memory.used());
+                drop(chunks);
+                let said = String::from_utf8(translation.end()).unwrap();
+                assert!(has_room || said.contains("no memory"), "{said}");
+                assert_eq!(memory.used(), 0);
+            }
+        }
     }
 
     #[tokio::test]

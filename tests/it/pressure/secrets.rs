@@ -40,3 +40,23 @@ async fn wrong_token_is_refused_more_and_more_slowly_and_a_valid_one_never() {
         assert_eq!(one.await.unwrap(), 401);
     }
 }
+
+/// The refusal is about the URL, and its token is valid.
+#[tokio::test]
+async fn credential_in_a_url_beside_a_valid_token_is_refused_at_once() {
+    let cluster = Cluster::new().start().await;
+    let address = cluster.address();
+    let in_url = Request::turn(ALICE, BODY).target("/responses?api_key=canary");
+    for _ in 0..20 {
+        let refused = ask(address, &in_url).await;
+        assert_eq!((refused.status, refused.code().as_str()), (401, "invalid_api_key"));
+    }
+    let wrong = Request::turn("sk-wrong", BODY).target("/responses?api_key=canary");
+    for _ in 0..10 {
+        assert_eq!(ask(address, &wrong).await.status, 401);
+    }
+    let slowed = async || cluster.replica().metrics().await.get("warmkey_refusals_slowed_total");
+    assert_eq!(slowed().await, 0.0, "neither slowed nor counted as a wrong token");
+    assert_eq!(ask(address, &wrong).await.status, 401);
+    assert_eq!(slowed().await, 1.0);
+}

@@ -109,6 +109,10 @@ impl Socket {
             }
         }
         if state.lanes.current(lane).is_none() {
+            if state.lanes.is_full() {
+                // No upstream begins so many responses by itself: further ones are not followed.
+                return DueWrites::default();
+            }
             let (now, id) = (Instant::now(), TurnId::random());
             let mut account = self.open(state, Arrival { began: now, id });
             account.note_permitted(now, now);
