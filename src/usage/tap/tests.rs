@@ -358,3 +358,24 @@ fn event_of_several_data_lines_is_read_as_one() {
     let other = "data: {\"type\":\ndata: \"response.created\"}\n\ndata: {\"type\":\"response.output_text.delta\",\ndata: \"delta\":\"x\"}\n\n";
     assert_eq!(read(&headers("text/event-stream", None), &[other.as_bytes()]), Reading::default());
 }
+
+/// The rest passes unread, so its usage is missing. An answer whose end has come is known whole.
+#[test]
+fn tap_without_memory_keeps_only_an_end_that_it_has_read() {
+    let (headers, text) = (headers("text/event-stream", None), stream("\n"));
+    for (ended, expected) in [(true, Some(Terminal::Completed)), (false, None)] {
+        for (read, is_over) in [(text.len(), true), (text.len() - 40, false)] {
+            let (mut tap, (begin, rest)) = (Tap::new(&headers), text.as_bytes().split_at(read));
+            tap.observe(begin);
+            assert_eq!((tap.is_over(), is_over || tap.held() > 0), (is_over, true));
+            tap.give_up();
+            tap.observe(rest);
+            tap.end();
+            assert_eq!((tap.is_over(), tap.held(), tap.is_blind()), (is_over, 0, false));
+            let reading = tap.finish(ended);
+            assert_eq!(reading.usage, usage().filter(|_| is_over));
+            let known = Some(Terminal::Completed).filter(|_| is_over);
+            assert_eq!(reading.terminal, known.or(expected), "{ended} {is_over}");
+        }
+    }
+}

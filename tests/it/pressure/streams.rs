@@ -97,6 +97,15 @@ async fn streams_of_few_connections_leave_descriptors_to_the_admin_listener() {
     .await;
 }
 
+/// A client that lets no byte of an answer's body come.
+async fn without_window(cluster: &Running) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(cluster.address()).await.expect("it listens");
+    let handshake = h2::client::Builder::new().initial_window_size(0).handshake(stream);
+    let (client, running) = handshake.await.expect("HTTP/2");
+    tokio::spawn(running);
+    client
+}
+
 /// Strangers take no place from a turn, however many streams they open.
 #[tokio::test]
 async fn streams_of_strangers_take_no_place_of_a_turn() {
@@ -105,7 +114,7 @@ async fn streams_of_strangers_take_no_place_of_a_turn() {
     let most = cluster.replica().metrics().await.get("warmkey_connections_limit") as usize;
     let mut held = Vec::new();
     for _ in 0..3 {
-        let mut stranger = client(&cluster).await.ready().await.expect("it is open");
+        let mut stranger = without_window(&cluster).await.ready().await.expect("it is open");
         for _ in 0..most - 1 {
             let request = Request::post("http://gateway/v1/responses")
                 .header("authorization", "Bearer sk-wrong")
