@@ -34,6 +34,7 @@ pub mod failover;
 pub mod waiting;
 pub mod search;
 pub mod idle;
+pub mod pace;
 pub mod memory;
 pub mod http;
 pub mod websocket;
