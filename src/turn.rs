@@ -35,6 +35,7 @@ pub mod waiting;
 pub mod refused;
 pub mod search;
 pub mod idle;
+pub mod pace;
 pub mod memory;
 pub mod http;
 pub mod websocket;

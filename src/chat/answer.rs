@@ -67,7 +67,7 @@ impl ToldFailure {
         let [code, message, param] =
             fields(error, ["code", "message", "param"]).unwrap_or_default();
         let name = code.and_then(word).unwrap_or_default();
-        let (status, class) = match name.as_str() {
+        let (status, class) = match &*name {
             "rate_limit_exceeded" => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
             "insufficient_quota" => (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota"),
             "" | "server_error" | "vector_store_timeout" | "upstream_interrupted" => {

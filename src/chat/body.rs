@@ -1,5 +1,5 @@
 //! Renders the body of a chat turn for each upstream: unchanged, with a cache key spliced in, or
-//! translated. Each form is made at most once.
+//! translated. Each form is made at most once, and counts in the memory for bodies.
 
 use std::sync::OnceLock;
 
@@ -9,6 +9,9 @@ use crate::chat::cache_key::{derive_key, splice};
 use crate::chat::request::{Translated, translate};
 use crate::error::Error;
 use crate::session::SessionId;
+
+/// Takes memory for so many bytes that were made of a body, or refuses them.
+pub type Room = Box<dyn Fn(usize) -> Result<(), Error> + Send + Sync>;
 
 /// The body of one chat turn. All its attempts share the rendered forms.
 pub struct ChatBody {
@@ -23,6 +26,7 @@ pub struct ChatBody {
     spliced: OnceLock<Bytes>,
     /// The translation without the derived key, and the one with it.
     translated: [OnceLock<Result<Translated, Error>>; 2],
+    room: Option<Room>,
 }
 
 impl ChatBody {
@@ -36,7 +40,12 @@ impl ChatBody {
     ) -> Self {
         let cache_key = session.map(derive_key);
         let (spliced, translated) = (OnceLock::new(), [OnceLock::new(), OnceLock::new()]);
-        Self { own, decoded, cache_key, names_key, spliced, translated }
+        Self { own, decoded, cache_key, names_key, spliced, translated, room: None }
+    }
+
+    /// Counts the forms that will be made. A form without room is not kept, and its turn refused.
+    pub fn counted(self, room: Room) -> Self {
+        Self { room: Some(room), ..self }
     }
 
     pub const fn is_encoded(&self) -> bool {
@@ -63,9 +72,12 @@ impl ChatBody {
     /// duplicate.
     pub fn native(&self, derives: bool) -> &Bytes {
         match &self.cache_key {
-            Some(key) if self.is_spliced(derives) => self
-                .spliced
-                .get_or_init(|| splice(&self.own, key).unwrap_or_else(|| self.own.clone())),
+            Some(key) if self.is_spliced(derives) => self.spliced.get_or_init(|| {
+                let spliced = splice(&self.own, key).unwrap_or_else(|| self.own.clone());
+                // It is hardly longer than the text, for which there is room from the beginning.
+                let _ = self.take_room(spliced.len());
+                spliced
+            }),
             _ => &self.own,
         }
     }
@@ -74,9 +86,16 @@ impl ChatBody {
     pub fn translated(&self, derives: bool) -> Result<&Translated, Error> {
         let text = self.text();
         let cache_key = self.cache_key.as_deref().filter(|_| derives);
-        let translated =
-            self.translated[usize::from(derives)].get_or_init(|| translate(text, cache_key));
+        let translated = self.translated[usize::from(derives)].get_or_init(|| {
+            let translated = translate(text, cache_key)?;
+            self.take_room(translated.body.len())?;
+            Ok(translated)
+        });
         translated.as_ref().map_err(Error::clone)
+    }
+
+    fn take_room(&self, bytes: usize) -> Result<(), Error> {
+        self.room.as_ref().map_or(Ok(()), |room| room(bytes))
     }
 }
 

@@ -43,7 +43,7 @@ impl<'b> Fields<'b> {
     }
 
     /// The text of `name`, for fields whose text decides something.
-    pub fn word(&self, name: &str) -> Result<Option<String>, Error> {
+    pub fn word(&self, name: &str) -> Result<Option<Cow<'b, str>>, Error> {
         let not_text = || invalid(&self.at(name), "is not a string");
         self.get(name).map(|raw| word(raw).ok_or_else(not_text)).transpose()
     }
@@ -147,8 +147,9 @@ impl<'b> Iterator for Elements<'b> {
 }
 
 /// The text of a JSON string. `None`: `raw` is no string, or its text is no Unicode.
-pub fn word(raw: &[u8]) -> Option<String> {
-    serde_json::from_slice(raw).ok()
+pub fn word(raw: &[u8]) -> Option<Cow<'_, str>> {
+    let own = || serde_json::from_slice(raw).ok().map(Cow::Owned);
+    serde_json::from_slice(raw).ok().map(Cow::Borrowed).or_else(own)
 }
 
 /// The inside of a JSON string, as written. `None`: `raw` is no string.

@@ -63,6 +63,10 @@ const REFUSED: [(&str, &[&str]); 14] = [
     ("web_search_options", &[]),
 ];
 
+/// Longest value that may ask for nothing. A client's longer one is not parsed, because its parts
+/// could take forty times its memory.
+const LONGEST_NEUTRAL: usize = 64;
+
 /// The lowest limit of output tokens that the Responses API takes.
 const LEAST_TOKENS: f64 = 16.0;
 
@@ -118,6 +122,8 @@ pub fn translate(body: &[u8], cache_key: Option<&str>) -> Result<Translated, Err
     let messages = fields.elements("messages")?;
     messages::items(object.begin("input"), messages)?;
     object.close();
+    // What is kept is what is counted.
+    out.shrink_to_fit();
     // The model is the first field.
     let model_place = fields.get("model").map(|raw| (MODEL.len(), MODEL.len() + raw.len()));
     Ok(Translated { body: out.into(), model_place, wish })
@@ -196,8 +202,11 @@ fn stream_options<'b>(fields: &Fields<'b>) -> Result<Option<Fields<'b>>, Error> 
     Ok(Some(options))
 }
 
-/// Whether `raw` means the same as `neutral`, however it is spelled.
+/// Whether `raw` means the same as `neutral`, however it is spelled within reason.
 fn is_same(raw: &[u8], neutral: &str) -> bool {
+    if raw.len() > LONGEST_NEUTRAL {
+        return false;
+    }
     let read = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).ok();
     let (Some(raw), Some(neutral)) = (read(raw), read(neutral.as_bytes())) else { return false };
     match (raw.as_f64(), neutral.as_f64()) {

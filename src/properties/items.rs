@@ -13,8 +13,8 @@ use crate::wire::peek::{Peek, each};
 
 /// The single scan of a body finds whether it refers to stored items, in any spelling.
 pub fn referred_to(text: &[u8]) {
-    let (Ok(inputs), Ok(peek)) = (each(text, "input"), Peek::at(text)) else { return };
-    let names_some = referred(&inputs).iter().any(|id| !id.is_empty());
+    let Ok(peek) = Peek::at(text) else { return };
+    let names_some = referred(each(text, "input")).iter().any(|id| !id.is_empty());
     assert!(!names_some || peek.references.name_items, "{}", text.escape_ascii());
 }
 

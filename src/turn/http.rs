@@ -1,5 +1,6 @@
 //! Turns over HTTP: reads the body once, and relays the answer as it arrives.
 
+pub mod whole;
 pub mod replay;
 pub mod response_id;
 pub mod item_ids;

@@ -1,16 +1,18 @@
-//! Limits the memory for bodies, messages and answers, by one count for the whole replica. A body
-//! or message must also come at a minimum average rate.
+//! Limits the memory for bodies, messages and answers, by one count for the whole replica.
 //!
-//! Clients may fill the memory up to its limit. An answer that the gateway must hold is already
-//! billed, so answers may take a quarter more, and short ones always find memory.
+//! Clients may fill the memory up to its limit, and several bodies of one client half of it, so
+//! that no client takes it from all others. An answer that the gateway must hold is already billed,
+//! so answers may take a quarter more, and short ones always find memory.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use crate::client::ClientId;
 use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
 
@@ -20,22 +22,18 @@ pub const LIGHT: usize = 256 * 1024;
 
 /// The unit in bytes that memory is counted in.
 const UNIT: usize = 4 * 1024;
-/// Lowest average rate of a body or message in bytes a second, after a grace.
-pub const SLOWEST: u64 = 16 * 1024;
-pub const GRACE: Duration = Duration::from_secs(30);
 /// `Retry-After` when the memory is full.
 const SOON: Duration = Duration::from_secs(1);
 /// Longest wait of an answer for memory, before the head of the answer has gone.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
-/// Longest time that `bytes` may take.
-pub fn time_for(bytes: usize) -> Duration {
-    GRACE + Duration::from_secs(bytes as u64 / SLOWEST)
-}
-
 /// The memory of one replica: `server.replay_total`.
 #[derive(Clone)]
-pub struct BodyMemory(Arc<Count>);
+pub struct BodyMemory {
+    count: Arc<Count>,
+    /// The share of the client whose bodies are counted.
+    share: Option<Arc<Share>>,
+}
 
 struct Count {
     /// Units in use, and the units that clients may take.
@@ -43,7 +41,12 @@ struct Count {
     units: usize,
     /// Notified when units are given back.
     freed: Notify,
+    /// The shares of the clients that hold bodies, or may.
+    shares: Mutex<HashMap<ClientId, Weak<Share>>>,
 }
+
+/// The units that the bodies of one client take.
+type Share = AtomicUsize;
 
 /// Counts what the gateway holds of one answer only to read it. If there is no memory for that, the
 /// answer passes unread.
@@ -82,35 +85,60 @@ impl ReadingMemory {
 #[derive(Default)]
 pub struct MemoryPlace {
     count: Option<Arc<Count>>,
+    share: Option<Arc<Share>>,
     units: usize,
 }
 
 impl BodyMemory {
     pub fn new(total: Size) -> Self {
         let (used, units) = (AtomicUsize::new(0), (total.bytes() / UNIT).max(1));
-        Self(Arc::new(Count { used, units, freed: Notify::new() }))
+        let (freed, shares) = (Notify::new(), Mutex::default());
+        Self { count: Arc::new(Count { used, units, freed, shares }), share: None }
+    }
+
+    /// The same memory for the bodies and messages of `client`, which count in its share.
+    pub fn of(&self, client: &ClientId) -> Self {
+        let mut shares = self.count.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = shares.get(client).and_then(Weak::upgrade);
+        let share = known.unwrap_or_else(|| {
+            if shares.len() == shares.capacity() {
+                // Those of clients that hold nothing.
+                shares.retain(|_, share| share.strong_count() > 0);
+            }
+            let share = Arc::default();
+            shares.insert(client.clone(), Arc::downgrade(&share));
+            share
+        });
+        Self { count: Arc::clone(&self.count), share: Some(share) }
     }
 
     /// The most bytes that this memory holds, without the additional part for answers.
     pub fn limit(&self) -> usize {
-        self.0.units * UNIT
+        self.count.units * UNIT
     }
 
     /// The bytes that are in use, in whole units.
     pub fn used(&self) -> usize {
-        self.0.used.load(Ordering::Acquire) * UNIT
+        self.count.used.load(Ordering::Acquire) * UNIT
     }
 
     /// Makes `place` cover `length` bytes of a body or a client's message.
     pub fn extend(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
-        self.grow(place, length.div_ceil(UNIT), self.0.units)
+        self.grow_body(place, length.div_ceil(UNIT))
     }
 
     /// Makes `place` follow `length`, which may have fallen. A part of a unit counts nothing, so
     /// that an idle connection takes no memory.
     pub fn follow(&self, place: &mut MemoryPlace, length: usize) -> Result<(), Error> {
         place.shrink(length / UNIT);
-        self.grow(place, length / UNIT, self.0.units)
+        self.grow_body(place, length / UNIT)
+    }
+
+    fn grow_body(&self, place: &mut MemoryPlace, wanted: usize) -> Result<(), Error> {
+        if place.units == 0 {
+            place.share.clone_from(&self.share);
+        }
+        self.grow(place, wanted, self.count.units)
     }
 
     /// As [`Self::follow`], for an answer. A short answer counts but is never refused, so that the
@@ -147,7 +175,7 @@ impl BodyMemory {
         let mut until = None;
         loop {
             let taken = take().await?;
-            let freed = self.0.freed.notified();
+            let freed = self.count.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
             let Err(full) = self.grow(place, length.div_ceil(UNIT), most) else {
@@ -163,35 +191,54 @@ impl BodyMemory {
 
     /// The units that may be in use if the answers' additional part is included.
     fn most(&self) -> usize {
-        self.0.units + self.0.units / 4
+        self.count.units + self.count.units / 4
     }
 
-    /// Makes `place` have `wanted` units, if no more than `most` units are then in use.
+    /// Makes `place` have `wanted` units, as long as no more than `most` are in use, and the
+    /// client's bodies take no more than its share. A client's only body may be longer: its length
+    /// has a limit of its own.
     fn grow(&self, place: &mut MemoryPlace, wanted: usize, most: usize) -> Result<(), Error> {
         let Some(more) = wanted.checked_sub(place.units).filter(|more| *more > 0) else {
             return Ok(());
         };
-        let add = |used: usize| used.checked_add(more).filter(|sum| *sum <= most);
-        let grown = self.0.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
-        grown.map_err(|_| full())?;
+        let (only, half) = (place.units, (self.count.units / 2).max(1));
+        let is_taken = |count: &AtomicUsize, add: &dyn Fn(usize) -> Option<usize>| {
+            count.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
+        };
+        let add = |used: usize| used.checked_add(more);
+        let within = |used| add(used).filter(|sum| used == only || *sum <= half);
+        if place.share.as_ref().is_some_and(|share| !is_taken(share, &within)) {
+            return Err(full());
+        }
+        if !is_taken(&self.count.used, &|used| add(used).filter(|sum| *sum <= most)) {
+            place.give_back_share(more);
+            return Err(full());
+        }
         place.units = wanted;
-        place.count.get_or_insert_with(|| Arc::clone(&self.0));
+        place.count.get_or_insert_with(|| Arc::clone(&self.count));
         Ok(())
     }
 
     #[cfg(test)]
     pub fn free_units(&self) -> usize {
-        self.0.units - self.used() / UNIT
+        self.count.units - self.used() / UNIT
     }
 }
 
 impl MemoryPlace {
+    fn give_back_share(&self, units: usize) {
+        if let Some(share) = &self.share {
+            share.fetch_sub(units, Ordering::AcqRel);
+        }
+    }
+
     fn shrink(&mut self, units: usize) {
         let surplus = self.units.saturating_sub(units);
         if surplus > 0
             && let Some(count) = &self.count
         {
             self.units = units;
+            self.give_back_share(surplus);
             count.used.fetch_sub(surplus, Ordering::AcqRel);
             count.freed.notify_waiters();
         }
@@ -206,8 +253,9 @@ impl Drop for MemoryPlace {
 
 /// The error of a turn that finds no memory.
 pub fn full() -> Error {
-    Error::new(ErrorKind::NoKeyAvailable, "The gateway's memory for bodies and answers is full.")
-        .retry_after(SOON)
+    const FULL: &str =
+        "The gateway's memory for bodies and answers is full, or this client's half of it.";
+    Error::new(ErrorKind::NoKeyAvailable, FULL).retry_after(SOON)
 }
 
 #[cfg(test)]
@@ -229,6 +277,46 @@ mod tests {
         assert_eq!((memory.used(), memory.limit()), (10 * UNIT, 10 * UNIT));
         drop((one, two));
         assert_eq!((memory.free_units(), memory.used()), (10, 0));
+    }
+
+    #[test]
+    fn client_with_several_bodies_takes_no_more_than_half() {
+        let memory = BodyMemory::new(Size(16 * UNIT as u64));
+        let [alice, bob] = ["alice", "bob"].map(|id| memory.of(&ClientId::new(id)));
+        let [mut one, mut two, mut other] = [(); 3].map(|()| MemoryPlace::default());
+        alice.extend(&mut one, 12 * UNIT).unwrap();
+        assert!(alice.extend(&mut two, UNIT).is_err(), "a body beside one beyond the half");
+        alice.follow(&mut one, 5 * UNIT).unwrap();
+        alice.extend(&mut two, 3 * UNIT).unwrap();
+        let again = memory.of(&ClientId::new("alice"));
+        for place in [&mut one, &mut two] {
+            let refused = again.extend(place, 6 * UNIT).expect_err("more than half");
+            assert_eq!((refused.code(), refused.retry_after), ("no_key_available", Some(SOON)));
+        }
+        assert_eq!(memory.used(), 8 * UNIT, "what is refused counts nothing");
+        bob.extend(&mut other, 8 * UNIT).unwrap();
+        assert!(bob.extend(&mut other, 9 * UNIT).is_err(), "the memory is full");
+        drop(one);
+        again.extend(&mut two, 8 * UNIT).unwrap();
+        bob.follow(&mut other, 0).unwrap();
+        assert!(again.extend(&mut two, 9 * UNIT).is_ok(), "its only body");
+        drop((two, other));
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn shares_of_clients_that_hold_nothing_are_forgotten() {
+        let memory = BodyMemory::new(Size(16 * UNIT as u64));
+        let name = |number: usize| ClientId::new(&format!("client-{number}"));
+        let held: Vec<_> = (0..20).map(|number| memory.of(&name(number))).collect();
+        for number in 0..10_000 {
+            let mut place = MemoryPlace::default();
+            memory.of(&name(number)).extend(&mut place, UNIT).unwrap();
+        }
+        assert!(memory.count.shares.lock().unwrap().len() < 200, "those in use, and few more");
+        let mut place = MemoryPlace::default();
+        held[7].extend(&mut place, 9 * UNIT).unwrap();
+        assert!(memory.of(&name(7)).extend(&mut MemoryPlace::default(), UNIT).is_err());
     }
 
     #[test]

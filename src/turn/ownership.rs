@@ -4,9 +4,15 @@ use crate::binding::ownership::Owner;
 use crate::binding::place::unknown_project;
 use crate::client::ClientId;
 use crate::error::{Error, ErrorKind};
+use crate::session::ResponseId;
 use crate::store::Budget;
 use crate::turn::entry::{Entry, ForeignIds};
 use crate::wire::references::References;
+
+/// Bytes of ids that are hashed while other turns wait: a tenth of a millisecond. `EACH` is what the
+/// hash of an id costs beside its length.
+const HASHED: usize = 64 * 1024;
+const EACH: usize = 256;
 
 const FOREIGN_FILE: &str = "A file or vector store that did not pass through this gateway is not found here. \
     Its operator can let such ids pass (`server.foreign_ids`).";
@@ -65,7 +71,11 @@ impl Entry {
         if ids.is_empty() || self.foreign_ids == ForeignIds::Pass {
             return Ok(None);
         }
-        let items: Vec<_> = ids.iter().map(|id| self.identifier.item(client, id)).collect();
+        // No item has an id that could not be read.
+        if ids.iter().any(String::is_empty) {
+            return Err(item_not_found(""));
+        }
+        let items = self.stored_items(client, ids).await;
         let mut owner = None;
         for (id, found) in ids.iter().zip(self.owners.find_items(&items, budget).await) {
             match found {
@@ -122,6 +132,21 @@ impl Entry {
         self.owners.keep(&self.identifier.response(client, id), owner, budget).await;
     }
 
+    /// The stored ids of the items that `client` knows by these `ids`. Megabytes of ids take many
+    /// milliseconds, in which other turns have their turn.
+    async fn stored_items(&self, client: &ClientId, ids: &[String]) -> Vec<ResponseId> {
+        let (mut items, mut hashed) = (Vec::with_capacity(ids.len()), 0);
+        for id in ids {
+            items.push(self.identifier.item(client, id));
+            hashed += EACH + id.len();
+            if hashed >= HASHED {
+                tokio::task::yield_now().await;
+                hashed = 0;
+            }
+        }
+        items
+    }
+
     /// Records `owner` for the items that `client` knows by these `ids`.
     pub async fn own_items(
         &self,
@@ -134,7 +159,7 @@ impl Entry {
             // No turn asks for the owner of an item then, so none is recorded.
             return;
         }
-        let items: Vec<_> = ids.iter().map(|id| self.identifier.item(client, id)).collect();
+        let items = self.stored_items(client, ids).await;
         self.owners.keep_items(&items, owner, budget).await;
     }
 }
@@ -150,4 +175,37 @@ pub fn not_found(id: &str) -> Error {
         ErrorKind::PreviousResponseNotFound,
         format!("Previous response with id '{id}' not found."),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::turn::tests::gateway;
+
+    /// Megabytes of ids would take a thread of turns tens of milliseconds.
+    #[tokio::test]
+    async fn many_long_ids_are_hashed_beside_other_turns() {
+        let (gateway, alice) = (gateway(&[("a", "o", "p")]), ClientId::new("alice"));
+        for (count, length, least) in [(4096, 2_000, 100), (4096, 10, 10), (100, 60, 0)] {
+            let ids: Vec<_> = (0..count).map(|n| format!("{n:x>length$}")).collect();
+            let mut turns = 0;
+            let others = async {
+                loop {
+                    tokio::task::yield_now().await;
+                    turns += 1;
+                }
+            };
+            let stored = tokio::select! {
+                biased;
+                stored = gateway.entry.stored_items(&alice, &ids) => stored,
+                () = others => unreachable!("they never end"),
+            };
+            assert_eq!(stored.len(), ids.len());
+            assert_eq!(
+                stored.last(),
+                ids.last().map(|id| gateway.entry.identifier.item(&alice, id)).as_ref()
+            );
+            assert!(turns >= least && (least > 0 || turns < 2), "{turns} for {count} of {length}");
+        }
+    }
 }

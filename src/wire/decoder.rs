@@ -16,6 +16,9 @@ const RATIO: usize = 200;
 const ANY_RATIO: usize = 1024 * 1024;
 /// Bytes that one step decodes. Other turns wait meanwhile, for some tenths of a millisecond.
 const STEP: usize = 128 * 1024;
+/// Encoded bytes that are decoded while other turns wait: a block, a frame or a member that decodes
+/// to nothing takes up to 2 us, and may have 10 to 20 bytes.
+pub const INPUT: usize = 16 * 1024;
 /// Bytes that are decoded at once.
 pub const PIECE: usize = 16 * 1024;
 /// Bytes that a decoder of gzip holds: its window, and the buffers of the library.
@@ -213,14 +216,18 @@ impl<R: Write> Gzip<R> {
             self.decoder.get_mut().begin(chunk.len());
         }
         let before = self.decoder.get_ref().left;
-        while self.at < chunk.len() {
+        let end = chunk.len().min(self.at + INPUT);
+        while self.at < end {
             if before - self.decoder.get_ref().left >= STEP {
                 return Ok(false);
             }
-            match self.decoder.write(&chunk[self.at..])? {
+            match self.decoder.write(&chunk[self.at..end])? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 count => self.at += count,
             }
+        }
+        if end < chunk.len() {
+            return Ok(false);
         }
         self.at = 0;
         self.decoder.flush().map(|()| true)
@@ -240,8 +247,9 @@ impl<R: Write> Zstd<R> {
             self.reader.begin(chunk.len());
         }
         let mut text = [0_u8; PIECE];
-        for _ in 0..STEP / PIECE {
-            let mut input = InBuffer { src: chunk, pos: self.at };
+        let (end, mut left) = (chunk.len().min(self.at + INPUT), STEP);
+        while left > 0 {
+            let mut input = InBuffer { src: &chunk[..end], pos: self.at };
             let mut output = OutBuffer::around(&mut text[..]);
             let expected = self
                 .context
@@ -250,10 +258,12 @@ impl<R: Write> Zstd<R> {
             let come = output.pos();
             (self.at, self.is_whole) = (input.pos, expected == 0);
             self.reader.write_all(&text[..come])?;
-            if self.at == chunk.len() && (come < PIECE || self.is_whole) {
-                self.at = 0;
-                return Ok(true);
+            if self.at == end && (come < PIECE || self.is_whole) {
+                let is_read = end == chunk.len();
+                self.at = if is_read { 0 } else { end };
+                return Ok(is_read);
             }
+            left = left.saturating_sub(come);
         }
         Ok(false)
     }

@@ -21,16 +21,18 @@ pub const MOST: usize = 4096;
 /// in `body`. An id that cannot be read becomes an empty one, which no upstream ever issued. So
 /// does an id beyond [`MOST`].
 pub fn referred_in(body: &[u8], references: References) -> Vec<String> {
-    // Few bodies refer to stored items, and only those are read once more.
-    let inputs = references.name_items.then(|| each(body, "input").unwrap_or_default());
-    referred(&inputs.unwrap_or_default())
+    // Few bodies refer to any, and no other body is read once more.
+    match references.name_items {
+        true => referred(each(body, "input")),
+        false => Vec::new(),
+    }
 }
 
 /// Returns the ids of the stored items in these inputs. If a body has duplicate inputs, each
 /// counts, because upstreams differ in which one they read.
-pub fn referred(inputs: &[&[u8]]) -> Vec<String> {
+pub fn referred<'b>(inputs: impl Iterator<Item = &'b [u8]>) -> Vec<String> {
     let mut ids = BTreeSet::new();
-    for item in inputs.iter().flat_map(|input| elements(input)) {
+    for item in inputs.flat_map(elements) {
         if let Ok(found) = Item::read(item)
             && found.fields.may_be_stored()
         {
@@ -83,7 +85,8 @@ fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The ids of an item, and the fields that show whether it stands for a stored one.
 #[derive(Default)]
 struct Item {
-    ids: Vec<String>,
+    /// With one beyond [`MOST`] at the most: an item may repeat its id millions of times.
+    ids: BTreeSet<String>,
     fields: ItemFields,
 }
 
@@ -98,7 +101,7 @@ impl Item {
             scanner.expect(b':')?;
             let value = scanner.value()?;
             found.fields.record(&name, value);
-            if *name == *b"id" {
+            if *name == *b"id" && found.ids.len() <= MOST {
                 found.ids.extend(Field::of(Some(value)).id().map(str::to_owned));
             }
             if !scanner.take(b',') {
@@ -112,6 +115,10 @@ impl Item {
 mod tests {
     use super::*;
     use crate::wire::peek::Peek;
+
+    fn referred(inputs: &[&[u8]]) -> Vec<String> {
+        super::referred(inputs.iter().copied())
+    }
 
     #[test]
     fn stored_items_that_an_input_refers_to_are_found() {
@@ -166,6 +173,21 @@ mod tests {
             [""],
             "in all inputs together"
         );
+    }
+
+    /// The ids of an item of 64 MiB would take many times its memory.
+    #[test]
+    fn item_with_many_ids_is_read_up_to_a_bound() {
+        let item = |id: &dyn Fn(usize) -> String| {
+            let ids: Vec<_> = (0..3 * MOST).map(id).collect();
+            format!("{{{}}}", ids.join(","))
+        };
+        let ids_of = |item: &str| Item::read(item.as_bytes()).unwrap().ids.len();
+        let same = item(&|_| r#""id":"a""#.to_owned());
+        let others = item(&|number| format!(r#""id":"m{number}""#));
+        assert_eq!((ids_of(&same), ids_of(&others)), (1, MOST + 1));
+        let all = [same, others].map(|item| referred(&[format!("[{item}]").as_bytes()]));
+        assert_eq!(all, [["a"], [""]]);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use crate::wire::scan::{NotJson, Scanner};
 /// The longest value that routing needs, as written. Longer values are not copied.
 const LONGEST: usize = 2048;
 
+/// Most parts of a prefix: a list of short ones would take many times the memory of their text.
+const MOST_PARTS: usize = 4096;
+
 /// A field that should contain text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Field {
@@ -164,7 +167,7 @@ pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
 /// Returns the parts of a body that stay the same for a whole conversation, as written. They are
 /// the model, `instructions`, `tools`, the first user item, and the system, developer and assistant
 /// items before it, such as a greeting. A chat body has the same parts in its `messages`. `None`:
-/// no user text distinguishes the conversation.
+/// no user text distinguishes the conversation, or thousands of items stand before that text.
 pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     let [model, instructions, tools, input, messages] =
         fields(body, ["model", "instructions", "tools", "input", "messages"]).ok()?;
@@ -181,6 +184,9 @@ pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     loop {
         let item = items.value().ok()?;
         let [role, content] = fields(item, ["role", "content"]).ok()?;
+        if parts.len() > MOST_PARTS {
+            return None;
+        }
         // Tools may stand in the input as an item without content.
         parts.push(content.unwrap_or(item));
         match role? {
@@ -251,7 +257,7 @@ fn find<'b, const N: usize>(
 
 /// Whether one of the duplicate ids of a `prompt` names a stored one.
 fn names_template(prompt: &[u8]) -> bool {
-    each(prompt, "id").is_ok_and(|ids| ids.iter().any(|id| **id != *b"null"))
+    each(prompt, "id").any(|id| *id != *b"null")
 }
 
 /// Whether duplicates of the field `name` disagree on what the turn continues. Upstreams differ in
@@ -260,8 +266,9 @@ fn is_unsure(name: &[u8], value: &[u8], earlier: Option<&[u8]>) -> bool {
     match name {
         b"previous_response_id" => differs(value, earlier),
         b"conversation" => {
-            let ids = each(value, "id").unwrap_or_default();
-            differs(value, earlier) || ids.iter().any(|id| *id != ids[0])
+            let mut ids = each(value, "id");
+            let first = ids.next();
+            differs(value, earlier) || ids.any(|id| Some(id) != first)
         }
         _ => false,
     }
@@ -282,23 +289,19 @@ fn differs(value: &[u8], earlier: Option<&[u8]>) -> bool {
     earlier.is_some_and(|earlier| earlier != value)
 }
 
-/// Returns the raw values of all top-level fields `name` of `body`, in order.
-pub fn each<'b>(body: &'b [u8], name: &str) -> Result<Vec<&'b [u8]>, NotJson> {
-    let (mut scanner, mut found) = (Scanner::new(body), Vec::new());
-    if !scanner.take(b'{') || scanner.take(b'}') {
-        return Ok(found);
-    }
-    loop {
-        let is_it = *unescaped(scanner.string()?) == *name.as_bytes();
-        scanner.expect(b':')?;
-        let value = scanner.value()?;
-        if is_it {
-            found.push(value);
-        }
-        if !scanner.take(b',') {
-            return Ok(found);
-        }
-    }
+/// Iterates over the raw values of all top-level fields `name` of `body`, which is JSON. A list of
+/// short duplicates could take many times their memory.
+pub fn each<'b>(body: &'b [u8], name: &'static str) -> impl Iterator<Item = &'b [u8]> {
+    let mut scanner = Scanner::new(body);
+    let mut has_more = scanner.take(b'{') && !scanner.take(b'}');
+    let next = move || {
+        let key = unescaped(has_more.then(|| scanner.string().ok()).flatten()?);
+        scanner.expect(b':').ok()?;
+        let value = scanner.value().ok()?;
+        has_more = scanner.take(b',');
+        Some((*key == *name.as_bytes(), value))
+    };
+    std::iter::from_fn(next).filter_map(|(is_it, value)| is_it.then_some(value))
 }
 
 #[cfg(test)]

@@ -33,6 +33,40 @@ fn null_key_passes_natively_and_is_derived_in_a_translation() {
     assert!(read.get("prompt_cache_key").is_none(), "the upstream wants none");
 }
 
+/// A translation has up to three times the length of its text.
+#[test]
+fn each_form_of_a_body_counts_with_its_length() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const MESSAGE: &str = r#"{"role":"user","content":""}"#;
+    let session = SessionId::parse("FVm43fzVIvXqRQ8foYWpvg").unwrap();
+    let text = format!(r#"{{"messages":[{}{MESSAGE}]}}"#, format!("{MESSAGE},").repeat(1000));
+    let counting = |limit: usize| {
+        let counted = Arc::new(AtomicUsize::new(0));
+        let sum = Arc::clone(&counted);
+        let room: Room = Box::new(move |bytes| {
+            let full = || Error::new(crate::error::ErrorKind::NoKeyAvailable, "full");
+            let all = sum.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            (all <= limit).then_some(()).ok_or_else(full)
+        });
+        let body = Bytes::from(text.clone());
+        (ChatBody::new(body, None, Some(&session), false).counted(room), counted)
+    };
+    let (chat, counted) = counting(usize::MAX);
+    let first = chat.translated(true).unwrap().body.len();
+    assert!(first > text.len() * 5 / 2, "{first} of {}", text.len());
+    let _ = chat.translated(true);
+    let both = first + chat.translated(false).unwrap().body.len();
+    let all = both + chat.native(true).len();
+    assert_eq!(counted.load(Ordering::Relaxed), all, "each once");
+    let (chat, _) = counting(text.len() * 2);
+    for _ in 0..2 {
+        assert_eq!(chat.translated(true).expect_err("no room").code(), "no_key_available");
+    }
+    assert!(chat.native(true).len() > text.len(), "it passes natively");
+}
+
 /// How often an object's fields have the name of the key, however it is spelled. `None`: the text
 /// is no object.
 fn named_keys(text: &[u8]) -> Option<usize> {

@@ -1,6 +1,7 @@
 //! Translates messages into input items, in their order and each by itself: system text is neither
 //! moved nor joined.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use crate::chat::json::{Fields, Object, invalid, list, unsupported, word};
@@ -28,11 +29,11 @@ pub fn items<'b>(
     Ok(())
 }
 
-struct Items<'o> {
+struct Items<'o, 'b> {
     out: &'o mut Vec<u8>,
     is_empty: bool,
     /// The calls of custom tools so far: their outputs are items of another type.
-    custom: HashSet<String>,
+    custom: HashSet<Cow<'b, str>>,
 }
 
 /// The parts that a message's content may hold.
@@ -46,8 +47,8 @@ enum Side {
     Assistant,
 }
 
-impl Items<'_> {
-    fn message(&mut self, message: &Fields<'_>) -> Result<(), Error> {
+impl<'b> Items<'_, 'b> {
+    fn message(&mut self, message: &Fields<'b>) -> Result<(), Error> {
         let role = message.word("role")?;
         match role.as_deref() {
             Some(role @ ("system" | "developer")) => {
@@ -85,7 +86,7 @@ impl Items<'_> {
     }
 
     /// Writes an assistant's message: its text, then its calls.
-    fn write_answer(&mut self, message: &Fields<'_>) -> Result<(), Error> {
+    fn write_answer(&mut self, message: &Fields<'b>) -> Result<(), Error> {
         // Clients send answers back as they came; annotations are only of answers.
         const OF_AN_ANSWER: [&str; 2] = ["annotations", PARSED];
         message.only(&[&["role", "content", "refusal", "tool_calls"], &OF_AN_ANSWER])?;
@@ -122,7 +123,7 @@ impl Items<'_> {
         Ok(())
     }
 
-    fn call(&mut self, call: &Fields<'_>) -> Result<(), Error> {
+    fn call(&mut self, call: &Fields<'b>) -> Result<(), Error> {
         let kind = call.word("type")?;
         let (kind, item, text) = match kind.as_deref() {
             Some("function") | None => ("function", "function_call", "arguments"),

@@ -343,3 +343,18 @@ proptest! {
         }
     }
 }
+
+/// The parts of a value take forty times its memory if they are parsed.
+#[test]
+fn value_that_asks_for_nothing_is_short() {
+    for (name, neutral) in
+        REFUSED.iter().flat_map(|(name, all)| all.iter().map(move |one| (*name, one)))
+    {
+        let field = |spaces: usize| format!(r#""{name}":{neutral}{}"#, " ".repeat(spaces));
+        assert_eq!(translated(&format!(r#"{},"messages":[]"#, field(100))), r#"{"input":[]}"#);
+    }
+    let list = |length: usize| format!(r#","stop":[{}]"#, " ".repeat(length - 2));
+    let short = format!(r#""messages":[]{}"#, list(LONGEST_NEUTRAL));
+    assert_eq!(translated(&short), r#"{"input":[]}"#);
+    assert_eq!(refused(&list(LONGEST_NEUTRAL + 1)), ("stop".into(), "unsupported_parameter"));
+}

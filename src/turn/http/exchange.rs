@@ -175,14 +175,14 @@ impl HttpTurns {
                 None => None,
             }
         };
-        let (body, found) = tokio::join!(self.replay.read(head.version, body), look_up);
+        let (body, found) = tokio::join!(self.replay.read(&client.id, head.version, body), look_up);
         let body = body?;
         let complete = Instant::now();
         let by_chat = endpoint.dialect() == Dialect::Chat;
         let (body, glance) =
             self.scan_body(&client, &head.headers, by_chat, (body, identity)).await?;
-        let glance = glance.asked_of(endpoint);
-        let placed = self.locate(account, &client, &glance, found, &mut budget).await?;
+        let mut glance = glance.asked_of(endpoint);
+        let placed = self.locate(account, &client, &mut glance, found, &mut budget).await?;
 
         let demand = Demand {
             session: placed.session,
@@ -207,7 +207,7 @@ impl HttpTurns {
         } else {
             None
         };
-        let chat = chat.as_ref().map(|(chat, _)| chat);
+        let chat = chat.as_ref();
         let content = chat.map_or(Content::Body(&body.bytes), Content::Chat);
         let (model, place) = (&*glance.model, glance.model_place);
         let asked = Asked::new(&head, endpoint, content)
@@ -231,12 +231,14 @@ impl HttpTurns {
         &self,
         account: &mut Account,
         client: &Client,
-        glance: &Glance,
+        glance: &mut Glance,
         found: Option<Found>,
         budget: &mut Budget,
     ) -> Result<Located, Error> {
         let Gateway { entry, bindings, .. } = &*self.gateway;
-        let Glance { previous, items, .. } = glance;
+        // Thousands of ids are not kept while the upstream thinks.
+        let items = std::mem::take(&mut glance.items);
+        let previous = &glance.previous;
         let origin = entry.origin(&client.id, previous.as_deref(), budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         let mut identity = glance.identity.clone();
@@ -252,7 +254,7 @@ impl HttpTurns {
             (None, Some(session)) => bindings.look_up(session, budget).await,
             (found, _) => found.unwrap_or(Ok(None)),
         };
-        let maker = entry.items(&client.id, items, budget).await?;
+        let maker = entry.items(&client.id, &items, budget).await?;
         let within = origin.as_ref().or(maker.as_ref()).map_or(Reach::Anywhere, Owner::reach);
         // If the owner of the content is not known, only the session's project can have it.
         let is_lost =

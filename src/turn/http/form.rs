@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 
@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::outcome::Answer;
 use crate::turn::http::translation::{AnswerWork, Counted, Translation};
+use crate::turn::http::whole::Whole;
 use crate::turn::memory::{BodyMemory, MemoryPlace};
 use crate::usage::tap::Tap;
 use crate::wire::decoder::Coding;
@@ -107,7 +108,8 @@ async fn collect(
     (memory, place): (&BodyMemory, &mut MemoryPlace),
 ) -> Result<(), Error> {
     let Some(mut rest) = answer.rest.take() else { return Ok(()) };
-    let mut whole = BytesMut::from(&answer.head[..]);
+    let mut whole = Whole::new(0, LONGEST);
+    whole.extend(&answer.head)?;
     loop {
         match tokio::time::timeout(idle_timeout, rest.chunk()).await {
             Err(_) => {
@@ -115,17 +117,17 @@ async fn collect(
                 return Err(Error::new(ErrorKind::UpstreamTimeout, message));
             }
             Ok(Err(_)) => return Err(lost("The upstream closed within the answer.")),
-            Ok(Ok(Some(data))) if whole.len() + data.len() > LONGEST => {
+            Ok(Ok(Some(data))) if whole.length() + data.len() > LONGEST => {
                 return Err(lost("The upstream's answer is too long to be translated."));
             }
             Ok(Ok(Some(data))) => {
-                memory.await_answer(place, whole.len() + data.len()).await?;
-                whole.extend_from_slice(&data);
+                memory.await_answer(place, whole.length() + data.len()).await?;
+                whole.extend(&data)?;
             }
             Ok(Ok(None)) => break,
         }
     }
-    answer.head = Bytes::from(whole);
+    answer.head = whole.into_bytes();
     Ok(())
 }
 

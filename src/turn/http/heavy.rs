@@ -3,12 +3,12 @@
 //! A body of a few kilobytes may decode to many megabytes. To decode and scan them takes a tenth of
 //! a second, in which all streams of the same thread would wait.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::HeaderMap;
 
 use crate::binding::record::BindingRecord;
-use crate::chat::body::ChatBody;
+use crate::chat::body::{ChatBody, Room};
 use crate::client::{Client, ClientId};
 use crate::error::{Error, ErrorKind};
 use crate::session::identify::Identity;
@@ -17,7 +17,7 @@ use crate::turn::http::exchange::HttpTurns;
 use crate::turn::http::glance::{Asking, Glance};
 use crate::turn::http::replay::Replayed;
 use crate::turn::http::translation::AnswerWork;
-use crate::turn::memory::{LIGHT, MemoryPlace};
+use crate::turn::memory::{BodyMemory, LIGHT, MemoryPlace};
 
 impl HttpTurns {
     /// Scans the body's text: a short text here, a long one on another thread, so that no other
@@ -49,17 +49,17 @@ impl HttpTurns {
     }
 
     /// Renders a long chat body on another thread, in the form that the turn's upstream will need.
-    /// The turn itself renders a short one. Returns the body with a permit for the memory of the
-    /// result.
+    /// The turn itself renders a short one. Both results count in the memory.
     pub(super) async fn render_chat(
         &self,
         client: &ClientId,
         chat: ChatBody,
         bound: Option<&StoredValue>,
-    ) -> Result<(ChatBody, MemoryPlace), Error> {
-        let reserved = self.replay.reserve(chat.text().len())?;
-        if chat.text().len() <= LIGHT {
-            return Ok((chat, reserved));
+    ) -> Result<ChatBody, Error> {
+        let length = chat.text().len();
+        let chat = chat.counted(room_for(self.replay.memory.of(client), length)?);
+        if length <= LIGHT {
+            return Ok(chat);
         }
         let loaded = self.gateway.registry.loaded();
         let keys = loaded.table.keys();
@@ -68,11 +68,11 @@ impl HttpTurns {
         // A session without a binding begins at an upstream that speaks chat, if there is one.
         let first = || keys.iter().find(|key| key.upstream.speaks_chat).or(keys.first());
         let Some(upstream) = bound.or_else(first).map(|key| &key.upstream) else {
-            return Ok((chat, reserved));
+            return Ok(chat);
         };
         let (speaks_chat, derives) = (upstream.speaks_chat, upstream.derives_cache_key);
         if speaks_chat && !chat.is_spliced(derives) {
-            return Ok((chat, reserved));
+            return Ok(chat);
         }
         let render = move || {
             // `chat` keeps the result or the error, and the attempt finds it there.
@@ -82,7 +82,7 @@ impl HttpTurns {
             }
             chat
         };
-        Ok((self.heavy.run(client, render).await?, reserved))
+        self.heavy.run(client, render).await
     }
 
     /// Returns what the work on an answer to `client` may use.
@@ -92,6 +92,39 @@ impl HttpTurns {
     }
 }
 
+/// The room for what is made of a body of `length` bytes: one copy at first.
+fn room_for(memory: BodyMemory, length: usize) -> Result<Room, Error> {
+    let mut place = MemoryPlace::default();
+    memory.extend(&mut place, length)?;
+    let made = Mutex::new((place, 0));
+    Ok(Box::new(move |bytes| {
+        let (place, sum) = &mut *made.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.extend(place, *sum + bytes)?;
+        *sum += bytes;
+        Ok(())
+    }))
+}
+
 fn failed() -> Error {
     Error::new(ErrorKind::Internal, "The gateway failed on this turn.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setting::Size;
+
+    #[test]
+    fn what_is_made_of_a_body_takes_one_copy_at_first_and_then_its_length() {
+        let memory = BodyMemory::new(Size(1 << 20));
+        let room = room_for(memory.clone(), 100 << 10).unwrap();
+        for (made, expected) in [(60, 100), (60, 120), (300, 420)] {
+            room(made << 10).unwrap();
+            assert_eq!(memory.used() >> 10, expected);
+        }
+        assert!(room(700 << 10).is_err() && room_for(memory.clone(), 700 << 10).is_err());
+        assert_eq!(memory.used() >> 10, 420, "what is refused counts nothing");
+        drop(room);
+        assert_eq!(memory.used(), 0);
+    }
 }

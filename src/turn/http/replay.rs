@@ -4,22 +4,21 @@
 use std::io::Read;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tokio::time::Instant;
 
+use crate::client::ClientId;
 use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
-use crate::turn::memory::{BodyMemory, MemoryPlace, time_for};
-use crate::wire::decoder::{Coding, unfold_zstd};
+use crate::turn::http::whole::Whole;
+use crate::turn::memory::{BodyMemory, LIGHT, MemoryPlace};
+use crate::turn::pace::Pace;
+use crate::wire::decoder::{Coding, INPUT, unfold_zstd};
 use crate::wire::imprint::Imprint;
 use crate::wire::peek::Peek;
 
-/// Buffer that is reserved at once for a body that announces its length. A longer body gets more as
-/// it arrives.
-const RESERVE: usize = 1024 * 1024;
 /// Bytes that are decoded in one step.
 const STEP: usize = 64 * 1024;
 
@@ -33,6 +32,8 @@ pub struct Replay {
 pub struct Replayed {
     pub bytes: Bytes,
     _place: MemoryPlace,
+    /// The memory of the body's client.
+    memory: BodyMemory,
 }
 
 /// A body's JSON text.
@@ -68,9 +69,14 @@ impl Replay {
         Self { max_body: max_body.bytes(), memory }
     }
 
-    /// Reads the body of a request in this version of HTTP. If the body is refused, the listener
-    /// reads the rest.
-    pub async fn read(&self, version: Version, mut body: Body) -> Result<Replayed, Error> {
+    /// Reads the body of a request of `client` in this version of HTTP. If the body is refused, the
+    /// listener reads the rest.
+    pub async fn read(
+        &self,
+        client: &ClientId,
+        version: Version,
+        mut body: Body,
+    ) -> Result<Replayed, Error> {
         let announced = body
             .size_hint()
             .exact()
@@ -78,12 +84,11 @@ impl Replay {
         if announced > self.max_body {
             return Err(self.too_large());
         }
-        let mut bytes = BytesMut::with_capacity(announced.min(RESERVE));
-        let mut place = MemoryPlace::default();
-        let began = Instant::now();
+        let mut whole = Whole::new(announced, self.max_body);
+        let (memory, mut place) = (self.memory.of(client), MemoryPlace::default());
+        let mut pace = Pace::begin();
         loop {
-            let timeout = time_for(bytes.len());
-            let frame = match tokio::time::timeout_at(began + timeout, body.frame()).await {
+            let frame = match tokio::time::timeout_at(pace.deadline(), body.frame()).await {
                 // A stream that was reset without an error ends without an end of stream.
                 Ok(None) if version >= Version::HTTP_2 && !body.is_end_stream() => {
                     return Err(not_readable("the stream was reset before its end".into()));
@@ -99,20 +104,14 @@ impl Replay {
                 }
             };
             let Ok(data) = frame.into_data() else { continue };
-            if bytes.len() + data.len() > self.max_body {
+            if whole.length() + data.len() > self.max_body {
                 return Err(self.too_large());
             }
-            self.memory.extend(&mut place, bytes.len() + data.len())?;
-            bytes.extend_from_slice(&data);
+            memory.extend(&mut place, whole.length() + data.len())?;
+            whole.extend(&data)?;
+            pace.note(data.len());
         }
-        Ok(Replayed { bytes: bytes.freeze(), _place: place })
-    }
-
-    /// Reserves memory for `length` bytes that a turn makes of its body.
-    pub fn reserve(&self, length: usize) -> Result<MemoryPlace, Error> {
-        let mut place = MemoryPlace::default();
-        self.memory.extend(&mut place, length)?;
-        Ok(place)
+        Ok(Replayed { bytes: whole.into_bytes(), _place: place, memory })
     }
 
     fn too_large(&self) -> Error {
@@ -124,24 +123,29 @@ impl Replay {
 }
 
 impl Replay {
-    /// Returns the body as JSON text of at most `most` bytes, decoded if necessary.
+    /// Returns the body as JSON text of at most `most` bytes, decoded if necessary. A body that may
+    /// take long to decode is too long for a light read, however short its text may be.
     pub fn text<'b>(
         &self,
         headers: &HeaderMap,
         body: &'b Replayed,
         most: usize,
     ) -> Result<Text<'b>, Error> {
-        if body.bytes.len() > most {
+        let (coding, length) = (Coding::of(headers), body.bytes.len());
+        let longest = if coding == Coding::Plain || most > LIGHT { most } else { most.min(INPUT) };
+        if length > longest {
             return Ok(Text::TooLong);
         }
-        let allowed = ANY_RATIO.max(body.bytes.len().saturating_mul(RATIO));
-        match Coding::of(headers) {
+        let limits = (ANY_RATIO.max(length.saturating_mul(RATIO)), most);
+        match coding {
             Coding::Plain => Ok(Text::Plain(&body.bytes)),
             Coding::Zstd => {
-                self.decode(unfold_zstd(&body.bytes).map_err(not_decodable)?, allowed, most)
+                let decoder = unfold_zstd(&body.bytes).map_err(not_decodable)?;
+                self.decode(&body.memory, decoder, limits)
             }
             Coding::Gzip => {
-                self.decode(flate2::bufread::MultiGzDecoder::new(&body.bytes[..]), allowed, most)
+                let decoder = flate2::bufread::MultiGzDecoder::new(&body.bytes[..]);
+                self.decode(&body.memory, decoder, limits)
             }
             Coding::Unknown => Ok(Text::Unreadable),
         }
@@ -151,13 +155,13 @@ impl Replay {
     /// decodes to too many bytes is refused as too large.
     fn decode<'b>(
         &self,
+        memory: &BodyMemory,
         mut decoder: impl Read,
-        allowed: usize,
-        most: usize,
+        (allowed, most): (usize, usize),
     ) -> Result<Text<'b>, Error> {
         let (mut text, mut place) = (Vec::new(), MemoryPlace::default());
         loop {
-            self.memory.extend(&mut place, text.len() + STEP)?;
+            memory.extend(&mut place, text.len() + STEP)?;
             let read =
                 decoder.by_ref().take(STEP as u64).read_to_end(&mut text).map_err(not_decodable)?;
             if text.len() > self.max_body.min(allowed) {
@@ -200,9 +204,11 @@ pub fn peek(text: &[u8]) -> Result<(Peek, Imprint), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::turn::memory::GRACE;
+    use crate::turn::pace::GRACE;
+    use futures_util::StreamExt;
     use http::HeaderValue;
     use std::time::Duration;
+    use tokio::time::Instant;
 
     const KIB: u64 = 1024;
 
@@ -210,8 +216,15 @@ mod tests {
         Replay::new(Size(max_body), BodyMemory::new(Size(total)))
     }
 
+    fn alice() -> ClientId {
+        ClientId::new("alice")
+    }
+
     async fn read(replay: &Replay, body: Vec<u8>) -> Result<Replayed, &'static str> {
-        replay.read(Version::HTTP_11, Body::from(body)).await.map_err(|error| error.code())
+        replay
+            .read(&alice(), Version::HTTP_11, Body::from(body))
+            .await
+            .map_err(|error| error.code())
     }
 
     #[tokio::test]
@@ -230,7 +243,7 @@ mod tests {
             Result<http_body::Frame<Bytes>, std::io::Error>,
         >()));
         let began = Instant::now();
-        let error = replay(KIB, KIB).read(Version::HTTP_11, silence).await.err().unwrap();
+        let error = replay(KIB, KIB).read(&alice(), Version::HTTP_11, silence).await.err().unwrap();
         assert_eq!((error.code(), began.elapsed()), ("request_timeout", GRACE));
     }
 
@@ -258,26 +271,73 @@ mod tests {
         for (version, expected) in
             [(Version::HTTP_11, None), (Version::HTTP_2, Some("invalid_request"))]
         {
-            let error = replay.read(version, dripping(16, 1)).await.err();
+            let error = replay.read(&alice(), version, dripping(16, 1)).await.err();
             assert_eq!(error.map(|error| error.code()), expected, "{version:?}");
         }
-        assert!(replay.read(Version::HTTP_2, Body::from("{}")).await.is_ok());
+        assert!(replay.read(&alice(), Version::HTTP_2, Body::from("{}")).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn body_may_take_the_time_that_its_length_allows() {
         let (replay, began) = (replay(4096 * KIB, 4096 * KIB), Instant::now());
-        let body = replay.read(Version::HTTP_11, dripping(16 * 1024, 120)).await.unwrap();
+        let body = replay.read(&alice(), Version::HTTP_11, dripping(16 * 1024, 120)).await.unwrap();
         assert_eq!(
             (body.bytes.len(), began.elapsed()),
             (120 * 16 * 1024, Duration::from_secs(120))
         );
         drop(body);
         let began = Instant::now();
-        let error = replay.read(Version::HTTP_11, dripping(8 * 1024, 120)).await.err().unwrap();
+        let error =
+            replay.read(&alice(), Version::HTTP_11, dripping(8 * 1024, 120)).await.err().unwrap();
         assert_eq!(error.code(), "request_timeout");
         // By then, the bytes that arrived have extended the time limit by half.
         assert!((59..=61).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    }
+
+    /// What came quickly does not allow silence.
+    #[tokio::test(start_paused = true)]
+    async fn body_that_stalls_ends_and_frees_its_memory() {
+        let (replay, began) = (replay(4096 * KIB, 4096 * KIB), Instant::now());
+        let parts = [vec![b'x'; 2 << 20], vec![b'x'; 1 << 20]].map(Bytes::from);
+        let stalled = futures_util::stream::iter(parts)
+            .map(|part| Ok::<_, std::io::Error>(http_body::Frame::data(part)))
+            .chain(futures_util::stream::pending());
+        let stalled = Body::new(http_body_util::StreamBody::new(stalled));
+        let error = replay.read(&alice(), Version::HTTP_11, stalled).await.err().unwrap();
+        assert_eq!((error.code(), began.elapsed()), ("request_timeout", GRACE));
+        assert_eq!(replay.memory.used(), 0);
+        // 50 KB/s for three minutes.
+        let body = replay.read(&alice(), Version::HTTP_11, dripping(20_000, 180)).await;
+        assert_eq!(body.unwrap().bytes.len(), 20_000 * 180);
+    }
+
+    /// A few kilobytes of empty members or frames take many milliseconds to decode.
+    #[tokio::test]
+    async fn encoded_body_that_may_take_long_is_no_light_read() {
+        let replay = replay(1024 * KIB, 4096 * KIB);
+        let empty = |coding: &str| match coding {
+            "zstd" => zstd::encode_all(&b""[..], 3).unwrap(),
+            _ => {
+                let level = flate2::Compression::best();
+                flate2::write::GzEncoder::new(Vec::new(), level).finish().unwrap()
+            }
+        };
+        for coding in ["gzip", "zstd"] {
+            let headers = HeaderMap::from_iter([(
+                http::header::CONTENT_ENCODING,
+                HeaderValue::from_static(coding),
+            )]);
+            let empty = empty(coding);
+            for (length, is_light) in [(INPUT, true), (INPUT + 100, false), (LIGHT, false)] {
+                let body = read(&replay, empty.repeat(length / empty.len())).await.unwrap();
+                let is_read = |most| {
+                    let text = replay.text(&headers, &body, most).ok().unwrap();
+                    text.bytes().is_some_and(<[u8]>::is_empty)
+                };
+                assert_eq!(is_read(LIGHT), is_light, "{coding}: {length}");
+                assert!(is_read(usize::MAX), "{coding}: {length}");
+            }
+        }
     }
 
     #[tokio::test]
@@ -320,8 +380,9 @@ mod tests {
         let light = replay.text(&encoded("zstd"), &body, 5).map(|text| text.bytes().is_none());
         assert_eq!(light.ok(), Some(true), "longer than wanted");
         let large = zstd::encode_all(&vec![b' '; 400 * 1024][..], 3).unwrap();
-        let (one, two) =
-            (read(&replay, large.clone()).await.unwrap(), read(&replay, large).await.unwrap());
+        let bob = ClientId::new("bob");
+        let of_bob = replay.read(&bob, Version::HTTP_11, Body::from(large.clone()));
+        let (one, two) = (read(&replay, large.clone()).await.unwrap(), of_bob.await.unwrap());
         let held = replay.text(&encoded("zstd"), &one, usize::MAX).unwrap();
         let second = replay.text(&encoded("zstd"), &two, usize::MAX).unwrap();
         assert_eq!(

@@ -70,7 +70,7 @@ impl HttpTurns {
         };
         let (head, body) = request.into_parts();
         let (client, _) = entry.enter(account, &head)?;
-        let body = self.replay.read(head.version, body).await?;
+        let body = self.replay.read(&client.id, head.version, body).await?;
         check_body(&head.method, &body.bytes)?;
         let complete = Instant::now();
         let mut budget = bindings.budget();

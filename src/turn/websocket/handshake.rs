@@ -216,7 +216,7 @@ fn open(
         else {
             return;
         };
-        let memory = connection.turns.memory.clone();
+        let memory = connection.turns.memory.of(&connection.client.id);
         let meters = [Source::Client, Source::Upstream].map(|it| Meter::new(it, memory.clone()));
         let client = frames(client, Role::Server, meters[0].clone());
         let upstream = frames(upstream, Role::Client, meters[1].clone());

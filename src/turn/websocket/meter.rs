@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::turn::memory::{BodyMemory, MemoryPlace, SLOWEST, time_for};
+use crate::turn::memory::{BodyMemory, MemoryPlace};
+use crate::turn::pace::{Pace, SLOWEST};
 
 /// Most bytes that operating systems buffer between the gateway and a peer.
 const UNDERWAY: u64 = 8 * 1024 * 1024;
@@ -36,9 +37,8 @@ struct State {
     source: Source,
     memory: BodyMemory,
     place: MemoryPlace,
-    /// When the unfinished message began, or when the message before was forwarded: the later of
-    /// both.
-    began: Instant,
+    /// The pace of the unfinished message, since it began or since the gateway began to read on.
+    pace: Pace,
     has_arrived: bool,
     is_full: bool,
     /// When even the slowest permitted peer has received everything that was written.
@@ -53,7 +53,7 @@ impl Meter {
             source,
             memory,
             place: MemoryPlace::default(),
-            began: now,
+            pace: Pace::begin(),
             has_arrived: false,
             is_full: false,
             received: now,
@@ -65,15 +65,15 @@ impl Meter {
     pub fn note_forwarded(&self, length: usize) {
         let state = &mut *self.lock();
         state.outline.held = state.outline.held.saturating_sub(length);
-        state.began = Instant::now();
-        // The messages left need no more memory than before, so this cannot fail.
+        state.pace = Pace::begin();
+        // Less than before always fits.
         let _ = state.memory.follow(&mut state.place, state.outline.held);
     }
 
     /// Returns when the rest of an unfinished message must have come.
     pub fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
-        state.outline.is_unfinished().then(|| state.began + time_for(state.outline.come))
+        state.outline.is_unfinished().then(|| state.pace.deadline())
     }
 
     /// Whether a message or any frame has begun but not ended.
@@ -108,10 +108,13 @@ impl State {
             return Ok(());
         }
         if !self.outline.is_unfinished() {
-            self.began = Instant::now();
+            self.pace = Pace::begin();
         }
+        let before = self.outline.held;
         self.outline.read(bytes);
         let (place, held) = (&mut self.place, self.outline.held);
+        // Heads and control frames bring no message to its end.
+        self.pace.note(held - before);
         let counted = match self.source {
             Source::Client => self.memory.follow(place, held),
             Source::Upstream => self.memory.follow_answer(place, held),
@@ -204,9 +207,7 @@ struct Outline {
     is_last: bool,
     /// Whether a message has begun whose last frame has not ended.
     is_in_message: bool,
-    /// Bytes of the unfinished message so far, and bytes of all messages that are not forwarded
-    /// yet.
-    come: usize,
+    /// Bytes of all messages that are not forwarded yet, the unfinished one included.
     held: usize,
 }
 
@@ -225,7 +226,6 @@ impl Outline {
             let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
             self.left -= count as u64;
             if self.is_data {
-                self.come += count;
                 self.held += count;
             }
             bytes = &bytes[count..];
@@ -265,7 +265,6 @@ impl Outline {
         self.head = 0;
         if self.is_data && self.is_last {
             self.is_in_message = false;
-            self.come = 0;
         }
     }
 }
@@ -274,6 +273,7 @@ impl Outline {
 mod tests {
     use super::*;
     use crate::setting::Size;
+    use crate::turn::pace::GRACE;
     use proptest::prelude::*;
 
     /// A frame of a client with this first byte and payload length.
@@ -319,7 +319,7 @@ mod tests {
             }
             let all: usize = lengths.iter().sum();
             let whole = outline(&bytes, step);
-            prop_assert_eq!((whole.held, whole.come, whole.is_unfinished()), (all, 0, false));
+            prop_assert_eq!((whole.held, whole.is_unfinished()), (all, false));
             // The last data frame ends before the last ping does.
             let tail = frame(0x89, ping).len();
             let part = outline(&bytes[..bytes.len() - tail - 1], step);
@@ -337,8 +337,8 @@ mod tests {
         let began = Instant::now();
         meter.lock().count_received(&frame(0x01, 512 << 10)).unwrap();
         assert_eq!(memory.free_units(), 128);
-        assert_eq!(meter.deadline(), Some(began + Duration::from_secs(30 + 32)));
-        // A ping between two fragments does not end the message.
+        assert_eq!(meter.deadline(), Some(began + GRACE), "what came quickly allows no silence");
+        // A ping between is no end of it.
         meter.lock().count_received(&frame(0x89, 5)).unwrap();
         assert!(meter.deadline().is_some() && meter.has_arrived() && !meter.has_arrived());
         meter.lock().count_received(&frame(0x80, 0)).unwrap();
@@ -359,6 +359,25 @@ mod tests {
             );
         }
         assert_eq!(memory.free_units(), 256, "nothing stays");
+    }
+
+    /// Control frames are no part of the message, however many come.
+    #[tokio::test(start_paused = true)]
+    async fn message_on_a_slow_line_has_time_and_a_stalled_one_ends() {
+        let second = Duration::from_secs(1);
+        let meter = Meter::new(Source::Client, BodyMemory::new(Size(8 << 20)));
+        let began = Instant::now();
+        meter.lock().count_received(&frame(0x01, 50_000)).unwrap();
+        for _ in 0..100 {
+            tokio::time::advance(second).await;
+            meter.lock().count_received(&frame(0x00, 50_000)).unwrap();
+        }
+        assert_eq!(meter.deadline(), Some(began + second * 100 + GRACE), "it may go on");
+        for _ in 0..10 {
+            tokio::time::advance(second).await;
+            (0..1_000).for_each(|_| meter.lock().count_received(&frame(0x89, 125)).unwrap());
+        }
+        assert_eq!(meter.deadline(), Some(began + second * 100 + GRACE), "pings are no progress");
     }
 
     #[tokio::test(start_paused = true)]

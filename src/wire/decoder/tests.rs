@@ -75,6 +75,52 @@ fn chunk_that_decodes_to_much_is_read_in_steps() {
     }
 }
 
+/// Parts of a text that decode to nothing: members of gzip, frames of zstd, and blocks.
+pub fn hollow(coding: &str, length: usize) -> Vec<u8> {
+    let empty = encoded(coding, b"");
+    let count = length / empty.len();
+    empty.repeat(count)
+}
+
+/// Empty blocks of one member: each has its own codes, which a decoder builds anew.
+fn hollow_blocks(length: usize) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    while encoder.get_ref().len() < length {
+        // A sync flush ends a block, and adds an empty one.
+        encoder.flush().unwrap();
+        encoder.write_all(b"x").unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn chunk_that_decodes_to_nothing_is_read_in_steps() {
+    const LENGTH: usize = 512 * 1024;
+    for (coding, chunk) in [
+        ("gzip", hollow("gzip", LENGTH)),
+        ("zstd", hollow("zstd", LENGTH)),
+        ("gzip", hollow_blocks(LENGTH)),
+    ] {
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
+        let mut decoder = Decoder::new(&headers, Count::default());
+        let mut steps = 1;
+        let mut longest = std::time::Duration::ZERO;
+        loop {
+            let began = tokio::time::Instant::now();
+            let is_read = decoder.step(&chunk);
+            longest = longest.max(began.elapsed());
+            if is_read {
+                break;
+            }
+            steps += 1;
+        }
+        assert!(!decoder.is_blind(), "{coding}");
+        let expected = chunk.len() / INPUT;
+        assert!((expected..expected + 3).contains(&steps), "{coding}: {steps} steps, {longest:?}");
+        println!("{coding}: {} bytes in {steps} steps of at most {longest:?}", chunk.len());
+    }
+}
+
 #[test]
 fn answer_is_whole_only_if_its_coding_is() {
     let ended = |coding: &'static str, bytes: &[u8]| {

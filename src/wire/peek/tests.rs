@@ -190,6 +190,15 @@ fn stable_prefix_stays_the_same_through_a_conversation() {
     }
 }
 
+#[test]
+fn prefix_of_thousands_of_parts_names_no_conversation() {
+    for (count, expected) in [(4_000, true), (5_000, false)] {
+        let greetings = r#"{"role":"assistant"},"#.repeat(count);
+        let body = format!(r#"{{"input":[{greetings}{{"role":"user","content":"u"}}]}}"#);
+        assert_eq!(stable_prefix(body.as_bytes()).is_some(), expected, "{count}");
+    }
+}
+
 /// A difference in any of these parts makes another conversation.
 #[test]
 fn stable_prefix_has_every_part_that_distinguishes_conversations() {

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use tokio::task::JoinHandle;
 
-use crate::world::cluster::{ALICE, Cluster};
+use crate::world::cluster::{ALICE, BOB, Cluster};
 use crate::world::recorder::{COMPLETED, Recorder, Step, chunk, stream_head};
 use crate::world::waiting::{ANSWER, within};
 use crate::world::wire::{Answer, Connection, Request, ask};
@@ -52,7 +52,7 @@ async fn answer_without_memory_to_be_read_passes_unread() {
         let mut other = Connection::open(cluster.address()).await;
         if is_full {
             let head = format!(
-                "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: {MIB}\r\n\r\n"
+                "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {BOB}\r\ncontent-length: {MIB}\r\n\r\n"
             );
             other.send_raw(head.as_bytes()).await.expect("it is taken");
             other.send_raw(&vec![b' '; MIB - 20_000]).await.expect("it is taken");

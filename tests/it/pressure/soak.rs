@@ -137,7 +137,7 @@ async fn unfinished(address: SocketAddr, is_over: Switch) {
 /// Sends a message without its last fragment. Returns whether the gateway refuses it in the end.
 async fn hold_unfinished(address: SocketAddr, is_over: Switch) -> bool {
     let Ok((mut socket, _)) = open(address, ALICE, &[]).await else { return false };
-    // The refusal may take 46 s.
+    // The refusal may take 30 s.
     let sending = socket.0.get_mut().write_all(&frame(0x01, &vec![b'x'; 256 << 10])).await;
     let refusal = async {
         while let Some(Ok(message)) = socket.0.next().await {

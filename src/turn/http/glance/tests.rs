@@ -24,7 +24,7 @@ async fn seen(
         text.into()
     };
     let replay = &Replay::new(Size(1 << 20), BodyMemory::new(Size(1 << 20)));
-    let body = replay.read(http::Version::HTTP_11, Body::from(bytes)).await.unwrap();
+    let body = replay.read(&client.id, http::Version::HTTP_11, Body::from(bytes)).await.unwrap();
     let asking = Asking { gateway, replay, client, headers: &headers, by_chat: false };
     let glance = asking.glance(&body, &Identity::default(), LIGHT);
     glance.map(|glance| glance.expect("a short text")).map_err(|error| error.code())

@@ -75,7 +75,8 @@ impl Socket {
             // A long message is copied once more on its way out.
             let made = renamed.as_ref().map_or(0, |text| text.len());
             let copied = if text.len() > LIGHT { made.max(text.len()) } else { 0 };
-            self.turns.memory.extend(&mut place, made + copied)?;
+            let memory = self.turns.memory.of(&self.client.id);
+            memory.extend(&mut place, made + copied)?;
             let needs_project = self.permit(&message).await?;
             if message.is_create {
                 let open = |state: &mut SocketState| {
