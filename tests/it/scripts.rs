@@ -17,6 +17,7 @@ use crate::world::waiting::SOON;
 
 mod board;
 mod earlier;
+mod foreign;
 
 const TTL: Duration = Duration::from_secs(600);
 /// On both sides of one digit and of two: an epoch is a number, not a text.
