@@ -1,8 +1,8 @@
 //! The health of keys as this replica knows it: its own observations, those of other replicas, and
 //! those that it has yet to report.
 //!
-//! No condition is believed longer than its life, and nothing here waits for the store. Clients name
-//! models freely, so the conditions of one project's models are bounded.
+//! No condition is believed longer than its life, and nothing here waits for the store. Clients
+//! name models freely, so the conditions of one project's models are bounded.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

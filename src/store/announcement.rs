@@ -17,7 +17,7 @@ use super::address::Host;
 use super::dial::{Dialer, Shown};
 use super::fault::{Faults, StoreFault};
 use super::name::Name;
-use super::text::Text;
+use super::text::ReplyText;
 
 /// Names that a node examines in one step of a scan, which takes a tenth of a millisecond.
 const SCANNED: u32 = 100;
@@ -218,7 +218,7 @@ impl Reader {
         for name in &names {
             all.get(name).pttl(name);
         }
-        let values: Vec<(Option<Text>, i64)> = all.query_async(&mut connection).await?;
+        let values: Vec<(Option<ReplyText>, i64)> = all.query_async(&mut connection).await?;
         let some = names.iter().zip(values).filter_map(|(name, (value, life))| {
             let id = session(&self.dialer, name)?.to_owned();
             // A negative life means that the value has expired meanwhile, or that a foreign writer

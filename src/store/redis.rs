@@ -22,7 +22,7 @@ use super::health::Health;
 use super::lag::Lag;
 use super::link::{Link, LinkTarget};
 use super::name::Name;
-use super::text::Text;
+use super::text::ReplyText;
 use super::trail::LONGEST;
 use super::{MemberReport, MembershipReply, Replaced, StoreSettings, StoredValue, Unavailable};
 use crate::metrics::Metrics;
@@ -176,7 +176,7 @@ impl Redis {
     pub async fn get(&self, name: &str, by: Instant) -> Result<Option<StoredValue>, Unavailable> {
         let mut both = Pipeline::with_capacity(2);
         both.get(name).pttl(name);
-        let (value, left): (Option<Text>, i64) = self.ask(name, &both, by).await?;
+        let (value, left): (Option<ReplyText>, i64) = self.ask(name, &both, by).await?;
         // A negative life means that the value expired between the two commands (-2), or that a
         // foreign writer stored it without an expiry (-1).
         Ok(value.map(|value| StoredValue {
@@ -209,7 +209,7 @@ impl Redis {
     ) -> Result<Option<String>, Unavailable> {
         let mut set = pipe();
         set.cmd("SET").arg(name).arg(value).arg("NX").arg("GET").arg("PX").arg(millis(ttl));
-        let (stored,): (Option<Text>,) = self.ask(name, &set, until).await?;
+        let (stored,): (Option<ReplyText>,) = self.ask(name, &set, until).await?;
         Ok(stored.map(String::from))
     }
 
@@ -222,7 +222,7 @@ impl Redis {
         let Change { expected, new, ttl, is_move } = change;
         let (ttl, lag) = (millis(*ttl).to_string(), self.lagging(name, *is_move));
         let args = [*expected, *new, &ttl, &self.channel];
-        let stored: Option<Text> = self.run(&self.replace, name, &args, until).await?;
+        let stored: Option<ReplyText> = self.run(&self.replace, name, &args, until).await?;
         if let (None, Some((lag, host))) = (&stored, lag) {
             lag.note(host, name);
         }
@@ -250,7 +250,7 @@ impl Redis {
         let (epoch, ttl, lag) =
             (epoch.to_string(), millis(*ttl).to_string(), self.lagging(name, !is_expected));
         let args = [*value, &epoch, &ttl, &self.channel];
-        let stored: Option<Text> = self.run(&self.merge, name, &args, until).await?;
+        let stored: Option<ReplyText> = self.run(&self.merge, name, &args, until).await?;
         let stored = stored.map(String::from);
         // An equal value means that an earlier write succeeded and its answer was lost.
         let is_there = stored.as_ref().is_none_or(|stored| stored == value);
@@ -271,9 +271,9 @@ impl Redis {
         let (ordinal, life) = (ordinal.to_string(), life.as_millis().to_string());
         let args =
             [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
-        let (ordinal, others): (u32, Vec<Text>) =
+        let (ordinal, others): (u32, Vec<ReplyText>) =
             self.run(&self.membership, name, &args, until).await?;
-        Ok(MembershipReply { ordinal, others: Text::all(others) })
+        Ok(MembershipReply { ordinal, others: ReplyText::all(others) })
     }
 
     pub async fn exchange_board(
@@ -298,10 +298,10 @@ impl Redis {
             ]);
         }
         let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let (now, version, notes, loads): (u64, u64, Vec<Text>, Vec<Text>) =
+        let (now, version, notes, loads): (u64, u64, Vec<ReplyText>, Vec<ReplyText>) =
             self.run(&self.board, name, &args, until).await?;
-        let notes = Text::all(notes).chunks(4).filter_map(Note::parse).collect();
-        Ok(Board { now, version, notes, loads: Text::all(loads) })
+        let notes = ReplyText::all(notes).chunks(4).filter_map(Note::parse).collect();
+        Ok(Board { now, version, notes, loads: ReplyText::all(loads) })
     }
 
     pub async fn append(
@@ -319,8 +319,8 @@ impl Redis {
     pub async fn list(&self, name: &str, until: Instant) -> Result<Vec<String>, Unavailable> {
         let mut range = pipe();
         range.lrange(name, 0, -1);
-        let (lines,): (Vec<Text>,) = self.ask(name, &range, until).await?;
-        Ok(Text::all(lines))
+        let (lines,): (Vec<ReplyText>,) = self.ask(name, &range, until).await?;
+        Ok(ReplyText::all(lines))
     }
 
     /// The lag counter for a write under `name` that `is_counted`, and the node that owns `name`

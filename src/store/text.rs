@@ -4,22 +4,22 @@ use redis::{FromRedisValue, ParsingError, Value};
 
 /// A text in an answer. Bytes that are not UTF-8 become U+FFFD, which no version writes. The
 /// readers of a text therefore pass over the words with such bytes, as over all unknown words.
-pub struct Text(String);
+pub struct ReplyText(String);
 
-impl Text {
+impl ReplyText {
     /// The texts as strings.
     pub fn all(texts: Vec<Self>) -> Vec<String> {
         texts.into_iter().map(String::from).collect()
     }
 }
 
-impl From<Text> for String {
-    fn from(Text(text): Text) -> Self {
+impl From<ReplyText> for String {
+    fn from(ReplyText(text): ReplyText) -> Self {
         text
     }
 }
 
-impl FromRedisValue for Text {
+impl FromRedisValue for ReplyText {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         match value {
             Value::BulkString(bytes) => Ok(Self(String::from_utf8_lossy(&bytes).into_owned())),
@@ -41,9 +41,9 @@ mod tests {
             bulk(b"b \xc3( 2"),
             Value::SimpleString("c".into()),
         ]);
-        let texts = Text::all(Vec::from_redis_value(answer).unwrap());
+        let texts = ReplyText::all(Vec::from_redis_value(answer).unwrap());
         assert_eq!(texts, ["a 1", "\u{fffd}", "b \u{fffd}( 2", "c"]);
-        assert!(Option::<Text>::from_redis_value(Value::Nil).unwrap().is_none());
-        assert!(Text::from_redis_value(Value::Array(Vec::new())).is_err());
+        assert!(Option::<ReplyText>::from_redis_value(Value::Nil).unwrap().is_none());
+        assert!(ReplyText::from_redis_value(Value::Array(Vec::new())).is_err());
     }
 }

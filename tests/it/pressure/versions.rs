@@ -91,7 +91,7 @@ async fn newer_version_beside_it_is_passed_over() {
     }
 }
 
-/// Bytes that are not UTF-8, and numbers that nobody can hold, wherever another writer can put them.
+/// Bytes that are not UTF-8, and numbers that are too large, wherever another writer can put them.
 #[tokio::test]
 async fn bytes_and_numbers_that_nobody_can_read_are_passed_over() {
     let keys = siblings("org-a", 3);
