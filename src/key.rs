@@ -198,7 +198,7 @@ impl Tag {
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        text.as_bytes().try_into().ok().map(Self)
+        text.is_ascii().then(|| text.as_bytes().try_into().ok().map(Self))?
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod operator;
 pub(crate) mod ledger;
 pub(crate) mod admin;
 pub(crate) mod connections;
+pub(crate) mod watched;
 pub(crate) mod send_timeout;
 pub(crate) mod stream_timeout;
 pub(crate) mod answering;

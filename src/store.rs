@@ -27,6 +27,7 @@ pub(crate) mod expiring;
 pub(crate) mod address;
 mod breaker;
 mod fault;
+mod text;
 mod health;
 mod dial;
 mod sentinel;

@@ -7,6 +7,7 @@ use modules::{circles, out_of_order};
 use names::{outworn_words, repeated_types, tests_without_noun};
 use shape::{empty_names, impure, too_long, too_wide, unopened};
 use source::{file, listed, repository};
+use tasks::untested_tasks;
 
 #[path = "tidy/content.rs"]
 mod content;
@@ -18,6 +19,8 @@ mod names;
 mod shape;
 #[path = "tidy/source.rs"]
 mod source;
+#[path = "tidy/tasks.rs"]
+mod tasks;
 
 #[test]
 fn module_uses_only_what_is_declared_before_it() {
@@ -171,6 +174,27 @@ fn metrics_are_registered_in_one_place() {
         ]
     );
     assert_none(metrics_elsewhere(&repository()));
+}
+
+#[test]
+fn task_that_begins_again_panics_in_a_test() {
+    let calls = "tasks.spawn_kept(\n    \"one\", f);\ntasks.spawn_kept_to_its_end(\"two\", f);";
+    let wrong = [
+        file("tests/it/pressure/tasks.rs", "vec![\"one\"]"),
+        file("src/a.rs", calls),
+        file("src/b.rs", "const NAME: &str = \"three\";\nfn f() { must_panic(NAME) }"),
+        file("src/c.rs", "tasks.spawn_kept(name, f);"),
+        file("src/d.rs", "#[cfg(test)]\nmod tests { fn f() { tasks.spawn_kept(\"four\", f) } }"),
+    ];
+    assert_eq!(
+        untested_tasks(&wrong),
+        [
+            "src/a.rs:3: tests/it/pressure/tasks.rs does not name `two`",
+            "src/b.rs:2: tests/it/pressure/tasks.rs does not name `three`",
+            "src/c.rs:1: the name of the task is no text",
+        ]
+    );
+    assert_none(untested_tasks(&repository()));
 }
 
 #[test]

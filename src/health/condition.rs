@@ -69,15 +69,29 @@ impl Subject {
         }
     }
 
-    /// Whether the subject is `key` or something that `key` belongs to.
-    pub fn concerns(self, key: &Key) -> bool {
+    /// The project whose use of a model the subject is, in a special tier or not.
+    pub const fn project_of_model(self) -> Option<Tag> {
         match self {
-            Self::Key(tag) => tag == key.tag || tag == key.shown_tag,
-            Self::Project(tag) | Self::Model(tag, _) | Self::Tier(tag, _) => {
-                tag == key.project_tag || tag == key.quota_tag()
-            }
-            Self::Organization(tag) => tag == key.organization_tag,
+            Self::Model(project, _) | Self::Tier(project, _) => Some(project),
+            _ => None,
         }
+    }
+
+    /// `key` and all that it belongs to.
+    pub fn all_of(key: &Key) -> [Self; 5] {
+        [
+            Self::Key(key.tag),
+            Self::Key(key.shown_tag),
+            Self::Project(key.project_tag),
+            Self::Project(key.quota_tag()),
+            Self::Organization(key.organization_tag),
+        ]
+    }
+
+    /// Whether the subject is `key`, something that `key` belongs to, or the use of a model there.
+    pub fn concerns(self, key: &Key) -> bool {
+        let subject = self.project_of_model().map_or(self, Self::Project);
+        Self::all_of(key).contains(&subject)
     }
 }
 
@@ -329,9 +343,18 @@ mod tests {
                 assert_eq!(Condition::parse(condition.name()), Some(condition));
             }
         }
-        for nonsense in
-            ["", "i", "ik", "ikshort", "xk12345678", "im12345678", "iz12345678", "ik12345678x"]
-        {
+        for nonsense in [
+            "",
+            "i",
+            "ik",
+            "ikshort",
+            "xk12345678",
+            "im12345678",
+            "iz12345678",
+            "ik12345678x",
+            // As long as a tag, and no tag.
+            "ik\u{fffd}\u{fffd}ab",
+        ] {
             assert_eq!(Place::parse(nonsense), None, "{nonsense}");
         }
     }

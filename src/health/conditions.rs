@@ -1,7 +1,8 @@
 //! The health of keys as this replica knows it: its own observations, those of other replicas, and
 //! those that it has yet to report.
 //!
-//! No condition is believed longer than its life, and nothing here waits for the store.
+//! No condition is believed longer than its life, and nothing here waits for the store. Clients
+//! name models freely, so the conditions of one project's models are bounded.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -15,13 +16,13 @@ use crate::health::diagnose::{ModelUse, Scope};
 use crate::key::Key;
 use crate::store::board::Note;
 
+mod asking;
+mod bound;
 mod exchange;
+mod states;
 
 /// Keys refused within this time of each other share one reason, which lies with the upstream.
 const AT_ONCE: Duration = Duration::from_secs(10);
-/// Minimum time between tries of a key that is out of use on this replica alone, while another
-/// replica binds sessions to it.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// Time over which new sessions return to a recovered key.
 pub const RAMP: Duration = Duration::from_secs(60);
 
@@ -181,6 +182,7 @@ impl Conditions {
             return false;
         }
         let (since, asked) = old.map_or((now, None), |old| (old.since, old.asked));
+        known.make_room(place, now);
         known
             .entries
             .insert(place, Entry { condition, since, until, stamp: 0, asked, has_ticket: false });
@@ -212,102 +214,10 @@ impl Conditions {
         let place = Place(subject, class);
         let mut known = self.write();
         let ended = known.entries.remove(&place)?;
-        let over = Note { name: place.to_string(), value: String::new(), life: None, stamp: 0 };
-        known.unreported.insert(place, (over, Instant::now()));
+        known.unreported.insert(place, (Note::over(place.to_string()), Instant::now()));
         drop(known);
         self.reportable.notify_one();
         Some(ended.condition).filter(|_| !ended.is_over(Instant::now()))
-    }
-
-    /// Whether a turn may try `key`, which is out of use on this replica alone. Another replica has
-    /// moved the turn's session there since, so the condition may have passed. Two replicas that
-    /// each hold out another key would otherwise move a session to and fro.
-    pub fn may_try(&self, key: &Key) -> bool {
-        let now = Instant::now();
-        let mut known = self.write();
-        if known.by_operator(key, now).is_some() {
-            return false;
-        }
-        for scope in [Scope::Key, Scope::Project, Scope::Organization] {
-            let Some(entry) =
-                known.entries.get_mut(&Place(Subject::of(key, scope), Class::Illness))
-            else {
-                continue;
-            };
-            if entry.stamp > 0 || entry.asked.is_some_and(|asked| now - asked < TRY_AGAIN) {
-                return false;
-            }
-            entry.asked = Some(now);
-        }
-        true
-    }
-
-    /// The conditions that a probe must ask about now, each with the time until the next probe.
-    /// They count as asked.
-    pub fn due(&self) -> Vec<(Subject, Condition, Duration)> {
-        let now = Instant::now();
-        let mut known = self.write();
-        let is_incident = known.is_incident;
-        let pause = |entry: &Entry| match entry.condition {
-            // An incident ends for all keys at once.
-            Condition::Rejected if is_incident => Condition::Suspected.asked_again(),
-            condition => condition.asked_again(),
-        };
-        let is_due = |entry: &Entry, pause: Duration| match (entry.condition, entry.asked) {
-            (Condition::Suspected, None) => true,
-            (_, asked) => asked.map_or(entry.since, |asked| asked.max(entry.since)) + pause <= now,
-        };
-        // If one key recovered before another was asked, the incident would be over, and the other
-        // key would wait for a minute.
-        let is_shared = |entry: &Entry| is_incident && entry.condition == Condition::Rejected;
-        let is_alone_due = |entry: &Entry| pause(entry).is_some_and(|pause| is_due(entry, pause));
-        let is_live = |entry: &Entry| !entry.is_over(now);
-        let begins = |entry: &Entry| is_live(entry) && is_shared(entry) && is_alone_due(entry);
-        let all_are = known.entries.values().any(begins);
-        let live = known.entries.iter_mut().filter(|(_, entry)| is_live(entry));
-        let due = live.filter_map(|(place, entry)| {
-            let is_now = is_alone_due(entry) || all_are && is_shared(entry);
-            let pause = pause(entry).filter(|_| is_now)?;
-            entry.asked = Some(now);
-            Some((place.0, entry.condition, pause))
-        });
-        due.collect()
-    }
-
-    /// Grants a ticket: one turn may find out whether `subject` is still exhausted.
-    pub fn grant(&self, subject: Subject) {
-        if let Some(entry) = self.write().entries.get_mut(&Place(subject, Class::Illness)) {
-            entry.has_ticket = true;
-        }
-    }
-
-    /// Takes the ticket of the exhausted `key`. Returns true if there was one: this turn may try
-    /// the key.
-    pub fn take_ticket(&self, key: &Key) -> bool {
-        if !self.has_ticket(key) {
-            return false;
-        }
-        let mut known = self.write();
-        let mut took = false;
-        for scope in [Scope::Project, Scope::Organization] {
-            if let Some(entry) =
-                known.entries.get_mut(&Place(Subject::of(key, scope), Class::Illness))
-            {
-                took |= std::mem::take(&mut entry.has_ticket);
-            }
-        }
-        took
-    }
-
-    pub fn has_ticket(&self, key: &Key) -> bool {
-        let known = self.read();
-        if known.by_operator(key, Instant::now()).is_some() {
-            return false;
-        }
-        let entry = |scope| known.entries.get(&Place(Subject::of(key, scope), Class::Illness));
-        [Scope::Project, Scope::Organization]
-            .into_iter()
-            .any(|scope| entry(scope).is_some_and(|entry| entry.has_ticket))
     }
 
     /// The share of new sessions that `key` takes, 0 to 1.
@@ -338,7 +248,7 @@ impl Conditions {
             (place.0, entry.condition, entry.until.map(|until| until - now))
         };
         let mut all: Vec<_> = concerning.map(view).collect();
-        all.sort_by_key(|(subject, condition, _)| (condition.name(), subject.name()));
+        all.sort_by_cached_key(|(subject, condition, _)| (condition.name(), subject.name()));
         all
     }
 

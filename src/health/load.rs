@@ -109,8 +109,9 @@ impl Loads {
         for (tag, count) in
             loads.iter().flat_map(|load| load.split(' ')).filter_map(|entry| entry.split_once('='))
         {
-            if let (Some(tag), Ok(count)) = (Tag::parse(tag), count.parse::<usize>()) {
-                *sums.entry(tag).or_default() += count;
+            if let (Some(tag), Ok(count)) = (Tag::parse(tag), count.parse::<u32>()) {
+                // A larger count belongs to another version, and no sum of these overflows.
+                *sums.entry(tag).or_default() += count as usize;
             }
         }
         *self.others.write().unwrap_or_else(PoisonError::into_inner) = sums;
@@ -214,6 +215,17 @@ mod tests {
         loads.replace_others(&[format!("{}=1", a.tag)]);
         let _turn = loads.enter(b);
         assert_eq!((loads.of(a), loads.of(b), loads.report()), (1, 1, format!("{}=1", b.tag)));
+    }
+
+    /// Another version may write anything: a count that this one cannot add up is passed over.
+    #[test]
+    fn load_that_no_replica_can_have_is_passed_over() {
+        let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
+        let [a, b] = table.keys() else { panic!("two keys") };
+        let loads = Loads::default();
+        let huge = format!("{}={} {}=2", a.tag, usize::MAX, b.tag);
+        loads.replace_others(&[huge.clone(), huge, format!("{}=1 \u{fffd}=3", a.tag)]);
+        assert_eq!((loads.of(a), loads.of(b)), (1, 4));
     }
 
     #[test]

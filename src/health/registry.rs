@@ -246,7 +246,8 @@ impl Registry {
         let _ = tokio::time::timeout(SETTLED, settling).await;
     }
 
-    /// Subscribes to changes of the conditions.
+    /// Subscribes to changes of the keys and of their conditions, but for limits of models: every
+    /// WebSocket follows, and clients name models freely.
     pub fn follow(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -284,24 +285,15 @@ impl Registry {
 
     /// Shows the state of each key in the metric.
     pub fn show_states(&self) {
-        for key in self.loaded().table.keys() {
-            self.metrics.key_state(&key.id, self.state(key));
+        let loaded = self.loaded();
+        let keys = loaded.table.keys();
+        for (key, state) in keys.iter().zip(self.conditions.states(keys)) {
+            self.metrics.key_state(&key.id, state);
         }
     }
 
     pub fn state(&self, key: &Key) -> KeyState {
-        let conditions = self.conditions.of(key);
-        let is_any = |wanted: &[Condition]| {
-            conditions.iter().any(|(_, condition, _)| wanted.contains(condition))
-        };
-        match () {
-            () if matches!(self.fitness(key, ""), Fitness::Bypassed(_) | Fitness::Dead(_)) => {
-                KeyState::Disabled
-            }
-            () if is_any(&[Condition::Limited, Condition::NoAccess]) => KeyState::Cooling,
-            () if is_any(&[Condition::Recovering]) => KeyState::Probing,
-            () => KeyState::Ready,
-        }
+        self.conditions.state_of(key)
     }
 }
 

@@ -11,6 +11,10 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::time::timeout;
 
+mod lookups;
+
+use lookups::Lookups;
+
 /// Maximum time for a name server to answer if a last address is known.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -19,6 +23,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Resolver {
     timeout: Duration,
     known: Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>,
+    lookups: Arc<Lookups>,
 }
 
 impl PartialEq for Resolver {
@@ -31,7 +36,8 @@ impl PartialEq for Resolver {
 impl Resolver {
     /// `connect_timeout` covers the name and the connection together.
     pub fn new(connect_timeout: Duration) -> Self {
-        Self { timeout: LOOKUP_TIMEOUT.min(connect_timeout / 2), known: Arc::default() }
+        let timeout = LOOKUP_TIMEOUT.min(connect_timeout / 2);
+        Self { timeout, known: Arc::default(), lookups: Arc::new(Lookups::new()) }
     }
 
     /// The addresses that `asked` returns, or the last known ones.
@@ -76,8 +82,7 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.clone();
         Box::pin(async move {
-            // The caller replaces port 0 with the port of its URL.
-            let asked = async { Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.collect()) };
+            let asked = resolver.lookups.find(name.as_str());
             let found = resolver.find(name.as_str(), asked).await?;
             Ok(Box::new(found.into_iter()) as Addrs)
         })

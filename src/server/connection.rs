@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -25,10 +25,12 @@ use tower_service::Service;
 
 use crate::key::table::LONGEST_IDLE;
 use crate::server::answering::{Answering, Origin};
-use crate::server::connections::{Seat, Watched};
+use crate::server::connections::Seat;
 use crate::server::lingering::Lingering;
 use crate::server::send_timeout::SendTimeout;
 use crate::server::stream_timeout::Streams;
+use crate::server::watched::Watched;
+use crate::turn::websocket::yielding::ListenerPlace;
 
 /// Maximum idle time between requests. Load balancers close idle connections earlier (nginx: 60 s).
 /// If the gateway closed first, a request on its way would be lost.
@@ -126,6 +128,9 @@ pub async fn connection<I, S, B>(
         let mut request =
             request.map(|body| Watched::new(body, (!is_shared).then(|| Arc::clone(place))));
         request.extensions_mut().insert(PeerAddress(peer));
+        if request.headers().contains_key(UPGRADE) {
+            request.extensions_mut().insert(ListenerPlace(Arc::<Seat>::clone(place)));
+        }
         if in_flight.is_too_many() {
             request.extensions_mut().insert(OneTooMany);
         }

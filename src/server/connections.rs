@@ -1,10 +1,10 @@
 //! The open connections of one listener: how many there may be, and which one is ended for a new
 //! one.
 //!
-//! A connection is *silent* while no request is in flight on it. It is silent before its first
-//! request, between two requests, and while the rest of a refused body comes. At the limit, the
-//! connection that has been silent for longest is ended for a new one. Connections with requests in
-//! flight are never ended.
+//! A connection is *silent* while no request is in flight on it. This is so before its first
+//! request, between two requests, and while the rest of a refused body comes. A WebSocket is silent
+//! while no turn is in flight and no message is underway. At the limit, the longest silent
+//! connection is ended for a new one. Connections with requests in flight are never ended.
 //!
 //! An HTTP/2 connection may have many requests in flight, and each may need a connection to an
 //! upstream. The limit of connections is therefore also the limit of requests in flight; further
@@ -12,19 +12,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::metrics::{ConnectionRefusal, ListenerName, Metrics};
+use crate::turn::websocket::yielding::Yielding;
 
 /// Least time between two log lines about the limit.
 const TELL: Duration = Duration::from_secs(60);
@@ -55,6 +52,8 @@ struct State {
 #[derive(Default)]
 struct End {
     has_come: AtomicBool,
+    /// The connection is a WebSocket, which counts as a request in flight until it must end.
+    is_websocket: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -68,6 +67,7 @@ pub struct Seat {
 }
 
 struct Now {
+    /// A WebSocket counts as a request while it is not silent.
     requests: usize,
     silent_since: Option<u64>,
 }
@@ -128,12 +128,20 @@ impl Connections {
 
     fn end_longest_silent(&self, state: &mut State, reason: ConnectionRefusal) -> bool {
         let Some((_, end)) = state.silent.pop_first() else { return false };
+        // The new client may ask at once.
+        self.release(&end);
         end.has_come.store(true, Ordering::Release);
         end.waker.wake();
         if let Some(metrics) = &self.metrics {
             metrics.connection_refused(reason);
         }
         true
+    }
+
+    /// Gives back what a WebSocket takes of the requests in flight.
+    fn release(&self, end: &End) {
+        let is_counted = end.is_websocket.swap(false, Ordering::Relaxed);
+        self.requests.fetch_sub(usize::from(is_counted), Ordering::Relaxed);
     }
 
     fn count_refusal(&self, reason: ConnectionRefusal) {
@@ -187,14 +195,8 @@ impl State {
 impl Seat {
     /// Notes that a request is in flight until the returned value is dropped.
     pub fn begin(self: &Arc<Self>) -> InFlightRequest {
-        let mut now = self.now();
-        now.requests += 1;
-        if let Some(since) = now.silent_since.take() {
-            self.all.lock().silent.remove(&since);
-        }
-        drop(now);
-        let others = self.all.requests.fetch_add(1, Ordering::Relaxed);
-        let is_too_many = others >= self.all.most;
+        self.now().begin_request(self);
+        let is_too_many = self.all.requests.fetch_add(1, Ordering::Relaxed) >= self.all.most;
         if is_too_many {
             self.all.count_refusal(ConnectionRefusal::Requests);
         }
@@ -236,13 +238,41 @@ impl Seat {
     }
 }
 
+impl Yielding for Seat {
+    fn note_silence(&self, is_silent: bool) {
+        let mut now = self.now();
+        match (now.silent_since, is_silent) {
+            (None, true) => now.end_request(self),
+            (Some(_), false) => now.begin_request(self),
+            _ => {}
+        }
+    }
+
+    fn poll_end(&self, context: &Context<'_>) -> Poll<()> {
+        Self::poll_end(self, context)
+    }
+}
+
+impl Now {
+    fn begin_request(&mut self, seat: &Seat) {
+        self.requests += 1;
+        if let Some(since) = self.silent_since.take() {
+            seat.all.lock().silent.remove(&since);
+        }
+    }
+
+    fn end_request(&mut self, seat: &Seat) {
+        self.requests -= 1;
+        if self.requests == 0 {
+            self.silent_since = Some(seat.all.lock().fall_silent(&seat.end));
+        }
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
-        let (since, for_life) = {
-            let now = self.now();
-            (now.silent_since, now.requests)
-        };
-        self.all.requests.fetch_sub(for_life, Ordering::Relaxed);
+        let since = self.now().silent_since;
+        self.all.release(&self.end);
         let mut state = self.all.lock();
         state.open -= 1;
         if let Some(since) = since {
@@ -262,10 +292,11 @@ pub struct InFlightRequest {
 }
 
 impl InFlightRequest {
-    /// Keeps the request in flight for as long as the connection lives, because the connection is a
-    /// WebSocket now.
+    /// Keeps the request in flight until the connection, which is a WebSocket now, says that it is
+    /// silent.
     pub fn for_life(self) {
         self.seat.now().requests += 1;
+        self.seat.end.is_websocket.store(true, Ordering::Relaxed);
         self.seat.all.requests.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -279,58 +310,7 @@ impl Drop for InFlightRequest {
     fn drop(&mut self) {
         let Self { seat, .. } = self;
         seat.all.requests.fetch_sub(1, Ordering::Relaxed);
-        let mut now = seat.now();
-        now.requests -= 1;
-        if now.requests == 0 {
-            now.silent_since = Some(seat.all.lock().fall_silent(&seat.end));
-        }
-    }
-}
-
-/// The body of a request, which notes whether it was dropped before its end.
-pub struct Watched {
-    body: Incoming,
-    /// `None`: HTTP/2 has other means, so the end does not matter.
-    seat: Option<Arc<Seat>>,
-    has_ended: bool,
-}
-
-impl Watched {
-    pub const fn new(body: Incoming, seat: Option<Arc<Seat>>) -> Self {
-        Self { body, seat, has_ended: false }
-    }
-}
-
-impl Body for Watched {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        self.has_ended |= matches!(frame, Poll::Ready(None | Some(Err(_))));
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        if let Some(seat) = &self.seat
-            && !self.has_ended
-            && !self.body.is_end_stream()
-        {
-            seat.leave_unread();
-        }
+        seat.now().end_request(seat);
     }
 }
 

@@ -19,9 +19,10 @@ use tower_service::Service;
 
 use crate::server::answering::Origin;
 use crate::server::connection::{Ending, connection};
-use crate::server::connections::{Connections, Seat, Watched};
+use crate::server::connections::{Connections, Seat};
 use crate::server::overflow::{NextClient, Overflow, PAUSE, lacks_resources};
 use crate::server::tls::Tls;
+use crate::server::watched::Watched;
 use crate::task::Tasks;
 
 /// Most connections that wait to be accepted. The system's default of 128 drops bursts.

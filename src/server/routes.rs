@@ -18,10 +18,10 @@ use tower_service::Service;
 
 use crate::error::{Error, ErrorKind};
 use crate::server::connection::OneTooMany;
-use crate::server::connections::Watched;
 use crate::server::pages::may_be_of_a_page;
 use crate::server::slowing::Slowing;
 use crate::server::unreadable;
+use crate::server::watched::Watched;
 use crate::turn::Gateway;
 use crate::turn::http::exchange::{self as http, HttpTurns};
 use crate::turn::http::models::{self, ModelRoutes};

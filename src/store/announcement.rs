@@ -18,6 +18,7 @@ use super::address::Host;
 use super::dial::{Dialer, Shown};
 use super::fault::{Faults, StoreFault};
 use super::name::Name;
+use super::text::ReplyText;
 
 /// Names that a node examines in one step of a scan, in a tenth of a millisecond.
 const SCANNED: u32 = 100;
@@ -208,7 +209,10 @@ impl Reader {
             .arg(SCANNED)
             .arg("TYPE")
             .arg("string");
-        let (next, mut names): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
+        let (next, names): (u64, Vec<Vec<u8>>) = scan.query_async(&mut connection).await?;
+        // Another version may write names that are no text.
+        let mut names: Vec<_> =
+            names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect();
         names.retain(|name| session(&self.dialer, name).is_some());
         if names.is_empty() {
             return Ok((connection, next, Vec::new()));
@@ -217,12 +221,13 @@ impl Reader {
         for name in &names {
             all.get(name).pttl(name);
         }
-        let values: Vec<(Option<String>, i64)> = all.query_async(&mut connection).await?;
+        let values: Vec<(Option<ReplyText>, i64)> = all.query_async(&mut connection).await?;
         let some = names.iter().zip(values).filter_map(|(name, (value, life))| {
             let id = session(&self.dialer, name)?.to_owned();
             // A negative life means that the value has expired meanwhile, or that a foreign writer
             // stored it without an expiry.
-            Some((Announcement { id, value: value? }, Duration::from_millis(life.try_into().ok()?)))
+            let value = value?.into();
+            Some((Announcement { id, value }, Duration::from_millis(life.try_into().ok()?)))
         });
         Ok((connection, next, some.collect()))
     }

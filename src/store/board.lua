@@ -8,13 +8,21 @@
 -- never shortens the life of an equal value. A note that a board has lost keeps its stamp, and
 -- replaces only an older one. An empty value removes a note.
 --
--- Fields and values that do not read like this belong to a newer version, and stay as they are.
+-- Fields and values that do not read like this belong to a newer version, and stay as they are. So
+-- do numbers from 2^53 on, which Lua's numbers do not tell apart. Only a `v` without a number is
+-- written anew, because no replica could follow it.
 --
 -- Returns the time, the version, all notes if the versions differ (name, value, life, stamp), and
 -- the loads of the other replicas.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local board, replica = KEYS[1], 'r:' .. ARGV[1]
+local largest = 2 ^ 53 - 1
+
+local function whole(digits)
+  local number = tonumber(digits)
+  return number and number <= largest and number or nil
+end
 
 local version, notes, loads = 0, {}, {}
 local changed = false
@@ -22,11 +30,14 @@ local fields = redis.call('HGETALL', board)
 for i = 1, #fields, 2 do
   local name, value = fields[i], fields[i + 1]
   if name == 'v' then
-    version = tonumber(value) or 0
+    version = whole(string.match(value, '^%d+'))
+    if not version then
+      version, changed = 0, true
+    end
   elseif string.sub(name, 1, 2) == 'n:' then
     local stamp, expiry, text = string.match(value, '^(%d+) (%d+) (.*)$')
-    stamp, expiry = tonumber(stamp), tonumber(expiry)
-    if not stamp then
+    stamp, expiry = whole(stamp), whole(expiry)
+    if not stamp or not expiry then
       -- A newer version's note.
     elseif expiry > 0 and expiry <= now then
       redis.call('HDEL', board, name)
@@ -36,7 +47,8 @@ for i = 1, #fields, 2 do
     end
   elseif string.sub(name, 1, 2) == 'r:' and name ~= replica then
     local expiry, load = string.match(value, '^(%d+) (.*)$')
-    if expiry and tonumber(expiry) < now then
+    expiry = whole(expiry)
+    if expiry and expiry < now then
       redis.call('HDEL', board, name)
     elseif expiry then
       table.insert(loads, load)
@@ -47,9 +59,9 @@ end
 for i = 5, #ARGV, 4 do
   local name, text, life, stamp = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
   local old = notes[name]
-  local expiry = life > 0 and now + life or 0
+  local expiry = life > 0 and math.min(now + life, largest) or 0
   if stamp == 0 then
-    stamp = math.max(now, old and old.stamp + 1 or 0)
+    stamp = math.min(math.max(now, old and old.stamp + 1 or 0), largest)
     if old and old.text == text and expiry > 0 and (old.expiry == 0 or old.expiry > expiry) then
       expiry = old.expiry
     end

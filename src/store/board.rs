@@ -21,6 +21,21 @@ pub struct Note {
     pub stamp: u64,
 }
 
+impl Note {
+    /// A new note that removes the note of this `name`.
+    pub fn over(name: String) -> Self {
+        Self { name, value: String::new(), life: None, stamp: 0 }
+    }
+
+    /// Parses what `board.lua` returns of a note: name, value, life and stamp.
+    pub(super) fn parse(parts: &[String]) -> Option<Self> {
+        let [name, value, life, stamp] = parts else { return None };
+        let life = life.parse().ok().filter(|left| *left > 0).map(Duration::from_millis);
+        let (name, value, stamp) = (name.clone(), value.clone(), stamp.parse().ok()?);
+        Some(Self { name, value, life, stamp })
+    }
+}
+
 /// One replica's part of an exchange with the board.
 pub struct BoardReport<'w> {
     pub replica: &'w str,

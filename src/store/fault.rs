@@ -72,18 +72,21 @@ impl StoreFault {
             Some("NOPERM") => Some(StoreFailure::Denied),
             Some(_) => Some(StoreFailure::Other),
             None if error.is_timeout() => Some(StoreFailure::Timeout),
+            None if is_unread(error) => Some(StoreFailure::Other),
             None => Some(StoreFailure::Connection),
         }
     }
 
     /// Whether the connection is useless, because it broke or its Redis takes no writes. Any other
-    /// error is about one command and counts as an answer.
+    /// error is about one command and counts as an answer. So does an answer that cannot be read: a
+    /// new connection would find the same words of another version.
     pub fn ends_connection(&self) -> bool {
         let Self::Refused(error) = self else { return false };
         match self.code().as_deref() {
             Some("CLUSTERDOWN") => !self.is_about_one_slot(),
             Some("READONLY" | "LOADING" | "MASTERDOWN" | "BUSY" | "NOAUTH" | "WRONGPASS") => true,
             Some(_) => false,
+            None if is_unread(error) => false,
             None => {
                 error.is_io_error()
                     || error.is_connection_dropped()
@@ -158,6 +161,11 @@ fn server_error(error: &RedisError) -> Option<ServerError> {
     Some(error.clone().into_server_errors()?.first()?.1.clone())
 }
 
+/// Whether Redis answered, and the answer could not be read.
+fn is_unread(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Parse | ErrorKind::UnexpectedReturnType)
+}
+
 impl From<RedisError> for StoreFault {
     fn from(error: RedisError) -> Self {
         Self::Refused(error)
@@ -214,6 +222,8 @@ impl Faults {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use redis::{FromRedisValue, Value};
+    use std::io;
 
     fn refused(text: &str) -> StoreFault {
         let value = redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).unwrap();
@@ -252,6 +262,19 @@ mod tests {
         ] {
             let fault = refused(text);
             assert_eq!((fault.reason(), fault.ends_connection()), (reason, ends), "{text}");
+        }
+    }
+
+    #[test]
+    fn answer_that_cannot_be_read_ends_no_connection() {
+        let unread = |value| String::from_redis_value(value).map_err(RedisError::from).unwrap_err();
+        for (error, reason, ends) in [
+            (unread(Value::BulkString(b"\xff".to_vec())), StoreFailure::Other, false),
+            (unread(Value::Array(Vec::new())), StoreFailure::Other, false),
+            (io::Error::from(io::ErrorKind::BrokenPipe).into(), StoreFailure::Connection, true),
+        ] {
+            let fault = StoreFault::Refused(error);
+            assert_eq!((fault.reason(), fault.ends_connection()), (Some(reason), ends), "{fault}");
         }
     }
 

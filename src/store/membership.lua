@@ -3,13 +3,20 @@
 --
 -- ARGV[1] is the replica, ARGV[2] the fingerprint of its set of keys, ARGV[3] the tags of the set.
 -- ARGV[4] is the last known ordinal of the set, ARGV[5] the replica's life in milliseconds (0: it
--- leaves). Fields and values that do not read like this belong to a newer version, and stay as
--- they are. ARGV[6] is 1 if other live replicas may not have had the time to report, so that their
+-- leaves). ARGV[6] is 1 if other live replicas may not have had the time to report, so that their
 -- absence proves nothing. Returns the ordinal of the set, and the tags of every other set that a
 -- live replica has loaded.
+--
+-- Fields and values that do not read like this belong to a newer version, and stay as they are. So
+-- do ordinals from 2^32 - 1 on, and times from 2^53 on.
 local replica, fingerprint, life = 'r:' .. ARGV[1], ARGV[2], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function below(limit, digits)
+  local number = tonumber(digits)
+  return number and number < limit and number or nil
+end
 
 local sets, newest, live = {}, 0, {}
 local fields = redis.call('HGETALL', KEYS[1])
@@ -17,14 +24,16 @@ for i = 1, #fields, 2 do
   local name, value = fields[i], fields[i + 1]
   if string.sub(name, 1, 2) == 's:' then
     local ordinal, tags = string.match(value, '^(%d+) ?(.*)$')
+    ordinal = below(2 ^ 32 - 1, ordinal)
     if ordinal then
-      sets[string.sub(name, 3)] = { ordinal = tonumber(ordinal), tags = tags }
-      newest = math.max(newest, tonumber(ordinal))
+      sets[string.sub(name, 3)] = { ordinal = ordinal, tags = tags }
+      newest = math.max(newest, ordinal)
     end
   elseif string.sub(name, 1, 2) == 'r:' and name ~= replica then
     -- A newer version may write more words.
     local expiry, print = string.match(value, '^(%d+) (%S*)')
-    if expiry and tonumber(expiry) < now then
+    expiry = below(2 ^ 53, expiry)
+    if expiry and expiry < now then
       redis.call('HDEL', KEYS[1], name)
     elseif expiry and print ~= fingerprint then
       live[print] = true

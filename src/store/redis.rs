@@ -22,6 +22,7 @@ use super::health::Health;
 use super::lag::Lag;
 use super::link::{Link, LinkTarget};
 use super::name::Name;
+use super::text::ReplyText;
 use super::trail::LONGEST;
 use super::{MemberReport, MembershipReply, Replaced, StoreSettings, StoredValue, Unavailable};
 use crate::metrics::Metrics;
@@ -176,11 +177,11 @@ impl Redis {
     pub async fn get(&self, name: &str, by: Instant) -> Result<Option<StoredValue>, Unavailable> {
         let mut both = Pipeline::with_capacity(2);
         both.get(name).pttl(name);
-        let (value, left): (Option<String>, i64) = self.ask(name, &both, by).await?;
+        let (value, left): (Option<ReplyText>, i64) = self.ask(name, &both, by).await?;
         // A negative life means that the value expired between the two commands (-2), or that a
         // foreign writer stored it without an expiry (-1).
         Ok(value.map(|value| StoredValue {
-            value,
+            value: value.into(),
             left: Duration::from_millis(left.try_into().unwrap_or(0)),
         }))
     }
@@ -209,8 +210,8 @@ impl Redis {
     ) -> Result<Option<String>, Unavailable> {
         let mut set = pipe();
         set.cmd("SET").arg(name).arg(value).arg("NX").arg("GET").arg("PX").arg(millis(ttl));
-        let (stored,) = self.ask(name, &set, until).await?;
-        Ok(stored)
+        let (stored,): (Option<ReplyText>,) = self.ask(name, &set, until).await?;
+        Ok(stored.map(String::from))
     }
 
     pub async fn replace(
@@ -221,12 +222,12 @@ impl Redis {
     ) -> Result<Replaced, Unavailable> {
         let Change { expected, new, ttl, is_move } = change;
         let (ttl, lag) = (millis(*ttl).to_string(), self.lagging(name, *is_move));
-        let stored =
-            self.run(&self.replace, name, &[expected, new, &ttl, &self.channel], until).await?;
+        let args = [*expected, *new, &ttl, &self.channel];
+        let stored: Option<ReplyText> = self.run(&self.replace, name, &args, until).await?;
         if let (None, Some((lag, host))) = (&stored, lag) {
             lag.note(host, name);
         }
-        Ok(stored.map_or(Replaced::Done, Replaced::Lost))
+        Ok(stored.map_or(Replaced::Done, |stored| Replaced::Lost(stored.into())))
     }
 
     pub async fn extend(
@@ -249,8 +250,9 @@ impl Redis {
         let Merge { value, epoch, ttl, is_expected } = merge;
         let (epoch, ttl, lag) =
             (epoch.to_string(), millis(*ttl).to_string(), self.lagging(name, !is_expected));
-        let stored: Option<String> =
-            self.run(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await?;
+        let args = [*value, &epoch, &ttl, &self.channel];
+        let stored: Option<ReplyText> = self.run(&self.merge, name, &args, until).await?;
+        let stored = stored.map(String::from);
         // An equal value means that an earlier write succeeded and its answer was lost.
         let is_there = stored.as_ref().is_none_or(|stored| stored == value);
         if let (true, Some((lag, host))) = (is_there, lag) {
@@ -270,8 +272,9 @@ impl Redis {
         let (ordinal, life) = (ordinal.to_string(), life.as_millis().to_string());
         let args =
             [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
-        let (ordinal, others) = self.run(&self.membership, name, &args, until).await?;
-        Ok(MembershipReply { ordinal, others })
+        let (ordinal, others): (u32, Vec<ReplyText>) =
+            self.run(&self.membership, name, &args, until).await?;
+        Ok(MembershipReply { ordinal, others: ReplyText::all(others) })
     }
 
     pub async fn exchange_board(
@@ -296,19 +299,10 @@ impl Redis {
             ]);
         }
         let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let (now, version, reported, loads): (u64, u64, Vec<String>, Vec<String>) =
+        let (now, version, notes, loads): (u64, u64, Vec<ReplyText>, Vec<ReplyText>) =
             self.run(&self.board, name, &args, until).await?;
-        let note = |parts: &[String]| {
-            let [name, value, life, stamp] = parts else { return None };
-            let life = life.parse().ok().filter(|left| *left > 0).map(Duration::from_millis);
-            Some(Note {
-                name: name.clone(),
-                value: value.clone(),
-                life,
-                stamp: stamp.parse().ok()?,
-            })
-        };
-        Ok(Board { now, version, notes: reported.chunks(4).filter_map(note).collect(), loads })
+        let notes = ReplyText::all(notes).chunks(4).filter_map(Note::parse).collect();
+        Ok(Board { now, version, notes, loads: ReplyText::all(loads) })
     }
 
     pub async fn append(
@@ -326,8 +320,8 @@ impl Redis {
     pub async fn list(&self, name: &str, until: Instant) -> Result<Vec<String>, Unavailable> {
         let mut range = pipe();
         range.lrange(name, 0, -1);
-        let (lines,) = self.ask(name, &range, until).await?;
-        Ok(lines)
+        let (lines,): (Vec<ReplyText>,) = self.ask(name, &range, until).await?;
+        Ok(ReplyText::all(lines))
     }
 
     /// Returns the lag counter for a write under `name`, if the write `is_counted`, and the node

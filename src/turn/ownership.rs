@@ -99,7 +99,7 @@ impl Entry {
         if references.names_two_kinds {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
-                "`model`, `service_tier` and the `type` of a message must be given once.",
+                "`service_tier` and the `type` of a message must be given once.",
             ));
         }
         if references.is_ambiguous && self.foreign_ids == ForeignIds::Refuse {

@@ -10,6 +10,7 @@ pub mod meter;
 pub mod frames;
 pub mod peer;
 pub mod closing;
+pub mod yielding;
 pub mod sockets;
 pub mod socket;
 pub mod handshake;

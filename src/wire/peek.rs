@@ -274,12 +274,11 @@ fn is_unsure(name: &[u8], value: &[u8], earlier: Option<&[u8]>) -> bool {
     }
 }
 
-/// Whether duplicates disagree on whether a message asks for a response, of which model, or in
-/// which tier.
+/// Whether duplicates disagree on whether a message asks for a response, or in which tier.
 fn is_of_two_kinds(name: &[u8], value: &[u8], earlier: Option<&[u8]>) -> bool {
     let asks = |value| Field::of(Some(value)).text() == Some("response.create");
     match name {
-        b"model" | b"service_tier" => differs(value, earlier),
+        b"service_tier" => differs(value, earlier),
         b"type" => earlier.is_some_and(|earlier| asks(earlier) != asks(value)),
         _ => false,
     }

@@ -31,8 +31,7 @@ pub struct References {
     pub is_ambiguous: bool,
     /// Whether duplicate fields disagree on the model.
     pub names_two_models: bool,
-    /// Duplicate fields disagree on whether a message asks for a response, of which model, or in
-    /// which tier.
+    /// Duplicate fields disagree on whether a message asks for a response, or in which tier.
     pub names_two_kinds: bool,
     /// The item that the scan is in.
     item: ItemFields,

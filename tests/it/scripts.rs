@@ -17,6 +17,7 @@ use crate::world::waiting::SOON;
 
 mod board;
 mod earlier;
+mod foreign;
 
 const TTL: Duration = Duration::from_secs(600);
 /// Epochs below and above one digit and two digits, because an epoch is a number and no text.

@@ -120,6 +120,9 @@ impl Conditions {
         known.entries.retain(|place, entry| {
             may_be_lost(place) || entry.stamp == 0 || said.contains_key(place)
         });
+        if known.evict_excess(now) {
+            self.reportable.notify_one();
+        }
         true
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of conditions: which outweighs which, how long each holds, and which turn or replica may
 //! find out whether a condition still holds.
 
+use super::asking::TRY_AGAIN;
 use super::*;
 use crate::key::table::Table;
 

@@ -74,3 +74,31 @@ async fn reason_is_told_of_once_a_minute_beside_others() {
         tokio::time::advance(TELL / 2).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn silent_websocket_gives_way_in_its_turn() {
+    let all = Connections::new(ListenerName::Clients, 3, Arc::new(Metrics::new()));
+    let [one, http, two] = [(); 3].map(|()| all.enter().unwrap());
+    for seat in [&one, &two] {
+        seat.begin().for_life();
+    }
+    let must_end = || [&one, &http, &two].map(|seat| seat.must_end());
+    let request = http.begin();
+    assert!(all.enter().is_none() && must_end() == [false; 3]);
+    two.note_silence(true);
+    drop(request);
+    one.note_silence(true);
+    two.note_silence(true);
+    one.note_silence(false);
+    let four = all.enter().unwrap();
+    assert_eq!(must_end(), [false, false, true], "it is the longest silent one");
+    assert_eq!(all.requests.load(Ordering::Relaxed), 1, "the new client may ask");
+    drop(two);
+    let five = all.enter().unwrap();
+    assert!(http.must_end() && !one.must_end());
+    drop((http, four, five));
+    one.note_silence(true);
+    assert_eq!(all.requests.load(Ordering::Relaxed), 1, "it holds an upstream's connection");
+    drop(one);
+    assert_eq!((all.requests.load(Ordering::Relaxed), all.lock().silent.len()), (0, 0));
+}

@@ -113,7 +113,9 @@ impl Asking<'_> {
             Text::Unreadable | Text::TooLong => Some(true),
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
-        let model = kept_name(peek.model.text().unwrap_or_default()).to_owned();
+        // If the body names two models, nobody knows which one its upstream reads.
+        let named = peek.model.text().filter(|_| !peek.references.names_two_models);
+        let model = kept_name(named.unwrap_or_default()).to_owned();
         let asks_compaction = imprint.as_ref().is_some_and(|imprint| imprint.asks_compaction);
         let kind = TurnKind::stated(headers).with_body(peek.is_warm_up, asks_compaction);
         let tier = peek.tier.text().map(str::to_owned);

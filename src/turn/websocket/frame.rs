@@ -82,7 +82,8 @@ impl ClientMessage {
             lane: read_name(lane),
             previous_response_id: Field::of(previous).id().map(str::to_owned),
             conversation: read_id(conversation).id().map(str::to_owned),
-            model: read_name(model),
+            // Of two models, nobody knows which one the upstream reads.
+            model: read_name(model).filter(|_| !references.names_two_models),
             tier: read_name(tier),
             is_warm_up,
             is_unstored: store == Some(b"false"),

@@ -37,6 +37,7 @@ use crate::turn::websocket::meter::{Meter, Source};
 use crate::turn::websocket::peer::frames;
 use crate::turn::websocket::socket::{Connection, Socket};
 use crate::turn::websocket::sockets::{Open, WebSocketTurns};
+use crate::turn::websocket::yielding::ListenerPlace;
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, hide_models_version, returned};
 use crate::upstream::request::{Content, Request as Asked};
@@ -79,7 +80,7 @@ async fn answer(
             hide_models_version(&mut connected.answer.headers, &connected.client);
             match connected.answer.upgrade.take() {
                 Some(upstream) => {
-                    open(turns, account, &head.headers, connected, (client, upstream), accepted)
+                    open(turns, account, &head, connected, (client, upstream), accepted)
                 }
                 None => {
                     let key = connected.binding.key;
@@ -177,7 +178,7 @@ fn accept(turns: &WebSocketTurns, request: &Request<Body>) -> Result<HeaderValue
 fn open(
     turns: &Arc<WebSocketTurns>,
     account: Account,
-    head: &HeaderMap,
+    head: &Parts,
     connected: Connected,
     (client_connection, upstream_connection): (OnUpgrade, OnUpgrade),
     accepted: HeaderValue,
@@ -197,7 +198,8 @@ fn open(
     let open = Open::new(Arc::clone(&turns.gateway.books.metrics));
     let (caller, domain_moved) = account.close_handshake();
     let clock = UpstreamClock::set(limit::date(&answer.headers));
-    let (owner, proof) = (Arc::clone(turns), TokenProof::of(head));
+    let (owner, proof) = (Arc::clone(turns), TokenProof::of(&head.headers));
+    let place = head.extensions.get::<ListenerPlace>().cloned();
     let connection = Connection {
         turns: owner,
         binding,
@@ -208,6 +210,7 @@ fn open(
         proof,
         clock,
         domain_moved,
+        place,
     };
     turns.connections.spawn(async move {
         let _open = open;

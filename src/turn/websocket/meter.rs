@@ -76,7 +76,13 @@ impl Meter {
         state.outline.is_unfinished().then(|| state.pace.deadline())
     }
 
-    /// Whether a message or any frame has begun but not ended.
+    /// Whether a message has begun to come, or has come and is not forwarded yet.
+    pub fn is_holding(&self) -> bool {
+        let Outline { is_in_message, held, .. } = self.lock().outline;
+        is_in_message || held > 0
+    }
+
+    /// Whether a message, or any frame, has begun to come and not ended.
     pub fn is_within_message(&self) -> bool {
         self.lock().outline.is_unfinished()
     }
@@ -340,11 +346,18 @@ mod tests {
         assert_eq!(meter.deadline(), Some(began + GRACE), "what came quickly allows no silence");
         // A ping between is no end of it.
         meter.lock().count_received(&frame(0x89, 5)).unwrap();
+        assert!(meter.is_holding());
         assert!(meter.deadline().is_some() && meter.has_arrived() && !meter.has_arrived());
         meter.lock().count_received(&frame(0x80, 0)).unwrap();
         assert_eq!((meter.deadline(), memory.free_units()), (None, 128), "not forwarded yet");
+        assert!(meter.is_holding());
         meter.note_forwarded(512 << 10);
         assert_eq!(memory.free_units(), 256);
+        // A part of a ping is no message, and the first byte of one is.
+        meter.lock().count_received(&[0x89]).unwrap();
+        assert!(!meter.is_holding());
+        meter.lock().count_received(&[0x80, 1, 2, 3, 4, 0x81]).unwrap();
+        assert!(meter.is_holding());
 
         for source in [Source::Client, Source::Upstream] {
             let meter = Meter::new(source, memory.clone());

@@ -29,6 +29,7 @@ use crate::turn::websocket::meter::Meter;
 use crate::turn::websocket::peer::{Incoming, Lost, PeerFrames, Sink, leave};
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::turn::websocket::state::SocketState;
+use crate::turn::websocket::yielding::{ListenerPlace, serve_in};
 
 /// `Retry-After` for a client that should try again.
 const SOON: Duration = Duration::from_secs(1);
@@ -67,6 +68,8 @@ pub struct Connection {
     /// The upstream's time of day, by which it states waits.
     pub clock: UpstreamClock,
     pub domain_moved: bool,
+    /// The client's connection at its listener.
+    pub place: Option<ListenerPlace>,
 }
 
 impl Socket {
@@ -87,6 +90,7 @@ impl Socket {
             proof,
             clock,
             domain_moved,
+            place,
         } = connection;
         let ping = turns.timing.ping;
         let (to_client, from_client) = client.split();
@@ -107,13 +111,18 @@ impl Socket {
             quiet: Notify::new(),
             leaving: Notify::new(),
         };
-        let mut from_client = Incoming::new(from_client, ping, client_meter);
-        let mut from_upstream = Incoming::new(from_upstream, ping, upstream_meter);
-        let end = tokio::select! {
-            end = socket.forward_to_upstream(&mut from_client) => end,
-            end = socket.forward_to_client(&mut from_upstream) => end,
-            end = socket.wait_for_close() => end,
+        let is_silent =
+            || socket.is_quiet() && !client_meter.is_holding() && !upstream_meter.is_holding();
+        let mut from_client = Incoming::new(from_client, ping, client_meter.clone());
+        let mut from_upstream = Incoming::new(from_upstream, ping, upstream_meter.clone());
+        let serving = async {
+            tokio::select! {
+                end = socket.forward_to_upstream(&mut from_client) => end,
+                end = socket.forward_to_client(&mut from_upstream) => end,
+                end = socket.wait_for_close() => end,
+            }
         };
+        let end = serve_in(place.as_ref(), serving, is_silent).await;
         socket.finish(end, from_client, from_upstream).await;
     }
 

@@ -35,7 +35,11 @@ async fn limit_of_no_turn_limits_nobody() {
 #[tokio::test]
 async fn refusing_frame_of_a_gateway_never_reaches_the_client() {
     let upstream = Upstream::start().await;
-    let cluster = two().upstream("kind = \"gateway\"\n").upstream_at(&upstream.url()).start().await;
+    let clients = format!(
+        "[hop]\nsecret = \"hop-0123456789abcdef\"\n[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n"
+    );
+    let cluster = two().upstream("kind = \"gateway\"\n").clients(&clients);
+    let cluster = cluster.upstream_at(&upstream.url()).start().await;
     let (mut client, mut there) =
         tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
     client.send(&create(None)).await;

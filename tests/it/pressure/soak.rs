@@ -24,6 +24,7 @@ use super::paced::{PACE, events, worst_tenth};
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::Codex;
 use crate::world::lateness::Lateness;
+use crate::world::process::Process;
 use crate::world::redis::Redis;
 use crate::world::simulator::siblings;
 use crate::world::socket::{head, open, open_with, plain, session};
@@ -321,7 +322,10 @@ async fn soak_under_pressure_costs_others_nothing() {
     }
     let folded = zstd::encode_all(&foldable(40 << 20)[..], 3).expect("memory is enough");
     let before = measure(&cluster, span.min(ms(30_000))).await;
-    let (memory, files) = (process.resident(), process.descriptors());
+    let processes: Vec<_> =
+        cluster.replicas.iter().chain(&filling.replicas).map(|one| one.process()).collect();
+    let size = |process: &&Process| (process.resident(), process.descriptors());
+    let sizes: Vec<_> = processes.iter().map(size).collect();
 
     let mut pressure = JoinSet::new();
     turn_on(&is_blocked);
@@ -359,9 +363,11 @@ async fn soak_under_pressure_costs_others_nothing() {
         }
     }
     eventually(Duration::from_secs(90), "memory and descriptors are back", async || {
-        let is_back = process.resident() < memory + memory / 4 + (16 << 20)
-            && process.descriptors() <= files + 4;
-        is_back.then_some(())
+        let are_back = sizes.iter().zip(&processes).all(|((memory, files), process)| {
+            let (resident, descriptors) = size(process);
+            resident < memory + memory / 4 + (16 << 20) && descriptors <= files + 4
+        });
+        are_back.then_some(())
     })
     .await;
     drop(session(address, ALICE, "last").await);

@@ -92,6 +92,84 @@ async fn newer_version_beside_it_is_passed_over() {
     }
 }
 
+/// Bytes that are not UTF-8, and numbers that are too large, wherever another writer can put them.
+#[tokio::test]
+async fn bytes_and_numbers_that_nobody_can_read_are_passed_over() {
+    let keys = siblings("org-a", 3);
+    let cluster = Cluster::new()
+        .keys(keys[..2].to_vec())
+        .spare(keys[2..].to_vec())
+        .redis()
+        .replicas(2)
+        .server("admin_token", &format!("{TOKEN:?}"));
+    let mut cluster = cluster.start().await;
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    codex.turn("first").await.served();
+    let (name, _) = cluster.redis().binding().await;
+    let own = cluster.upstream().recorded(1).await[0].key.clone();
+
+    let (board, sets): (&[u8], &[u8]) = (b"warmkey:board", b"warmkey:generations");
+    let huge = [b'9'; 400];
+    for (hash, field, value) in [
+        (board, &b"r:new"[..], &b"9999999999999 \xff"[..]),
+        (board, b"r:sum", b"9999999999999 a=18446744073709551615"),
+        (board, b"r:huge", &[&huge[..], b" a=1"].concat()),
+        (board, b"n:x", b"1 0 \xff"),
+        (board, b"n:\xff", b"1 0 limited"),
+        (board, b"n:huge", &[&huge[..], b" 0 limited"].concat()),
+        (board, b"v", b"1e300"),
+        (board, b"\xff", b"\xff"),
+        (sets, b"r:\xff", b"9999999999999 \xff"),
+        (sets, b"s:\xff", b"1 \xff"),
+        (sets, b"s:huge", &[&huge[..], b" tags"].concat()),
+        (sets, b"s:wide", b"4294967296 tags"),
+        (sets, b"\xff", b"\xff"),
+    ] {
+        cluster.redis().write(&[b"HSET", hash, field, value]).await;
+    }
+    let trail = format!("{name}.trail");
+    cluster.redis().write(&[b"RPUSH", trail.as_bytes(), b"\xff", b"1 move \xff a b"]).await;
+    cluster.redis().write(&[b"PUBLISH", b"warmkey:moved", b"warmkey:\xff \xff"]).await;
+    cluster.redis().write(&[b"SET", b"warmkey:\xff", b"\xff", b"PX", b"60000"]).await;
+    // The binding and the owners of one session are no text, and its turns are served.
+    let mut other = Codex::new(cluster.address(), ALICE);
+    other.turn("first").await.served();
+    let bindings = cluster.redis().bindings().await;
+    let spoilt = bindings.iter().find(|other| **other != name).expect("another session").clone();
+    cluster.redis().write(&[b"SET", spoilt.as_bytes(), b"\xff 1 1", b"PX", b"60000"]).await;
+    for number in [1, 0] {
+        other.moves_to(cluster.replicas[number].address());
+        other.turn("on").await.served();
+    }
+
+    // Operators' commands count, and a new key takes sessions.
+    cluster.replicas[0].command("disable", &own).await;
+    cluster.all_have(&own, "disabled").await;
+    cluster.replicas[1].command("enable", &own).await;
+    cluster.all_have(&own, "ready").await;
+    for number in [1, 0, 1] {
+        codex.moves_to(cluster.replicas[number].address());
+        codex.turn("on").await.served();
+    }
+    let id = name.strip_prefix("warmkey:").expect("a binding has the prefix");
+    let page = cluster.replica().session(id).await;
+    assert_eq!(page["trail"].as_array().map(Vec::len), Some(1), "{page}");
+    cluster.change(|cluster| cluster.keys(keys));
+    for number in [0, 1] {
+        cluster.reload(number).await;
+    }
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_keys_waiting", 0.0).await;
+        let metrics = replica.metrics().await;
+        for reason in ["connection", "other"] {
+            let faults = format!("warmkey_store_failures_total{{reason={reason:?}}}");
+            assert_eq!(metrics.get(&faults), 0.0, "{reason}");
+        }
+        let log = replica.process().log();
+        assert!(!log.contains("dropped the connection to the store"), "no connection is lost");
+    }
+}
+
 /// Appends a newer version's words to `count` values of this kind, once they are there.
 async fn add_words(redis: &Redis, kind: &str, count: usize) {
     let pattern = format!("warmkey:*.{kind}");

@@ -134,9 +134,7 @@ async fn answer_of_another_length_never_looks_whole() {
 /// A head that breaks HTTP/2 is no lost connection: its turn may have been served.
 #[tokio::test]
 async fn malformed_head_is_a_502_and_its_turn_is_not_sent_again() {
-    for (status, length) in
-        [(None, "48"), (Some("200"), "48, 48"), (Some("200"), "+48"), (Some("20x"), "48")]
-    {
+    for (status, length) in [(None, "48"), (Some("200"), "48, 48"), (Some("200"), "+48")] {
         for resends in ["ambiguous = false", "ambiguous = true"] {
             let parts = vec![Part::Malformed(status, length), Part::Last(DOCUMENT.to_vec())];
             let upstream = Upstream::start(vec![parts]).await;

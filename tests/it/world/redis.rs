@@ -102,6 +102,20 @@ impl Redis {
         let _: ::redis::Value = self.ask(words).await;
     }
 
+    /// Asks for an effect, with words that need not be text.
+    pub async fn write(&self, words: &[&[u8]]) {
+        let client = ::redis::Client::open(self.url()).expect("the URL is well formed");
+        let mut command = ::redis::Cmd::new();
+        for word in words {
+            command.arg(*word);
+        }
+        let asking = async {
+            let mut connection = client.get_multiplexed_async_connection().await?;
+            command.exec_async(&mut connection).await
+        };
+        within(SOON, "an answer of Redis", asking).await.expect("Redis takes the words");
+    }
+
     /// Sends a command that keeps Redis busy for a while, without waiting for the answer.
     pub async fn send(&self, words: &[&str]) {
         let mut stream = TcpStream::connect(self.address).await.expect("Redis listens");
