@@ -210,8 +210,8 @@ fn references(body: &Json) -> (bool, bool) {
         if ["input", "messages", "tools", "prompt"].contains(&name.as_str()) {
             refer(value, &mut needs_project, &mut is_foreign);
         }
-        needs_project |=
-            name == "prompt" && value.last("id").is_some_and(|id| !matches!(id, Json::Null));
+        let names_one = |(name, id): &(String, Json)| name == "id" && !matches!(id, Json::Null);
+        needs_project |= name == "prompt" && value.fields().iter().any(names_one);
     }
     (needs_project | is_foreign, is_foreign)
 }
@@ -222,7 +222,15 @@ fn refer(value: &Json, needs_project: &mut bool, is_foreign: &mut bool) {
     }
     for (name, inside) in value.fields() {
         let text = inside.text().unwrap_or_default();
-        let first = inside.first().and_then(Json::text).unwrap_or_default();
+        let any_begins = |prefix: &str| {
+            let Json::Array(all) = inside else { return false };
+            // What stands deeper is not searched, and could be anything.
+            let is_foreign = |one: &Json| match one {
+                Json::Array(_) | Json::Object(_) => true,
+                one => one.text().is_some_and(|text| text.starts_with(prefix)),
+            };
+            all.iter().any(is_foreign)
+        };
         *needs_project |= match name.as_str() {
             "type" => text == "item_reference",
             "id" => value.fields().len() == 1 && !text.is_empty(),
@@ -232,8 +240,8 @@ fn refer(value: &Json, needs_project: &mut bool, is_foreign: &mut bool) {
         };
         *is_foreign |= match name.as_str() {
             "file_id" => text.starts_with("file"),
-            "file_ids" => first.starts_with("file"),
-            "vector_store_ids" => first.starts_with("vs_"),
+            "file_ids" => any_begins("file"),
+            "vector_store_ids" => any_begins("vs_"),
             _ => false,
         };
         refer(inside, needs_project, is_foreign);
