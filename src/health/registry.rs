@@ -246,8 +246,7 @@ impl Registry {
         let _ = tokio::time::timeout(SETTLED, settling).await;
     }
 
-    /// Subscribes to changes of the keys and of their conditions, but for limits of models: every
-    /// WebSocket follows, and clients name models freely.
+    /// Subscribes to changes of the keys and of their conditions.
     pub fn follow(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

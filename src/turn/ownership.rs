@@ -9,8 +9,8 @@ use crate::store::Budget;
 use crate::turn::entry::{Entry, ForeignIds};
 use crate::wire::references::References;
 
-/// Bytes of ids that are hashed while other turns wait: a tenth of a millisecond. `EACH` is what the
-/// hash of an id costs beside its length.
+/// Bytes of ids that are hashed before other turns come. The hash of an id costs as much as `EACH`
+/// further bytes.
 const HASHED: usize = 64 * 1024;
 const EACH: usize = 256;
 
@@ -184,7 +184,7 @@ mod tests {
 
     /// Megabytes of ids would take a thread of turns tens of milliseconds.
     #[tokio::test]
-    async fn many_long_ids_are_hashed_beside_other_turns() {
+    async fn long_ids_are_hashed_beside_other_turns() {
         let (gateway, alice) = (gateway(&[("a", "o", "p")]), ClientId::new("alice"));
         for (count, length, least) in [(4096, 2_000, 100), (4096, 10, 10), (100, 60, 0)] {
             let ids: Vec<_> = (0..count).map(|n| format!("{n:x>length$}")).collect();

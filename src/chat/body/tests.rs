@@ -35,7 +35,7 @@ fn null_key_passes_natively_and_is_derived_in_a_translation() {
 
 /// A translation has up to three times the length of its text.
 #[test]
-fn each_form_of_a_body_counts_with_its_length() {
+fn form_of_a_body_counts_with_its_length() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 

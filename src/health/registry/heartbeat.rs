@@ -93,7 +93,9 @@ async fn condition_ends_by_itself_and_the_metric_shows_it() {
         |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
     let running = tokio::spawn(Arc::clone(&one.heartbeat).run());
     let key = Arc::clone(&one.registry.loaded().table.keys()[0]);
+    let mut changes = one.registry.follow();
     one.registry.limit(&key, "m", INTERVAL * 10);
+    changes.changed().await.unwrap();
     tokio::time::sleep(INTERVAL * 9).await;
     assert!(!one.registry.conditions.is_empty() && is_shown("cooling"));
     tokio::time::sleep(INTERVAL * 2).await;

@@ -27,7 +27,7 @@ impl Registry {
         let (subject, strained) = (Subject::of_use(key, asked), Condition::Strained);
         if self.conditions.note(subject, strained, strained.life()) {
             tracing::info!(key = %key.id, project = %key.project, "limited again after a wait");
-            self.show_states();
+            self.has_changed();
         }
     }
 
@@ -77,7 +77,7 @@ impl Registry {
         if is_new {
             let seconds = wait.as_secs_f64();
             tracing::info!(key = %key.id, project = %key.project, seconds, "cooling");
-            self.show_states();
+            self.has_changed();
         }
     }
 
@@ -97,7 +97,7 @@ impl Registry {
         let denied = Condition::NoAccess;
         if self.conditions.note(Subject::model(key, model), denied, denied.life()) {
             tracing::warn!(key = %key.id, project = %key.project, "may not use a model");
-            self.show_states();
+            self.has_changed();
         }
     }
 }

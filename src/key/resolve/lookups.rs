@@ -18,12 +18,15 @@ const AT_ONCE: usize = 2;
 /// The answer to a lookup. `None`: not yet.
 type Answer = Option<Result<Vec<SocketAddr>, String>>;
 
+/// Asks the system for the addresses of a name.
+type AskSystem = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+
 /// The lookups of one upstream.
 pub struct Lookups {
     /// The lookups underway, by name. Further callers share them.
     underway: Mutex<HashMap<String, watch::Receiver<Answer>>>,
     places: Arc<Semaphore>,
-    ask: Box<dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync>,
+    ask: Box<AskSystem>,
 }
 
 impl fmt::Debug for Lookups {

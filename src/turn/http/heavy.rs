@@ -115,7 +115,7 @@ mod tests {
     use crate::setting::Size;
 
     #[test]
-    fn what_is_made_of_a_body_takes_one_copy_at_first_and_then_its_length() {
+    fn body_that_is_rendered_takes_one_copy_at_first_and_then_its_length() {
         let memory = BodyMemory::new(Size(1 << 20));
         let room = room_for(memory.clone(), 100 << 10).unwrap();
         for (made, expected) in [(60, 100), (60, 120), (300, 420)] {

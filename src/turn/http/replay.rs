@@ -372,9 +372,12 @@ mod tests {
         let (decoded, free) = text(&body, "zstd").unwrap();
         assert_eq!(decoded.unwrap(), b"{\"model\":\"m\"}");
         assert!(free < replay.memory.free_units(), "the text has its own permit");
+        // The half of this memory holds the longest body and its text.
+        let roomy = self::replay(512 * KIB, 2048 * KIB);
         let bomb =
-            read(&replay, zstd::encode_all(&vec![b' '; 10 << 20][..], 3).unwrap()).await.unwrap();
-        assert_eq!(text(&bomb, "ZSTD").err(), Some("request_too_large"));
+            read(&roomy, zstd::encode_all(&vec![b' '; 10 << 20][..], 3).unwrap()).await.unwrap();
+        let refused = roomy.text(&encoded("ZSTD"), &bomb, usize::MAX).err();
+        assert_eq!(refused.map(|error| error.code()), Some("request_too_large"));
         assert_eq!(text(&bomb, "gzip").err(), Some("invalid_json"));
         assert_eq!(text(&bomb, "br").unwrap().0, None);
         let light = replay.text(&encoded("zstd"), &body, 5).map(|text| text.bytes().is_none());

@@ -33,7 +33,8 @@ impl Whole {
     /// Appends the bytes that come next.
     pub fn extend(&mut self, data: &[u8]) -> Result<(), Error> {
         let length = self.bytes.len() + data.len();
-        if length > FIRST.max(self.bytes.capacity()) {
+        // A shorter buffer doubles at most to `FIRST`.
+        if length > (FIRST / 2).max(self.bytes.capacity()) {
             let room = self.most.max(length) - self.bytes.len();
             // A system that counts what is not written may have no more than is needed.
             let reserved = self.bytes.try_reserve_exact(room);

@@ -104,20 +104,15 @@ fn chunk_that_decodes_to_nothing_is_read_in_steps() {
         let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
         let mut decoder = Decoder::new(&headers, Count::default());
         let mut steps = 1;
-        let mut longest = std::time::Duration::ZERO;
         loop {
-            let began = tokio::time::Instant::now();
-            let is_read = decoder.step(&chunk);
-            longest = longest.max(began.elapsed());
-            if is_read {
+            if decoder.step(&chunk) {
                 break;
             }
             steps += 1;
         }
         assert!(!decoder.is_blind(), "{coding}");
         let expected = chunk.len() / INPUT;
-        assert!((expected..expected + 3).contains(&steps), "{coding}: {steps} steps, {longest:?}");
-        println!("{coding}: {} bytes in {steps} steps of at most {longest:?}", chunk.len());
+        assert!((expected..expected + 3).contains(&steps), "{coding}: {steps} steps");
     }
 }
 
