@@ -119,14 +119,6 @@ pub fn may_ask_for(
     }
 }
 
-/// Checks that a JSON text is an object. Nothing else has fields that a rule could check.
-pub fn check_object(text: &[u8]) -> Result<(), Error> {
-    match text.trim_ascii_start().starts_with(b"{") {
-        true => Ok(()),
-        false => Err(Error::new(ErrorKind::InvalidRequest, "A request must be a JSON object.")),
-    }
-}
-
 /// Refuses a query that holds a credential, or that an upstream might read in place of what the
 /// rules have checked. Other parameters pass, because new clients need new ones.
 fn check_query(uri: &Uri) -> Result<(), Error> {

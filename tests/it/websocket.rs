@@ -32,6 +32,7 @@ async fn text_passes_as_it_came_in_both_directions() {
         create(None),
         r#" { "type" : "response.interrupt" , "type":"x","n":1.0e2,"u":"\u00e9é" } "#.to_owned(),
         r#"{"type":"response.cancel"}"#.to_owned(),
+        "[1,2]".to_owned(),
         format!(r#"{{"type":"response.steer","input":"{}"}}"#, "y".repeat(300_000)),
     ];
     for text in &odd {

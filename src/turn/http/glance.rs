@@ -11,7 +11,7 @@ use crate::session::identify::Identity;
 use crate::session::purpose::TurnKind;
 use crate::turn::Gateway;
 use crate::turn::account::kept_name;
-use crate::turn::entry::{check_object, may_ask_for};
+use crate::turn::entry::may_ask_for;
 use crate::turn::http::replay::{self, Replay, Replayed, Text};
 use crate::turn::memory::{LIGHT, MemoryPlace};
 use crate::wire::endpoint::Endpoint;
@@ -93,7 +93,6 @@ impl Asking<'_> {
         }
         let (peek, imprint) = text.bytes().map(replay::peek).transpose()?.unzip();
         let peek = peek.unwrap_or_default();
-        check_object(text.bytes().unwrap_or_default())?;
         may_ask_for(client, peek.model.text(), peek.references)?;
         entry.may_refer(peek.conversation.id(), peek.references)?;
         let mut derived = None;

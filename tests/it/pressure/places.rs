@@ -1,8 +1,7 @@
-//! Tests the places for long texts: a message that gets no place in time is refused on its lane.
+//! Tests the places for long texts: an answer that waits for memory holds none.
 
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -18,9 +17,9 @@ const MIB: usize = 1 << 20;
 const MEMORY: &str = "warmkey_body_memory_bytes";
 const CHAT: &str = r#"{"model":"gpt-5.4","messages":[{"role":"user","content":"hello"}]}"#;
 
-/// Lets an answer of the client wait for memory for thirty seconds, in the client's one place. A
-/// message waits as long for the place.
-async fn wait_in_the_place(
+/// Lets an answer of the client wait for memory for thirty seconds. With the memory, the answer
+/// would take the client's one place.
+async fn wait_for_memory(
     cluster: &crate::world::cluster::Running,
     upstream: &Upstream,
 ) -> JoinHandle<u16> {
@@ -37,7 +36,7 @@ async fn wait_in_the_place(
 }
 
 #[tokio::test]
-async fn message_that_gets_no_place_is_refused_on_its_lane() {
+async fn message_passes_while_answers_of_its_client_wait_for_memory() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new()
         .upstream_at(&upstream.url())
@@ -57,21 +56,17 @@ async fn message_that_gets_no_place_is_refused_on_its_lane() {
     other.send_raw(head.as_bytes()).await.expect("it is taken");
     other.send_raw(&vec![b' '; 5 * MIB + 300_000]).await.expect("it is taken");
     cluster.replica().shows_at_least(MEMORY, (5 * MIB) as f64).await;
-    // There are two answers. The second one waits for the place of the first.
-    let first = wait_in_the_place(&cluster, &upstream).await;
+    // Two answers wait at once.
+    let first = wait_for_memory(&cluster, &upstream).await;
     cluster.replica().shows_at_least(MEMORY, (10 * MIB) as f64).await;
-    let second = wait_in_the_place(&cluster, &upstream).await;
+    let second = wait_for_memory(&cluster, &upstream).await;
     cluster.replica().shows_at_least(MEMORY, (15 * MIB) as f64).await;
     let began = Instant::now();
     let long = format!("\"stream_id\":\"lane\",\"text\":\"{}\",\"model\"", "x".repeat(300_000));
     client.send(&create(None).replace("\"model\"", &long)).await;
-    let error = within(Duration::from_secs(50), "a refusal", client.json()).await;
-    assert_eq!(
-        (&error["status"], &error["error"]["code"], &error["stream_id"]),
-        (&json!(503), &json!("no_key_available"), &json!("lane"))
-    );
-    assert_eq!(error["headers"]["retry-after"], "5");
-    assert!(began.elapsed() > Duration::from_secs(25), "{:?}", began.elapsed());
+    let come = within(Duration::from_secs(50), "the message", there.text()).await;
+    assert!(come.len() > 300_000, "it passes whole");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     // The connection goes on.
     turn(&mut client, &mut there, "resp_1").await;
     drop(other);

@@ -38,7 +38,8 @@ async fn silent_websocket_gives_way_to_a_client() {
     raw.write_all(&frame(0x01, long.as_bytes())).await.expect("it is taken");
     eventually(SOON, "the part of a message has come", async || {
         let held = replica.metrics().await.get("warmkey_body_memory_bytes");
-        (held >= long.len() as f64).then_some(())
+        // A part of a page counts nothing.
+        (held >= f64::from(256 << 10)).then_some(())
     })
     .await;
     asked.send(&created("resp_1")).await;

@@ -130,13 +130,13 @@ async fn bytes_and_numbers_that_nobody_can_read_are_passed_over() {
     let trail = format!("{name}.trail");
     cluster.redis().write(&[b"RPUSH", trail.as_bytes(), b"\xff", b"1 move \xff a b"]).await;
     cluster.redis().write(&[b"PUBLISH", b"warmkey:moved", b"warmkey:\xff \xff"]).await;
-    cluster.redis().write(&[b"SET", b"warmkey:\xff", b"\xff", b"PX", b"60000"]).await;
     // The binding and the owners of one session are no text, and its turns are served.
     let mut other = Codex::new(cluster.address(), ALICE);
     other.turn("first").await.served();
     let bindings = cluster.redis().bindings().await;
     let spoilt = bindings.iter().find(|other| **other != name).expect("another session").clone();
     cluster.redis().write(&[b"SET", spoilt.as_bytes(), b"\xff 1 1", b"PX", b"60000"]).await;
+    cluster.redis().write(&[b"SET", b"warmkey:\xff", b"\xff", b"PX", b"60000"]).await;
     for number in [1, 0] {
         other.moves_to(cluster.replicas[number].address());
         other.turn("on").await.served();

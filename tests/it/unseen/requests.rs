@@ -37,33 +37,6 @@ async fn message_that_can_be_read_in_two_ways_never_passes() {
     assert_eq!(there.text().await, r#"{"type":"x","type":"response.cancel"}"#, "the first");
 }
 
-/// JSON that is no object has no fields that a rule could check.
-#[tokio::test]
-async fn json_that_is_no_object_never_passes() {
-    let (http, upstream) = (Recorder::answering(completed()).await, Upstream::start().await);
-    let cluster = two().recorded_by(&http).start().await;
-    let within = r#"[{"type":"response.create","previous_response_id":"resp_1"}]"#;
-    for body in [within, "[1,2]", "7", "null", " \"text\" "] {
-        let answer = ask(cluster.address(), &turn(body)).await;
-        assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_request"), "{body}");
-    }
-    assert!(http.seen().is_empty());
-    let cluster = two().upstream_at(&upstream.url()).start().await;
-    let (mut client, mut there) =
-        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
-    for text in [within, "[1,2]", "7"] {
-        client.send(text).await;
-        let told = client.event(&["error"]).await;
-        assert_eq!(
-            (&told["status"], &told["error"]["code"]),
-            (&400.into(), &"invalid_request".into()),
-            "{told}"
-        );
-    }
-    client.send(" {} ").await;
-    assert_eq!(there.text().await, " {} ", "the first");
-}
-
 /// A request to cancel a response has no fields that a rule could check.
 #[tokio::test]
 async fn body_of_a_cancellation_never_passes_unread() {

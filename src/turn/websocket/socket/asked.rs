@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::host::UpstreamHost;
 use crate::telemetry::TurnId;
 use crate::turn::account::{Account, Arrival};
-use crate::turn::entry::{check_object, may_ask_for};
+use crate::turn::entry::may_ask_for;
 use crate::turn::memory::{LIGHT, MemoryPlace};
 use crate::turn::websocket::frame::{ClientMessage, early_lane};
 use crate::turn::websocket::lanes::Turn;
@@ -113,11 +113,9 @@ impl Socket {
         } else {
             Seen::read(text, &self.binding.key.upstream.host, seeks_sealed)
         };
-        let seen = seen.map_err(|place| {
+        seen.map_err(|place| {
             Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
-        })?;
-        check_object(text.as_bytes())?;
-        Ok(seen)
+        })
     }
 
     /// Checks that the client may ask for the message's model now, and then checks the content that
