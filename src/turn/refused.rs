@@ -1,5 +1,5 @@
-//! Handles an upstream that refuses a turn's key, whose credential is then in doubt or whose quota is
-//! used up.
+//! Handles an upstream that refuses a turn's key: its credential is in doubt, or its quota is used
+//! up.
 
 use std::sync::Arc;
 use std::time::Duration;
