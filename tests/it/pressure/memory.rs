@@ -38,7 +38,7 @@ async fn unfinished_message_counts_in_the_memory_for_bodies() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new()
         .upstream_at(&upstream.url())
-        .server("replay_total", "\"28MiB\"")
+        .server("replay_total", "\"40MiB\"")
         .server("max_body", "\"1MiB\"")
         .start()
         .await;
